@@ -1,0 +1,18 @@
+//! Every maximum of the engine, each with its sum.
+
+use crate::ids::UNIT_BYTES;
+
+/// The smallest page: one unit.
+pub const PAGE_BYTES_MIN: usize = UNIT_BYTES;
+/// The largest page: a u16 can name every byte offset in it.
+pub const PAGE_BYTES_MAX: usize = 65536;
+/// The page size unless asked otherwise.
+pub const PAGE_BYTES_DEFAULT: usize = 8192;
+
+/// The longest key of a tree: four keys and their slots fit the smallest page.
+pub const TREE_KEY_BYTES_MAX: usize = 512;
+/// The longest head (the part of a value that always stays in the leaf): with its key it takes at
+/// most a quarter of the smallest page, so that a leaf holds four entries.
+pub const HEAD_BYTES_MAX: usize = 448;
+/// The longest body (the part of a value that may overflow into an extent).
+pub const BODY_BYTES_MAX: usize = 256 << 20;

@@ -1,0 +1,14 @@
+//! Who does background work, and when.
+//!
+//! A background job is a [`Job`]: a state machine whose `step` is bounded and makes at most one
+//! durability call. Production runs each job on a thread of its own ([`threads`]); tests step them
+//! in a seeded order over a simulated clock ([`seeded`]), so that a run is a function of its seed.
+
+pub mod clock;
+pub mod job;
+#[cfg(any(test, feature = "sim"))]
+pub mod seeded;
+pub mod threads;
+
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use job::{Job, Next, Signal};

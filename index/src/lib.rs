@@ -1,0 +1,2 @@
+//! An ordered in-memory index from keys to their revisions.
+#![forbid(unsafe_code)]
