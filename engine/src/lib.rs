@@ -10,23 +10,30 @@
 //! [`checkpoint`] (the dangerous sequence), [`recover`] and [`verify`], and [`store`], which ties
 //! them together. A file imports only from lines above it; `tests/tidy.rs` keeps that true.
 
-pub mod buffer;
-pub mod checkpoint;
-pub mod disk;
 pub mod error;
-pub mod file;
-pub mod ids;
-pub mod journal;
 pub mod limits;
-pub mod manifest;
-pub mod page;
-pub mod recover;
+pub mod ids;
+pub mod disk;
 pub mod run;
+pub mod page;
 pub mod space;
-pub mod store;
 pub mod tree;
-pub mod verify;
+pub mod file;
+pub mod ticket;
+pub mod batch;
+pub mod manifest;
+pub mod journal;
+pub mod buffer;
 pub mod view;
+pub mod checkpoint;
+pub mod recover;
+pub mod verify;
+pub mod store;
 
+pub use batch::{
+    AdmitError, Batch, Cost, Durability, DurableListener, Edit, Replay, Replayed, SpaceInfo, SpaceSpec, TreeClass,
+    TreeEdit, TreeInfo, TreeSpec,
+};
 pub use error::{Damage, Error, Place, Result};
 pub use ids::{PagePtr, SpaceId, TreeId, UNIT_BYTES};
+pub use ticket::{Position, Ticket, Watermark};

@@ -16,3 +16,9 @@ pub const TREE_KEY_BYTES_MAX: usize = 512;
 pub const HEAD_BYTES_MAX: usize = 448;
 /// The longest body (the part of a value that may overflow into an extent).
 pub const BODY_BYTES_MAX: usize = 256 << 20;
+/// The largest opaque state of a space: the manifest holds one per space, twice.
+pub const STATE_BYTES_MAX: usize = 64 << 10;
+/// The most spaces of a store; with 16 trees each and 200 bytes a tree a manifest slot stays under 256 MiB.
+pub const SPACES_MAX: usize = 1 << 16;
+/// The largest journal record: a txn of the largest body with room for its keys.
+pub const RECORD_BYTES_MAX: usize = BODY_BYTES_MAX + (64 << 20);
