@@ -1,0 +1,87 @@
+//! How an engine is opened.
+
+pub use polybolt_engine::Durability;
+use std::time::Duration;
+
+/// Who re-creates revisions after a crash in `Batch` durability (R3), and who decides on expiry (S4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Face {
+    /// Nobody above: the engine never uses a revision twice that anybody saw, and expires leases itself.
+    #[default]
+    Standalone,
+    /// A log above re-applies from the applied index: nothing is reserved or skipped, and the engine
+    /// does nothing by itself that another replica could see.
+    Replayed,
+}
+
+/// Options of an [`crate::Engine`].
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// When a write counts as durable.
+    pub durability: Durability,
+    /// Standalone or replayed.
+    pub face: Face,
+    /// Bytes that write buffers may hold before a checkpoint, all keyspaces together. Default 64 MiB.
+    pub buffer_bytes: u64,
+    /// Bytes of one journal segment. Default 16 MiB.
+    pub segment_bytes: u64,
+    /// The most bytes of journal on disk. Default 256 MiB.
+    pub journal_bytes: u64,
+    /// The longest time between checkpoints while something waits for one. Default 5 s.
+    pub checkpoint_interval: Duration,
+    /// Bytes kept allocated so that a full disk can be emptied through the engine. Default 16 MiB; 0 is none.
+    pub space_reserve_bytes: u64,
+    /// Read tree files through mappings (default) or with pread and a bounded cache of this many bytes.
+    pub read_cache_bytes: Option<u64>,
+    /// The most tree files kept open at once. Default 256.
+    pub open_files_max: usize,
+    /// Revisions that one compaction step removes. Default 1000.
+    pub compaction_batch_limit: usize,
+    /// The pause between compaction steps. Default 10 ms.
+    pub compaction_sleep_interval: Duration,
+    /// The most operations in a txn. Default 128.
+    pub max_txn_ops: usize,
+    /// The largest request. Default 1.5 MiB.
+    pub max_request_bytes: u64,
+    /// The quota on file bytes, None for no quota. Default None.
+    pub quota_bytes: Option<u64>,
+    /// The shortest time to live of a lease, in seconds. Default 2.
+    pub min_lease_ttl: i64,
+    /// How much a lease is extended when its primary changes or restarts (LSE-14). Default 1 s.
+    pub lease_extend: Duration,
+    /// The longest a write waits for room before it is refused. Default 5 s.
+    pub admission_timeout: Duration,
+    /// The longest a pinned read holds compaction back. Default 10 min.
+    pub pin_age_max: Duration,
+    /// Bytes of events a slow watcher may keep alive before it falls back to history. Default 1 MiB.
+    pub watch_buffer_bytes: usize,
+    /// Open without writing anything.
+    pub read_only: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            durability: Durability::Sync,
+            face: Face::Standalone,
+            buffer_bytes: 64 << 20,
+            segment_bytes: 16 << 20,
+            journal_bytes: 256 << 20,
+            checkpoint_interval: Duration::from_secs(5),
+            space_reserve_bytes: 16 << 20,
+            read_cache_bytes: None,
+            open_files_max: 256,
+            compaction_batch_limit: 1000,
+            compaction_sleep_interval: Duration::from_millis(10),
+            max_txn_ops: 128,
+            max_request_bytes: 1_572_864,
+            quota_bytes: None,
+            min_lease_ttl: 2,
+            lease_extend: Duration::from_secs(1),
+            admission_timeout: Duration::from_secs(5),
+            pin_age_max: Duration::from_secs(600),
+            watch_buffer_bytes: 1 << 20,
+            read_only: false,
+        }
+    }
+}
