@@ -107,34 +107,7 @@ pub struct TreeEdit {
     pub edit: Edit,
 }
 
-/// What becomes of a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Edit {
-    /// It gets this value.
-    Put {
-        /// The part that always stays in the leaf, at most [`limits::HEAD_BYTES_MAX`] bytes.
-        head: Bytes,
-        /// The part that may overflow, at most [`limits::BODY_BYTES_MAX`] bytes.
-        body: Bytes,
-    },
-    /// It goes.
-    Remove,
-}
-
-impl Edit {
-    /// The bytes it holds.
-    pub fn len(&self) -> usize {
-        match self {
-            Edit::Put { head, body } => head.len() + body.len(),
-            Edit::Remove => 0,
-        }
-    }
-
-    /// True if it holds no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
+pub use crate::tree::Edit;
 
 /// Changes of one space that become durable together or not at all.
 #[derive(Debug, Clone)]

@@ -1,1 +1,307 @@
-//! To be written.
+//! One tree at one moment: its root, and the buffers over it.
+//!
+//! A view is one pointer load and holds no lock. Its pages stay while it lives (R7), so it should
+//! not live long: a long read takes a fresh view per chunk (S3). Entries added to the newest buffer
+//! after the view was taken may show; callers whose keys are revisions ask for none of those.
+
+use crate::batch::Edit;
+use crate::buffer::TreeBuffer;
+use crate::error::Result;
+use crate::file::TreeFile;
+use crate::tree::{self, Body, Root};
+use bytes::Bytes;
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// What readers of a tree see; replaced as a whole by a cut or a checkpoint.
+#[derive(Debug)]
+pub struct Published {
+    /// The root of the last checkpoint.
+    pub root: Root,
+    /// The manifest commit that the root is of.
+    pub commit: u64,
+    /// The file; None for a tree that lives in its buffer alone.
+    pub file: Option<Arc<TreeFile>>,
+    /// Cut for a checkpoint that is under way.
+    pub frozen: Option<Arc<TreeBuffer>>,
+    /// What is applied since.
+    pub active: Arc<TreeBuffer>,
+}
+
+/// A stored value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The part that stays in the leaf.
+    pub head: Bytes,
+    /// The part that may overflow.
+    pub body: Bytes,
+}
+
+/// One tree at one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    published: Arc<Published>,
+}
+
+/// How many buffered entries a walk takes at a time.
+const RUN: usize = 64;
+
+impl View {
+    /// A view of what is published now.
+    pub fn new(published: Arc<Published>) -> Self {
+        View { published }
+    }
+
+    /// A view of a buffer alone.
+    pub fn of_buffer(active: Arc<TreeBuffer>) -> Self {
+        View::new(Arc::new(Published { root: Root::default(), commit: 0, file: None, frozen: None, active }))
+    }
+
+    /// The value of a key. O(log n).
+    pub fn get(&self, key: &[u8]) -> Result<Option<Stored>> {
+        if let Some(edit) = self.buffered(key) {
+            return Ok(stored(edit));
+        }
+        let Some(file) = &self.published.file else { return Ok(None) };
+        let Some(entry) = tree::get(&**file, self.published.root, key)? else { return Ok(None) };
+        Ok(Some(Stored { head: entry.head, body: entry.body.load(&**file)? }))
+    }
+
+    /// The head of a key's value; never reads an overflow extent. O(log n).
+    pub fn head(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        if let Some(edit) = self.buffered(key) {
+            return Ok(stored(edit).map(|stored| stored.head));
+        }
+        let Some(file) = &self.published.file else { return Ok(None) };
+        Ok(tree::get(&**file, self.published.root, key)?.map(|entry| entry.head))
+    }
+
+    /// Looks up keys given in ascending order and shows each with its place in `keys`.
+    /// `body_len` bytes of the body are loaded only if `with_body`.
+    pub fn get_many<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        with_body: bool,
+        visit: &mut dyn FnMut(usize, Option<Stored>) -> Result<()>,
+    ) -> Result<()> {
+        let mut missing: Vec<(usize, &[u8])> = Vec::new();
+        let flush = |missing: &mut Vec<(usize, &[u8])>, visit: &mut dyn FnMut(usize, Option<Stored>) -> Result<()>| {
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let Some(file) = &self.published.file else {
+                return missing.drain(..).try_for_each(|(at, _)| visit(at, None));
+            };
+            let wanted: Vec<&[u8]> = missing.iter().map(|(_, key)| *key).collect();
+            tree::get_many(&**file, self.published.root, &wanted, &mut |index, entry| {
+                let found = match entry {
+                    None => None,
+                    Some(entry) => {
+                        let body = if with_body { entry.body.load(&**file)? } else { Bytes::new() };
+                        Some(Stored { head: entry.head, body })
+                    }
+                };
+                visit(missing[index].0, found)
+            })?;
+            missing.clear();
+            Ok(())
+        };
+        for (at, key) in keys.iter().enumerate() {
+            match self.buffered(key.as_ref()) {
+                None => missing.push((at, key.as_ref())),
+                Some(edit) => {
+                    flush(&mut missing, visit)?;
+                    visit(at, stored(edit))?;
+                }
+            }
+        }
+        flush(&mut missing, visit)
+    }
+
+    /// Walks entries from `from` on, ascending, until `visit` says false. Bodies are loaded on demand.
+    pub fn ascend(
+        &self,
+        from: Bound<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        let mut walk = Walk::new(self, from, true)?;
+        walk.run(visit)
+    }
+
+    /// Walks entries from `from` down, descending, until `visit` says false.
+    pub fn descend(
+        &self,
+        from: Bound<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        let mut walk = Walk::new(self, from, false)?;
+        walk.run(visit)
+    }
+
+    fn buffered(&self, key: &[u8]) -> Option<Edit> {
+        self.published.active.get(key).or_else(|| self.published.frozen.as_ref()?.get(key))
+    }
+}
+
+fn stored(edit: Edit) -> Option<Stored> {
+    match edit {
+        Edit::Put { head, body } => Some(Stored { head, body }),
+        Edit::Remove => None,
+    }
+}
+
+/// A body that is read only if asked for.
+#[derive(Debug)]
+pub enum Lazy<'a> {
+    /// It is in memory.
+    Here(&'a Bytes),
+    /// It is in the file.
+    There(&'a Body, &'a TreeFile),
+}
+
+impl Lazy<'_> {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Lazy::Here(bytes) => bytes.len(),
+            Lazy::There(body, _) => body.len() as usize,
+        }
+    }
+
+    /// True if it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its bytes.
+    pub fn load(&self) -> Result<Bytes> {
+        match self {
+            Lazy::Here(bytes) => Ok((*bytes).clone()),
+            Lazy::There(body, file) => body.load(*file),
+        }
+    }
+}
+
+/// One buffer's part in a walk: a run of copied handles, refilled as it is used up.
+struct Layer<'a> {
+    buffer: &'a TreeBuffer,
+    run: std::vec::IntoIter<(Bytes, Edit)>,
+    head: Option<(Bytes, Edit)>,
+    ended: bool,
+}
+
+/// A merge of the buffers and the tree; of equal keys the newest layer holds.
+struct Walk<'a> {
+    up: bool,
+    layers: Vec<Layer<'a>>,
+    file: Option<&'a TreeFile>,
+    cursor: Option<tree::Cursor>,
+}
+
+impl<'a> Layer<'a> {
+    fn new(buffer: &'a TreeBuffer, from: Bound<&[u8]>, up: bool) -> Self {
+        let mut layer = Layer { buffer, run: Vec::new().into_iter(), head: None, ended: false };
+        layer.fill(from, up);
+        layer.head = layer.run.next();
+        layer
+    }
+
+    fn fill(&mut self, from: Bound<&[u8]>, up: bool) {
+        let mut run = Vec::new();
+        if up {
+            self.buffer.ascend(from, RUN, &mut run);
+        } else {
+            self.buffer.descend(from, RUN, &mut run);
+        }
+        self.ended = run.len() < RUN;
+        self.run = run.into_iter();
+    }
+
+    fn advance(&mut self, up: bool) {
+        let last = self.head.take();
+        self.head = self.run.next();
+        if let (None, Some((key, _)), false) = (&self.head, last, self.ended) {
+            self.fill(Bound::Excluded(&key), up);
+            self.head = self.run.next();
+        }
+    }
+}
+
+impl<'a> Walk<'a> {
+    fn new(view: &'a View, from: Bound<&[u8]>, up: bool) -> Result<Self> {
+        let published = &view.published;
+        let buffers = std::iter::once(&published.active).chain(published.frozen.as_ref());
+        let layers = buffers.map(|buffer| Layer::new(buffer, from, up)).collect();
+        let cursor = match &published.file {
+            None => None,
+            Some(file) => {
+                let mut cursor = tree::Cursor::new(Arc::clone(file) as Arc<dyn tree::PageSource>, published.root);
+                if up {
+                    cursor.seek(from)?;
+                } else {
+                    cursor.seek_back(from)?;
+                }
+                Some(cursor)
+            }
+        };
+        Ok(Walk { up, layers, file: published.file.as_deref(), cursor })
+    }
+
+    fn run(&mut self, visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>) -> Result<()> {
+        loop {
+            let first = |a: &[u8], b: &[u8]| if self.up { a < b } else { a > b };
+            let mut newest: Option<usize> = None;
+            for (at, layer) in self.layers.iter().enumerate() {
+                if let Some((key, _)) = &layer.head
+                    && newest.is_none_or(|best| {
+                        self.layers[best].head.as_ref().is_some_and(|(have, _)| first(key, have))
+                    })
+                {
+                    newest = Some(at);
+                }
+            }
+            let in_tree = self.cursor.as_ref().and_then(tree::Cursor::key);
+            let from_tree = match (newest, in_tree) {
+                (None, None) => return Ok(()),
+                (None, Some(_)) => true,
+                (Some(_), None) => false,
+                (Some(at), Some(key)) => self.layers[at].head.as_ref().is_some_and(|(have, _)| first(key, have)),
+            };
+            let more = if from_tree { self.show_tree(visit)? } else { self.show_layer(newest, visit)? };
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    fn show_tree(&mut self, visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>) -> Result<bool> {
+        let (Some(cursor), Some(file)) = (&mut self.cursor, self.file) else { return Ok(false) };
+        let Some((key, head, body)) = cursor.entry() else { return Ok(false) };
+        let more = visit(key, head, Lazy::There(&body, file))?;
+        if self.up { cursor.next()? } else { cursor.prev()? };
+        Ok(more)
+    }
+
+    fn show_layer(
+        &mut self,
+        newest: Option<usize>,
+        visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>,
+    ) -> Result<bool> {
+        let Some((key, edit)) = newest.and_then(|at| self.layers[at].head.clone()) else { return Ok(false) };
+        let more = match &edit {
+            Edit::Put { head, body } => visit(&key, head, Lazy::Here(body))?,
+            Edit::Remove => true,
+        };
+        for layer in &mut self.layers {
+            if layer.head.as_ref().is_some_and(|(have, _)| *have == key) {
+                layer.advance(self.up);
+            }
+        }
+        if let Some(cursor) = &mut self.cursor
+            && cursor.key() == Some(&key[..])
+        {
+            if self.up { cursor.next()? } else { cursor.prev()? };
+        }
+        Ok(more)
+    }
+}

@@ -53,6 +53,12 @@ pub trait Disk: Send + Sync + Debug {
     fn entropy(&self) -> u128;
     /// How many durability calls (`sync_data`, `sync_dir`) were made so far.
     fn sync_calls(&self) -> u64;
+    /// Syncs independent files; side by side where that is faster.
+    fn sync_files(&self, files: &[Arc<dyn DiskFile>]) -> Result<()> {
+        files.iter().try_for_each(|file| file.sync_data())
+    }
+    /// True if calls are part of a replayable run, so that nothing may be done side by side.
+    fn is_simulated(&self) -> bool;
 }
 
 /// Holds a lock until dropped.

@@ -1,1 +1,61 @@
-//! To be written.
+//! The production runtime: one thread per job.
+
+use super::{Clock, Job, Next, Signal};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+/// A job's thread. Dropping it stops the job after its current step and joins the thread.
+#[derive(Debug)]
+pub struct Worker {
+    stop: Arc<AtomicBool>,
+    signal: Signal,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Runs `job` on a thread of its own. If a step panics, `on_panic` is called with the message
+    /// and the job is not stepped again.
+    pub fn spawn(mut job: Box<dyn Job>, clock: Arc<dyn Clock>, on_panic: Box<dyn Fn(&str) + Send>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let signal = job.signal();
+        let (stopped, wake) = (Arc::clone(&stop), signal.clone());
+        let run = move || {
+            while !stopped.load(Ordering::Acquire) {
+                let now = clock.monotonic();
+                match catch_unwind(AssertUnwindSafe(|| job.step(now))) {
+                    Ok(Next::Again) => {}
+                    Ok(Next::At(at)) => wake.wait(Some(at.saturating_sub(clock.monotonic()))),
+                    Ok(Next::Idle) => wake.wait(None),
+                    Ok(Next::Done) => return,
+                    Err(panic) => {
+                        let text = panic.downcast_ref::<String>().map(String::as_str);
+                        on_panic(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a job panicked"));
+                        return;
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("polybolt-job".to_owned()).spawn(run);
+        Worker { stop, signal, thread: thread.ok() }
+    }
+
+    /// True if the thread could be started.
+    pub fn is_running(&self) -> bool {
+        self.thread.is_some()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.signal.raise();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A panic in the job was reported by on_panic.
+            drop(thread.join());
+        }
+    }
+}

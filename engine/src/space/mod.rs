@@ -1,1 +1,194 @@
-//! To be written.
+//! Which units of a tree file are free.
+//!
+//! Free space is not stored: it is what no page of the tree reaches, found by the opening scan (R8).
+//! Until that scan a file only grows. Extents are kept by place and by length, so allocation and
+//! release cost O(log n) of the number of free extents, whatever the size of the file. Units that a
+//! checkpoint gave up wait in [`pending`] until nobody can reach them any more.
+
+pub mod pending;
+
+use crate::error::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A run of units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Extent {
+    /// The first unit.
+    pub unit: u32,
+    /// How many.
+    pub units: u32,
+}
+
+/// The free extents of one file, and where it ends.
+#[derive(Debug)]
+pub struct FreeSpace {
+    by_place: BTreeMap<u32, u32>,
+    by_length: BTreeSet<(u32, u32)>,
+    end: u32,
+    free: u64,
+    known: bool,
+}
+
+impl FreeSpace {
+    /// A file of which nothing is known but its end: it only grows.
+    pub fn unknown(end: u32) -> Self {
+        FreeSpace { by_place: BTreeMap::new(), by_length: BTreeSet::new(), end, free: 0, known: false }
+    }
+
+    /// Everything below the end that is in none of `used` is free. `used` need not be sorted; an
+    /// extent that is there twice or overlaps another is an error that names it.
+    pub fn learn(&mut self, used: &mut Vec<Extent>) -> Result<(), Extent> {
+        used.sort_unstable();
+        let mut at = 0;
+        let mut gaps = Vec::new();
+        for extent in used.iter() {
+            if extent.unit < at {
+                return Err(*extent);
+            }
+            if extent.unit > at {
+                gaps.push(Extent { unit: at, units: extent.unit - at });
+            }
+            at = extent.unit.saturating_add(extent.units);
+        }
+        if at > self.end {
+            return Err(Extent { unit: self.end, units: at - self.end });
+        }
+        if at < self.end {
+            gaps.push(Extent { unit: at, units: self.end - at });
+        }
+        self.by_place.clear();
+        self.by_length.clear();
+        self.free = 0;
+        self.known = true;
+        for gap in gaps {
+            self.release(gap);
+        }
+        Ok(())
+    }
+
+    /// True once the opening scan told what is free.
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
+    /// Takes `units` in one run: the shortest free extent that has them, the lowest of equals, or
+    /// the end of the file.
+    pub fn allocate(&mut self, units: u32) -> Result<u32> {
+        if let Some((len, unit)) = self.by_length.range((units, 0)..).next().copied() {
+            self.remove(Extent { unit, units: len });
+            if len > units {
+                self.insert(Extent { unit: unit + units, units: len - units });
+            }
+            return Ok(unit);
+        }
+        let unit = self.end;
+        let too_large = Error::TooLarge { what: "a tree file (in 4 KiB units)", size: u64::from(unit) + u64::from(units), max: u64::from(u32::MAX) };
+        self.end = unit.checked_add(units).ok_or(too_large)?;
+        Ok(unit)
+    }
+
+    /// Gives units back; they may be taken at once.
+    pub fn release(&mut self, extent: Extent) {
+        let Extent { mut unit, mut units } = extent;
+        if units == 0 {
+            return;
+        }
+        if let Some((&before, &len)) = self.by_place.range(..unit).next_back() {
+            assert!(before + len <= unit, "unit {unit} is freed twice");
+            if before + len == unit {
+                self.remove(Extent { unit: before, units: len });
+                unit = before;
+                units += len;
+            }
+        }
+        if let Some((&after, &len)) = self.by_place.range(unit..).next() {
+            assert!(unit + units <= after, "unit {after} is freed twice");
+            if unit + units == after {
+                self.remove(Extent { unit: after, units: len });
+                units += len;
+            }
+        }
+        self.insert(Extent { unit, units });
+    }
+
+    /// Cuts free units off the end; returns the new end.
+    pub fn trim(&mut self) -> u32 {
+        if let Some((&unit, &units)) = self.by_place.last_key_value()
+            && unit + units == self.end
+        {
+            self.remove(Extent { unit, units });
+            self.end = unit;
+        }
+        self.end
+    }
+
+    /// The first unit after the last one in use.
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+
+    /// How many units are free below the end.
+    pub fn free(&self) -> u64 {
+        self.free
+    }
+
+    /// The free extents by place.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.by_place.iter().map(|(&unit, &units)| Extent { unit, units })
+    }
+
+    fn insert(&mut self, extent: Extent) {
+        self.by_place.insert(extent.unit, extent.units);
+        self.by_length.insert((extent.units, extent.unit));
+        self.free += u64::from(extent.units);
+    }
+
+    fn remove(&mut self, extent: Extent) {
+        self.by_place.remove(&extent.unit);
+        self.by_length.remove(&(extent.units, extent.unit));
+        self.free -= u64::from(extent.units);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::seeded::Rng;
+
+    #[test]
+    fn units_are_free_or_taken_exactly_once() {
+        let mut space = FreeSpace::unknown(1);
+        let mut rng = Rng::new(3);
+        let mut taken: Vec<Extent> = Vec::new();
+        for _ in 0..5_000 {
+            if rng.one_in(2) || taken.is_empty() {
+                let units = 1 + rng.below(5) as u32;
+                taken.push(Extent { unit: space.allocate(units).unwrap(), units });
+            } else {
+                let at = rng.below(taken.len() as u64) as usize;
+                space.release(taken.swap_remove(at));
+            }
+            let used: u64 = taken.iter().map(|extent| u64::from(extent.units)).sum();
+            assert_eq!(used + space.free() + 1, u64::from(space.end()));
+        }
+        let mut all = taken.clone();
+        all.push(Extent { unit: 0, units: 1 });
+        let mut learned = FreeSpace::unknown(space.end());
+        learned.learn(&mut all).unwrap();
+        assert!(learned.extents().eq(space.extents()));
+        all.push(taken[0]);
+        assert!(learned.learn(&mut all).is_err());
+    }
+
+    #[test]
+    fn the_shortest_extent_that_fits_is_taken() {
+        let mut space = FreeSpace::unknown(100);
+        space.release(Extent { unit: 10, units: 8 });
+        space.release(Extent { unit: 40, units: 3 });
+        assert_eq!(space.allocate(3).unwrap(), 40);
+        assert_eq!(space.allocate(3).unwrap(), 10);
+        assert_eq!(space.allocate(9).unwrap(), 100);
+        space.release(Extent { unit: 100, units: 9 });
+        assert_eq!(space.trim(), 100);
+    }
+}

@@ -1,0 +1,300 @@
+//! The journal's job: one group written, one group synced, and segments made ahead between them.
+
+use super::group::{GROUP_HEAD_BYTES, GroupHead, sectors};
+use super::segment::{SEGMENT_DATA, Segment, SegmentHead, file_name};
+use super::{Journal, Pending, data_bytes};
+use crate::disk::{DiskFile, OpenMode};
+use crate::error::{Error, Result};
+use crate::ids::SpaceId;
+use crate::manifest::JournalStart;
+use crate::run::{Job, Next, Signal};
+use crate::ticket::Position;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// New segments are zeroed by writes of this size, so that no step is long.
+const ZEROS_PER_STEP: u64 = 1 << 20;
+/// How long to wait after a segment could not be made.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Writes groups. One per journal.
+#[derive(Debug)]
+pub struct JournalJob {
+    journal: Arc<Journal>,
+    /// The segment in use and the offset of the next group in it; None before the first group.
+    tail: Option<Tail>,
+    next_number: u64,
+    sequence: u64,
+    chain: u32,
+    written: Option<Written>,
+    making: Option<Making>,
+    retry_at: Option<Duration>,
+    /// A buffer that went through, for the next group to fill.
+    spare: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Tail {
+    segment: Segment,
+    number: u64,
+    offset: u64,
+}
+
+/// A group that is written and not yet synced.
+#[derive(Debug)]
+struct Written {
+    files: Vec<Arc<dyn DiskFile>>,
+    after: JournalStart,
+    spaces: Vec<SpaceId>,
+}
+
+/// A segment on its way to being ready.
+#[derive(Debug)]
+struct Making {
+    fresh: PathBuf,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    zeroed: u64,
+    synced: bool,
+    renamed: bool,
+}
+
+impl Job for JournalJob {
+    fn name(&self) -> &'static str {
+        "journal"
+    }
+
+    fn signal(&self) -> Signal {
+        self.journal.signal.clone()
+    }
+
+    fn step(&mut self, now: Duration) -> Next {
+        if self.journal.poison.check().is_err() {
+            return Next::Idle;
+        }
+        match self.advance(now) {
+            Ok(next) => next,
+            Err(error) => {
+                self.journal.poison.set(&error);
+                Next::Idle
+            }
+        }
+    }
+}
+
+impl JournalJob {
+    /// The job of `journal`.
+    pub fn new(journal: Arc<Journal>) -> Self {
+        let start = journal.boundary();
+        JournalJob {
+            journal,
+            tail: None,
+            next_number: start.segment,
+            sequence: start.sequence,
+            chain: start.chain,
+            written: None,
+            making: None,
+            retry_at: None,
+            spare: Vec::new(),
+        }
+    }
+
+    fn advance(&mut self, now: Duration) -> Result<Next> {
+        if let Some(written) = self.written.take() {
+            for file in &written.files {
+                file.sync_data()?;
+            }
+            self.publish(&written);
+            return Ok(Next::Again);
+        }
+        let pending = self.take_pending();
+        if pending.records > 0 {
+            self.written = Some(self.write(pending)?);
+            return Ok(Next::Again);
+        }
+        if self.retry_at.is_some_and(|at| now < at) && self.journal.wants_segment() {
+            return Ok(self.retry_at.map_or(Next::Idle, Next::At));
+        }
+        if self.making.is_some() || self.journal.wants_segment() {
+            self.make_segment(now);
+            return Ok(Next::Again);
+        }
+        Ok(Next::Idle)
+    }
+
+    fn take_pending(&mut self) -> Pending {
+        let mut pending = self.journal.pending.lock();
+        if pending.records == 0 {
+            return Pending::default();
+        }
+        let empty = Pending { bytes: std::mem::take(&mut self.spare), last: pending.last, ..Pending::default() };
+        std::mem::replace(&mut *pending, empty)
+    }
+
+    /// Writes a group behind the last one, over as many segments as it takes.
+    fn write(&mut self, pending: Pending) -> Result<Written> {
+        let Pending { mut bytes, records, last, charged, spaces } = pending;
+        let mut files = Vec::with_capacity(1);
+        let (number, offset) = self.place()?;
+        let body = &bytes[GROUP_HEAD_BYTES..];
+        let head = GroupHead {
+            session: session_tag(self.journal.session, self.journal.engine),
+            segment: number,
+            sequence: self.sequence,
+            first: Position(last + 1 - u64::from(records)),
+            length: body.len() as u64,
+            records,
+            body: crc32fast::hash(body),
+            chain: self.chain,
+        };
+        let (head, crc) = head.encode();
+        bytes[..GROUP_HEAD_BYTES].copy_from_slice(&head);
+        let padded = usize::try_from(sectors(bytes.len() as u64)).expect("a group is in memory");
+        bytes.resize(padded, 0);
+
+        let mut rest = &bytes[..];
+        let mut at = offset;
+        while !rest.is_empty() {
+            let tail = self.tail.as_mut().expect("place() gave a segment, and so does next_segment()");
+            let fits = tail.segment.bytes.saturating_sub(at).min(rest.len() as u64);
+            let (now, later) = rest.split_at(usize::try_from(fits).expect("a part of a slice"));
+            if at == SEGMENT_DATA {
+                // The head of a segment becomes durable with the first bytes in it.
+                let mut first = self.journal.head_of(tail.number).encode().to_vec();
+                first.extend_from_slice(now);
+                tail.segment.file.write_at(&first, 0)?;
+            } else {
+                tail.segment.file.write_at(now, at)?;
+            }
+            tail.offset = at + fits;
+            files.push(Arc::clone(&tail.segment.file));
+            rest = later;
+            if !rest.is_empty() {
+                at = self.next_segment()?;
+            }
+        }
+        self.sequence += 1;
+        self.chain = crc;
+        {
+            let mut room = self.journal.room.lock();
+            room.free = room.free.saturating_sub(padded as u64);
+            room.charged -= charged;
+        }
+        bytes.clear();
+        self.spare = bytes;
+        let tail = self.tail.as_ref().expect("a group was just written to it");
+        let after = JournalStart {
+            segment: tail.number,
+            offset: tail.offset,
+            sequence: self.sequence,
+            chain: crc,
+            position: Position(last),
+        };
+        Ok(Written { files, after, spaces })
+    }
+
+    /// Where the next group goes: behind the last one, or to a fresh segment if that one is full.
+    fn place(&mut self) -> Result<(u64, u64)> {
+        let full = self.tail.as_ref().is_none_or(|tail| tail.offset + SEGMENT_DATA > tail.segment.bytes);
+        if full {
+            self.next_segment()?;
+        }
+        let tail = self.tail.as_ref().expect("next_segment() set it");
+        Ok((tail.number, tail.offset))
+    }
+
+    /// Begins a ready segment; returns the offset of its first group.
+    fn next_segment(&mut self) -> Result<u64> {
+        let mut room = self.journal.room.lock();
+        let segment = room.ready.pop_front().ok_or(Error::Closed)?;
+        let number = self.next_number;
+        self.next_number += 1;
+        room.used.push_back((number, segment.clone()));
+        drop(room);
+        self.tail = Some(Tail { segment, number, offset: SEGMENT_DATA });
+        Ok(SEGMENT_DATA)
+    }
+
+    fn publish(&mut self, written: &Written) {
+        *self.journal.boundary.lock() = written.after;
+        (self.journal.on_durable)(&written.spaces, written.after.position);
+        self.journal.durable.advance(written.after.position);
+    }
+
+    /// One step of making a segment. A full disk is no disaster here: nobody was promised this room.
+    fn make_segment(&mut self, now: Duration) {
+        match self.make_step() {
+            Ok(()) => self.retry_at = None,
+            Err(error) => {
+                if let Some(making) = self.making.take() {
+                    // Best effort: what stays is removed at the next open.
+                    drop(self.journal.disk.remove(&making.fresh));
+                }
+                self.journal.room.lock().failed = Some(error);
+                self.journal.room_grew();
+                self.retry_at = Some(now + RETRY);
+            }
+        }
+    }
+
+    fn make_step(&mut self) -> Result<()> {
+        let journal = Arc::clone(&self.journal);
+        let Some(making) = &mut self.making else {
+            let index = journal.room.lock().next_file;
+            let path = journal.options.dir.join(file_name(index));
+            let fresh = path.with_extension("new");
+            let file = match journal.disk.open(&fresh, OpenMode::CreateNew) {
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                    journal.disk.open(&fresh, OpenMode::Write)?
+                }
+                other => other?,
+            };
+            self.making = Some(Making { fresh, path, file, zeroed: 0, synced: false, renamed: false });
+            return Ok(());
+        };
+        let bytes = journal.options.segment_bytes;
+        if making.zeroed == 0 {
+            making.file.preallocate(bytes)?;
+        }
+        if making.zeroed < bytes {
+            let step = (bytes - making.zeroed).min(ZEROS_PER_STEP);
+            let zeros = vec![0; usize::try_from(step).expect("at most a MiB")];
+            making.file.write_at(&zeros, making.zeroed)?;
+            making.zeroed += step;
+        } else if !making.synced {
+            making.file.sync_data()?;
+            making.synced = true;
+        } else if !making.renamed {
+            journal.disk.rename(&making.fresh, &making.path)?;
+            making.renamed = true;
+        } else {
+            journal.disk.sync_dir(&journal.options.dir)?;
+            let segment = Segment { file: Arc::clone(&making.file), bytes, head: None };
+            self.making = None;
+            let mut room = journal.room.lock();
+            room.next_file += 1;
+            room.total += bytes;
+            room.data += data_bytes(&segment);
+            room.free += data_bytes(&segment);
+            room.failed = None;
+            room.ready.push_back(segment);
+            drop(room);
+            journal.room_grew();
+        }
+        Ok(())
+    }
+}
+
+impl Journal {
+    fn head_of(&self, number: u64) -> SegmentHead {
+        SegmentHead { engine: self.engine, session: self.session, number }
+    }
+}
+
+/// The session as groups carry it: mixed with the store's identity, so that a value that holds a
+/// piece of another store's journal is never taken for a group.
+pub(super) fn session_tag(session: u64, engine: u128) -> u64 {
+    let [low, high] = [engine as u64, (engine >> 64) as u64];
+    session ^ low.rotate_left(17) ^ high
+}

@@ -1,0 +1,245 @@
+//! The tree against a `BTreeMap`, over pages in memory.
+
+use super::*;
+use crate::error::Error;
+use crate::ids::{TreeId, UNIT_BYTES};
+use crate::page::layout::{self, HEADER_BYTES};
+use crate::page::{self, Head, Kind, Stamp};
+use crate::run::seeded::Rng;
+use crate::space::{Extent, FreeSpace};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::Path;
+
+const STAMP: Stamp = Stamp { engine: 1, file: TreeId(1) };
+
+#[derive(Debug)]
+struct Memory {
+    pages: Mutex<BTreeMap<u32, Arc<[u8]>>>,
+    page_bytes: usize,
+}
+
+struct Sink<'a> {
+    memory: &'a Memory,
+    space: &'a mut FreeSpace,
+    epoch: u64,
+    freed: Vec<Extent>,
+    written: usize,
+}
+
+fn bad(ptr: PagePtr, damage: Damage) -> Error {
+    Error::corrupt(Path::new("memory"), crate::error::Place::Unit(ptr.unit), damage)
+}
+
+impl PageSource for Memory {
+    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef> {
+        let bytes = self.pages.lock().get(&ptr.unit).cloned();
+        let bytes = bytes.ok_or_else(|| bad(ptr, Damage::Malformed { what: "no page" }))?;
+        page::check(&bytes, STAMP, ptr, height).map_err(|damage| bad(ptr, damage))?;
+        Ok(PageRef::Owned(bytes))
+    }
+
+    fn extent(&self, extent: ExtentRef) -> Result<Bytes> {
+        let bytes = self.pages.lock()[&extent.ptr.unit].clone();
+        layout::check(&bytes, STAMP, extent.ptr, Kind::Overflow, 0).map_err(|damage| bad(extent.ptr, damage))?;
+        Ok(Bytes::copy_from_slice(&bytes[HEADER_BYTES..HEADER_BYTES + extent.len as usize]))
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+}
+
+impl PageSink for Sink<'_> {
+    fn allocate(&mut self, units: u32) -> Result<PagePtr> {
+        Ok(PagePtr { unit: self.space.allocate(units)?, epoch: self.epoch })
+    }
+
+    fn write(&mut self, ptr: PagePtr, mut page: Vec<u8>, head: Head) -> Result<()> {
+        layout::seal(&mut page, STAMP, ptr, head);
+        self.written += page.len();
+        self.memory.pages.lock().insert(ptr.unit, page.into());
+        Ok(())
+    }
+
+    fn write_extent(&mut self, ptr: PagePtr, body: &Bytes) -> Result<()> {
+        let mut page = vec![0; (HEADER_BYTES + body.len()).next_multiple_of(UNIT_BYTES)];
+        page[HEADER_BYTES..HEADER_BYTES + body.len()].copy_from_slice(body);
+        self.write(ptr, page, Head { kind: Kind::Overflow, height: 0, count: body.len() as u32 })
+    }
+
+    fn free(&mut self, ptr: PagePtr, units: u32) {
+        self.freed.push(Extent { unit: ptr.unit, units });
+    }
+}
+
+struct Tested {
+    memory: Arc<Memory>,
+    space: FreeSpace,
+    root: Root,
+    epoch: u64,
+    model: BTreeMap<Vec<u8>, (Vec<u8>, Vec<u8>)>,
+    written: usize,
+}
+
+impl Tested {
+    fn new(page_bytes: usize) -> Self {
+        let memory = Arc::new(Memory { pages: Mutex::default(), page_bytes });
+        let (space, model) = (FreeSpace::unknown(1), BTreeMap::new());
+        Tested { memory, space, root: Root::default(), epoch: 0, model, written: 0 }
+    }
+
+    fn apply(&mut self, batch: BTreeMap<Vec<u8>, Option<(Vec<u8>, Vec<u8>)>>) {
+        let edits: Vec<_> = batch
+            .iter()
+            .map(|(key, value)| {
+                let edit = match value {
+                    Some((head, body)) => Edit::Put { head: head.clone().into(), body: body.clone().into() },
+                    None => Edit::Remove,
+                };
+                (Bytes::from(key.clone()), edit)
+            })
+            .collect();
+        self.epoch += 1;
+        let mut sink =
+            Sink { memory: &self.memory, space: &mut self.space, epoch: self.epoch, freed: Vec::new(), written: 0 };
+        self.root = edit(&*self.memory, &mut sink, self.root, &edits).unwrap();
+        let (freed, written) = (sink.freed, sink.written);
+        self.written = written;
+        for extent in freed {
+            self.memory.pages.lock().remove(&extent.unit).expect("freed once");
+            self.space.release(extent);
+        }
+        for (key, value) in batch {
+            match value {
+                Some(value) => self.model.insert(key, value),
+                None => self.model.remove(&key),
+            };
+        }
+        self.check();
+    }
+
+    fn check(&mut self) {
+        let mut used = vec![Extent { unit: 0, units: 1 }];
+        let mut entries = Vec::new();
+        let shape = reach(&*self.memory, self.root, &bad, &mut |reached| {
+            match reached {
+                Reached::Page(extent) | Reached::Overflow(extent) => used.push(extent),
+                Reached::Entry(entry) => entries.push((entry.key.to_vec(), entry.head.to_vec())),
+            }
+            Ok(())
+        })
+        .unwrap();
+        let want: Vec<_> = self.model.iter().map(|(key, (head, _))| (key.clone(), head.clone())).collect();
+        assert_eq!(entries, want);
+        assert_eq!(shape.entries, self.root.entries);
+        let mut learned = FreeSpace::unknown(self.space.end());
+        learned.learn(&mut used).unwrap();
+        assert!(learned.extents().eq(self.space.extents()), "every unit is reached or free, exactly once");
+        assert_eq!(used.len() - 1, self.memory.pages.lock().len());
+    }
+
+    fn check_reads(&self, rng: &mut Rng) {
+        let keys: Vec<Vec<u8>> = self.model.keys().cloned().chain([vec![], vec![255; 9]]).collect();
+        let mut probes: Vec<&[u8]> = keys.iter().filter(|_| rng.one_in(2)).map(|key| &key[..]).collect();
+        probes.sort_unstable();
+        let mut seen = Vec::new();
+        get_many(&*self.memory, self.root, &probes, &mut |at, entry| {
+            assert_eq!(at, seen.len());
+            let found = entry.map(|entry| (entry.head.to_vec(), entry.body.load(&*self.memory).unwrap().to_vec()));
+            seen.push(found);
+            Ok(())
+        })
+        .unwrap();
+        for (probe, found) in probes.iter().zip(&seen) {
+            assert_eq!(found.as_ref(), self.model.get(*probe));
+            let one = get(&*self.memory, self.root, probe).unwrap().map(|entry| entry.head.to_vec());
+            assert_eq!(one.as_ref(), found.as_ref().map(|(head, _)| head));
+        }
+        let mut cursor = Cursor::new(self.memory.clone(), self.root);
+        for _ in 0..4 {
+            let key = &keys[rng.below(keys.len() as u64) as usize][..];
+            let exact = rng.one_in(2);
+            let bound = if exact { Bound::Included(key) } else { Bound::Excluded(key) };
+            cursor.seek(bound).unwrap();
+            for want in self.model.range::<[u8], _>((bound, Bound::Unbounded)).map(Some).chain([None]) {
+                assert_eq!(cursor.key(), want.map(|(key, _)| &key[..]));
+                cursor.next().unwrap();
+            }
+            cursor.seek_back(bound).unwrap();
+            for want in self.model.range::<[u8], _>((Bound::Unbounded, bound)).rev().map(Some).chain([None]) {
+                assert_eq!(cursor.key(), want.map(|(key, _)| &key[..]));
+                cursor.prev().unwrap();
+            }
+        }
+    }
+}
+
+fn value(rng: &mut Rng, page_bytes: usize) -> (Vec<u8>, Vec<u8>) {
+    let len = match rng.below(8) {
+        0 => 0,
+        1 => rng.below(3 * page_bytes as u64),
+        2 => page_bytes as u64 / 4 - rng.below(60),
+        _ => rng.below(200),
+    };
+    let head = vec![rng.next_u64() as u8; rng.below(60) as usize];
+    (head, vec![rng.next_u64() as u8; len as usize])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn it_is_an_ordered_map(seed in any::<u64>(), size in 0u32..3, key_space in 1u64..600) {
+        let page_bytes = 4096 << (2 * size);
+        let mut rng = Rng::new(seed);
+        let mut tested = Tested::new(page_bytes);
+        let mut next = 0u64;
+        for _ in 0..12 {
+            let mut batch = BTreeMap::new();
+            let style = rng.below(4);
+            for _ in 0..rng.below(150) {
+                let key = match style {
+                    0 => { next += 1; format!("z{next:08}").into_bytes() }
+                    1 => format!("{:05}", rng.below(key_space)).into_bytes(),
+                    _ => vec![b'k'; 1 + rng.below(key_space.min(512)) as usize],
+                };
+                let edit = if style == 3 || rng.one_in(4) { None } else { Some(value(&mut rng, page_bytes)) };
+                batch.insert(key, edit);
+            }
+            if rng.one_in(5) {
+                batch = tested.model.keys().filter(|_| !rng.one_in(8)).map(|key| (key.clone(), None)).collect();
+            }
+            tested.apply(batch);
+        }
+        tested.check_reads(&mut rng);
+    }
+}
+
+#[test]
+fn rising_keys_fill_pages_and_cost_what_they_write() {
+    let mut tested = Tested::new(4096);
+    for round in 0..40u64 {
+        let batch = (0..50).map(|at| (format!("{:08}", round * 50 + at).into_bytes(), Some((vec![1; 16], vec![2; 100]))));
+        tested.apply(batch.collect());
+        // Fifty entries of 136 bytes take two pages; one leaf is continued and one path is copied.
+        assert!(tested.written <= 5 * 4096, "{} bytes in round {round}", tested.written);
+    }
+    let leaves = 2000 / (4032 / (10 + 8 + 16 + 100 + 2)) + 1;
+    assert!(tested.memory.pages.lock().len() <= leaves + 3);
+}
+
+#[test]
+fn removing_from_the_left_gives_pages_back() {
+    let mut tested = Tested::new(4096);
+    let key = |at: u32| format!("{at:08}").into_bytes();
+    tested.apply((0..3000).map(|at| (key(at), Some((vec![], vec![7; 90])))).collect());
+    for at in 0..30 {
+        tested.apply((at * 100..at * 100 + 99).map(|at| (key(at), None)).collect());
+    }
+    assert_eq!(tested.model.len(), 30);
+    assert!(tested.memory.pages.lock().len() <= 4, "{} pages", tested.memory.pages.lock().len());
+    tested.apply(tested.model.clone().into_keys().map(|key| (key, None)).collect());
+    assert_eq!(tested.root, Root::default());
+}
