@@ -33,7 +33,7 @@ pub enum TreeClass {
 }
 
 /// A tree to be created.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeSpec {
     /// Its name, unique in its space; also part of its file name. Letters, digits, `-`, `_`.
     pub name: String,

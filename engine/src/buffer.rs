@@ -36,7 +36,11 @@ impl TreeBuffer {
         if let Ok(at) = entries.rising.binary_search_by(|(have, _)| have[..].cmp(key)) {
             return Some(entries.rising[at].1.clone());
         }
-        if entries.rest.is_empty() { None } else { entries.rest.get(key).cloned() }
+        if entries.rest.is_empty() {
+            None
+        } else {
+            entries.rest.get(key).cloned()
+        }
     }
 
     /// Appends to `out` up to `max` entries from `from` on, ascending.
@@ -49,7 +53,11 @@ impl TreeBuffer {
         };
         let rising = entries.rising[start..].iter().map(|(key, edit)| (key, edit));
         let rest = entries.rest.range::<[u8], _>((from, Bound::Unbounded));
-        out.extend(merge(rising, rest, |a, b| a < b).take(max).map(|(key, edit)| (key.clone(), edit.clone())));
+        out.extend(
+            merge(rising, rest, |a, b| a < b)
+                .take(max)
+                .map(|(key, edit)| (key.clone(), edit.clone())),
+        );
     }
 
     /// Appends to `out` up to `max` entries from `from` down, descending.
@@ -62,7 +70,11 @@ impl TreeBuffer {
         };
         let rising = entries.rising[..end].iter().rev().map(|(key, edit)| (key, edit));
         let rest = entries.rest.range::<[u8], _>((Bound::Unbounded, from)).rev();
-        out.extend(merge(rising, rest, |a, b| a > b).take(max).map(|(key, edit)| (key.clone(), edit.clone())));
+        out.extend(
+            merge(rising, rest, |a, b| a > b)
+                .take(max)
+                .map(|(key, edit)| (key.clone(), edit.clone())),
+        );
     }
 
     /// All entries, ascending.
@@ -121,7 +133,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn put(value: u8) -> Edit {
-        Edit::Put { head: Bytes::copy_from_slice(&[value]), body: Bytes::new() }
+        Edit::Put {
+            head: Bytes::copy_from_slice(&[value]),
+            body: Bytes::new(),
+        }
     }
 
     proptest! {

@@ -1,1 +1,470 @@
-//! To be written.
+//! The dangerous sequence on one screen: cut, wait for the journal, build, sync, commit, publish.
+//!
+//! ```text
+//! cut      every dirty space at a record boundary: its buffers freeze, its state is noted
+//! wait     until the journal has made all of that durable: no manifest is ahead of the journal
+//! build    new pages of each tree go to units that neither slot nor any view reaches
+//! sync     the tree files: a power cut after the commit must find every page it names
+//! commit   the other manifest slot, synced: from here a restart finds the new trees
+//! publish  new roots to readers, frozen buffers go, the journal's segments are used again
+//! ```
+//!
+//! A full disk is met in `build` alone, where files grow: all new pages are given back, the frozen
+//! buffers stay, and the same cut is built again. Any other failure of a durable file poisons the
+//! store. A Volatile tree is built and published without a sync and is no part of the commit; its
+//! failures are its own.
+
+use crate::batch::Durability;
+use crate::buffer::TreeBuffer;
+use crate::catalog::{Space, Tree};
+use crate::core::{Committer, Core};
+use crate::disk::DiskFile;
+use crate::error::{Error, Result};
+use crate::file::Written;
+use crate::manifest::{JournalStart, Manifest};
+use crate::run::{Job, Next, Signal};
+use crate::ticket::Position;
+use crate::tree::{self, Root};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long to wait before a full disk is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What a checkpoint takes into the tree files.
+#[derive(Debug, Default)]
+pub struct Cut {
+    spaces: Vec<CutSpace>,
+    trees: Vec<CutTree>,
+    /// Where replay begins once this is committed.
+    start: JournalStart,
+    /// The journal has to be durable up to here first.
+    last: Position,
+    /// Flush requests that this cut serves.
+    serves: Position,
+    /// Positions given out under `Batch` that this cut covers.
+    covers: Position,
+    epoch: u64,
+    charged: u64,
+}
+
+#[derive(Debug)]
+struct CutSpace {
+    space: Arc<Space>,
+    state: Bytes,
+    last: Position,
+}
+
+#[derive(Debug)]
+struct CutTree {
+    space: Arc<Space>,
+    tree: Arc<Tree>,
+    frozen: Arc<TreeBuffer>,
+    built: Option<Built>,
+}
+
+#[derive(Debug)]
+struct Built {
+    root: Root,
+    end: u32,
+    written: Written,
+}
+
+/// Freezes every dirty space. Cost follows the number of dirty spaces and their trees.
+pub fn cut(core: &Core) -> Cut {
+    let mut cut = Cut {
+        serves: Position(core.flush_wanted.load(Ordering::SeqCst)),
+        covers: Position(core.batch_position.load(Ordering::SeqCst)),
+        // Before the first freeze: every record of a group before this is in a buffer that freezes.
+        start: match core.journal.read().as_ref() {
+            Some(journal) => journal.boundary(),
+            None => core.committer.lock().manifest.journal,
+        },
+        ..Cut::default()
+    };
+    core.short.store(false, Ordering::Release);
+    core.uncut.store(0, Ordering::Relaxed);
+    core.uncut_batches.store(0, Ordering::Relaxed);
+    for space in core.catalog.spaces() {
+        let mut write = space.write.lock();
+        if !write.dirty || space.is_dropped() {
+            continue;
+        }
+        write.dirty = false;
+        cut.charged += std::mem::take(&mut write.charged);
+        for tree in &space.trees {
+            if let Some(frozen) = tree.freeze() {
+                let (space, tree) = (Arc::clone(&space), Arc::clone(tree));
+                cut.trees.push(CutTree {
+                    space,
+                    tree,
+                    frozen,
+                    built: None,
+                });
+            }
+        }
+        cut.last = cut.last.max(write.last);
+        let (state, last) = (write.state.clone(), write.last);
+        drop(write);
+        cut.spaces.push(CutSpace { space, state, last });
+    }
+    cut
+}
+
+impl Cut {
+    /// True if it has nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.spaces.is_empty()
+    }
+
+    /// Builds the `at`th tree that is not built yet; false if all are.
+    fn build_next(&mut self, core: &Core) -> Result<bool> {
+        let epoch = self.epoch;
+        let Some(cut) = self
+            .trees
+            .iter_mut()
+            .find(|cut| cut.built.is_none() && !cut.space.is_dropped())
+        else {
+            return Ok(false);
+        };
+        match build(core, &cut.tree, &cut.frozen, epoch) {
+            Ok(built) => {
+                if cut.tree.is_volatile() {
+                    cut.tree.set_failure(None);
+                }
+                cut.built = Some(built);
+            }
+            Err(error) if cut.tree.is_volatile() => {
+                // Its entries stay in the frozen buffer, where the next cut finds them.
+                cut.tree.set_failure(Some(error));
+                let tree = cut.tree.id;
+                self.trees.retain(|cut| cut.tree.id != tree);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(true)
+    }
+
+    /// Builds all trees; side by side unless the run has to be replayable.
+    fn build_all(&mut self, core: &Core) -> Result<()> {
+        let durable: Vec<&mut CutTree> = self
+            .trees
+            .iter_mut()
+            .filter(|cut| !cut.tree.is_volatile() && cut.built.is_none())
+            .collect();
+        if durable.len() > 1 {
+            let epoch = self.epoch;
+            let lanes = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+            let queue = crossbeam::queue::SegQueue::new();
+            durable.into_iter().for_each(|cut| queue.push(cut));
+            let work = || -> Result<()> {
+                while let Some(cut) = queue.pop() {
+                    if !cut.space.is_dropped() {
+                        cut.built = Some(build(core, &cut.tree, &cut.frozen, epoch)?);
+                    }
+                }
+                Ok(())
+            };
+            std::thread::scope(|scope| {
+                let lanes: Vec<_> = (1..lanes.min(queue.len())).map(|_| scope.spawn(work)).collect();
+                let mine = work();
+                lanes.into_iter().fold(mine, |so_far, lane| {
+                    so_far.and(lane.join().unwrap_or(Err(Error::Closed)))
+                })
+            })?;
+        }
+        while self.build_next(core)? {}
+        Ok(())
+    }
+
+    /// Gives back every page that was built, so that the cut can be built again.
+    fn unbuild(&mut self) {
+        for cut in &mut self.trees {
+            let Some(built) = cut.built.take() else { continue };
+            let mut room = cut.tree.room.lock();
+            built
+                .written
+                .taken
+                .into_iter()
+                .for_each(|extent| room.free.release(extent));
+            room.free.trim();
+        }
+    }
+
+    /// The durable files that were written.
+    fn files(&self) -> Result<Vec<Arc<dyn DiskFile>>> {
+        let built = self
+            .trees
+            .iter()
+            .filter(|cut| cut.built.is_some() && !cut.tree.is_volatile());
+        built.map(|cut| cut.tree.file.disk_file()).collect()
+    }
+
+    /// Puts the new roots and states into the manifest.
+    fn note(&self, manifest: &mut Manifest) {
+        manifest.epoch = manifest.epoch.max(self.epoch);
+        if self.start.sequence > 0 {
+            manifest.journal = self.start;
+        }
+        for cut in &self.spaces {
+            if let Some(entry) = Committer::space_mut(manifest, cut.space.id) {
+                entry.state = cut.state.clone();
+                entry.replayed_to = cut.last;
+            }
+        }
+        for cut in &self.trees {
+            let Some(built) = cut.built.as_ref().filter(|_| !cut.tree.is_volatile()) else {
+                continue;
+            };
+            let space = Committer::space_mut(manifest, cut.space.id);
+            if let Some(entry) = space.and_then(|space| Committer::tree_mut(space, cut.tree.id)) {
+                entry.root = Some(built.root);
+                entry.end_unit = built.end;
+            }
+        }
+    }
+
+    /// Shows the new trees to readers and lets go of what they replace.
+    fn publish(self, core: &Core, commit: u64) {
+        for cut in self.trees {
+            let Some(built) = cut.built else { continue };
+            let mut room = cut.tree.room.lock();
+            room.pending.add(commit, built.written.freed);
+            cut.tree.publish(built.root, commit);
+        }
+        if self.charged > 0 {
+            core.release(self.charged);
+        }
+        core.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        if core.options.durability != Durability::Sync {
+            for cut in &self.spaces {
+                if let Some(listener) = cut.space.listener.read().as_ref() {
+                    listener.durable(cut.last);
+                }
+            }
+            core.durable.advance(self.covers);
+        }
+        core.flushed.advance(self.serves);
+    }
+}
+
+/// Writes one tree's frozen entries into new pages of its file.
+fn build(core: &Core, tree: &Tree, frozen: &TreeBuffer, epoch: u64) -> Result<Built> {
+    let both_slots = core.committer.lock().manifest.sequence.saturating_sub(1);
+    let mut room = tree.room.lock();
+    let crate::catalog::Room { free, pending } = &mut *room;
+    pending.release_up_to(both_slots.min(tree.oldest_view()), free);
+    let old_end = free.end();
+    let root = tree.published().root;
+    let mut writer = tree.file.writer(free, epoch)?;
+    let root = tree::edit(&*tree.file, &mut writer, root, &frozen.sorted())?;
+    let written = writer.finish()?;
+    let reused = written.taken.iter().filter(|extent| extent.unit < old_end).count();
+    core.counters.units_reused.fetch_add(reused as u64, Ordering::Relaxed);
+    core.counters.page_bytes.fetch_add(written.bytes, Ordering::Relaxed);
+    let end = room.free.end();
+    Ok(Built { root, end, written })
+}
+
+/// Runs a cut through to its commit at once, with `also` applied to the manifest: for opening and
+/// closing, when no job runs.
+pub fn write_through(core: &Core, mut cut: Cut, also: impl FnOnce(&mut Manifest)) -> Result<u64> {
+    cut.epoch = next_epoch(core);
+    if core.disk.is_simulated() {
+        while cut.build_next(core)? {}
+    } else {
+        cut.build_all(core)?;
+    }
+    core.disk.sync_files(&cut.files()?)?;
+    let commit = core.committer.lock().commit(|manifest| {
+        cut.note(manifest);
+        also(manifest);
+    })?;
+    cut.publish(core, commit);
+    Ok(commit)
+}
+
+fn next_epoch(core: &Core) -> u64 {
+    let mut committer = core.committer.lock();
+    committer.manifest.epoch += 1;
+    committer.manifest.epoch
+}
+
+/// Writes buffers into tree files, again and again.
+#[derive(Debug)]
+pub struct CheckpointJob {
+    core: Arc<Core>,
+    stage: Stage,
+    /// When the oldest entry that is not cut yet was seen.
+    dirty_since: Option<Duration>,
+    retry_at: Option<Duration>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Idle,
+    Wait(Cut),
+    Build(Cut),
+    Sync(Cut),
+    Commit(Cut),
+}
+
+impl Job for CheckpointJob {
+    fn name(&self) -> &'static str {
+        "checkpoint"
+    }
+
+    fn signal(&self) -> Signal {
+        self.core.signal.clone()
+    }
+
+    fn step(&mut self, now: Duration) -> Next {
+        if self.core.poison.check().is_err() {
+            return Next::Idle;
+        }
+        match self.advance(now) {
+            Ok(next) => next,
+            Err(error) => {
+                self.core.poison.set(&error);
+                Next::Idle
+            }
+        }
+    }
+}
+
+impl CheckpointJob {
+    /// The job of a store.
+    pub fn new(core: Arc<Core>) -> Self {
+        CheckpointJob {
+            core,
+            stage: Stage::Idle,
+            dirty_since: None,
+            retry_at: None,
+        }
+    }
+
+    fn advance(&mut self, now: Duration) -> Result<Next> {
+        if let Some(at) = self.retry_at.take_if(|at| now < *at) {
+            self.retry_at = Some(at);
+            return Ok(Next::At(at));
+        }
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Idle => {
+                if let Some(later) = self.not_due(now) {
+                    return Ok(later);
+                }
+                self.dirty_since = None;
+                Stage::Wait(cut(&self.core))
+            }
+            Stage::Wait(mut cut) => {
+                if self.journal_is_behind(&cut) {
+                    self.stage = Stage::Wait(cut);
+                    return Ok(Next::Idle);
+                }
+                cut.epoch = next_epoch(&self.core);
+                Stage::Build(cut)
+            }
+            Stage::Build(cut) => self.build(cut, now)?,
+            Stage::Sync(cut) => {
+                self.core.disk.sync_files(&cut.files()?)?;
+                Stage::Commit(cut)
+            }
+            Stage::Commit(cut) => {
+                self.commit(cut)?;
+                Stage::Idle
+            }
+        };
+        Ok(Next::Again)
+    }
+
+    /// None if a checkpoint is due, else when to look again.
+    fn not_due(&mut self, now: Duration) -> Option<Next> {
+        let core = &self.core;
+        let batches = core.uncut_batches.load(Ordering::Relaxed);
+        let asked = core.flush_wanted.load(Ordering::SeqCst) > core.flushed.reached().0;
+        let short = core
+            .journal
+            .read()
+            .as_ref()
+            .is_some_and(|journal| journal.is_short() && self.can_recycle());
+        if asked || short || core.is_half_full() {
+            return None;
+        }
+        if batches == 0 {
+            return Some(Next::Idle);
+        }
+        if core.short.load(Ordering::Acquire) {
+            return None;
+        }
+        let (interval, limit) = match core.options.durability {
+            Durability::Sync => (core.options.checkpoint_interval, u64::MAX),
+            Durability::Batch { interval, limit } => (interval, limit),
+        };
+        let due = *self.dirty_since.get_or_insert(now) + interval;
+        (batches < limit && now < due).then_some(Next::At(due))
+    }
+
+    /// True if a commit would let the journal use segments again.
+    fn can_recycle(&self) -> bool {
+        let older = self.core.committer.lock().older;
+        self.core
+            .journal
+            .read()
+            .as_ref()
+            .is_some_and(|journal| journal.boundary().segment > older.segment)
+    }
+
+    fn journal_is_behind(&self, cut: &Cut) -> bool {
+        if self.core.journal.read().is_none() {
+            return false;
+        }
+        // Asked first, looked at second: whoever moves the mark does it the other way round.
+        self.core.awaits_journal.store(true, Ordering::SeqCst);
+        let behind = self.core.durable.reached() < cut.last;
+        self.core.awaits_journal.store(behind, Ordering::SeqCst);
+        behind
+    }
+
+    fn build(&mut self, mut cut: Cut, now: Duration) -> Result<Stage> {
+        let built = if self.core.disk.is_simulated() {
+            cut.build_next(&self.core)
+        } else {
+            cut.build_all(&self.core).map(|()| false)
+        };
+        match built {
+            Ok(true) => Ok(Stage::Build(cut)),
+            Ok(false) => Ok(Stage::Sync(cut)),
+            Err(Error::NoSpace { .. }) => {
+                cut.unbuild();
+                self.core.full.store(true, Ordering::Release);
+                self.core.counters.no_space.fetch_add(1, Ordering::Relaxed);
+                if !self.core.spend_reserve()? {
+                    self.retry_at = Some(now + RETRY);
+                }
+                // What was built is given back; later attempts must not share its epoch.
+                cut.epoch = next_epoch(&self.core);
+                Ok(Stage::Build(cut))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn commit(&mut self, cut: Cut) -> Result<()> {
+        let core = &self.core;
+        let mut committer = core.committer.lock();
+        let commit = committer.commit(|manifest| cut.note(manifest))?;
+        let needed = committer.older.segment.min(committer.manifest.journal.segment);
+        drop(committer);
+        cut.publish(core, commit);
+        if let Some(journal) = core.journal.read().as_ref() {
+            journal.recycle(needed);
+        }
+        if core.full.load(Ordering::Acquire) && core.take_reserve()? {
+            core.full.store(false, Ordering::Release);
+        }
+        core.close_idle_files();
+        Ok(())
+    }
+}

@@ -1,1 +1,654 @@
-//! To be written.
+//! One tree file: where its pages live, read and written.
+//!
+//! Unit 0 is the file header; pages and extents follow. Pages are read through a mapping, or with
+//! `pread` and a bounded cache; either way a page is checked before its first use since it was
+//! mapped, written or cached, and every use checks that it carries the epoch its pointer expects.
+//! Pages are only ever written with `pwrite`, to units that nobody reaches. The file is opened when
+//! it is needed and may be closed when idle.
+
+use crate::cached::PageCache;
+use crate::codec::Reader;
+use crate::disk::{Disk, DiskFile, Mapping, OpenMode};
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{PagePtr, TreeId, UNIT_BYTES};
+use crate::page::layout::{self, HEADER_BYTES};
+use crate::page::leaf::ExtentRef;
+use crate::page::{self, Head, Kind, Stamp};
+use crate::space::{Extent, FreeSpace};
+use crate::tree::{PageRef, PageSink, PageSource};
+use bytes::Bytes;
+use parking_lot::RwLock;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const MAGIC: &[u8; 8] = b"PBLTTREE";
+const VERSION: u32 = 1;
+/// Neighbouring pages are written together up to this size.
+const WRITE_BYTES_MAX: usize = 1 << 20;
+/// Pages are streamed out once this much has been collected.
+const COLLECT_BYTES_MAX: usize = 4 << 20;
+/// The cache of a file that cannot be mapped.
+const FALLBACK_CACHE_BYTES: usize = 256 << 10;
+
+/// How pages are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReadMode {
+    /// Through a mapping. A device error under it is a SIGBUS.
+    #[default]
+    Mapped,
+    /// With `pread` and a cache of this many bytes per file. A device error is an [`Error::Io`].
+    Pread {
+        /// The most bytes cached.
+        cache_bytes: usize,
+    },
+}
+
+/// A tree file of a store.
+#[derive(Debug)]
+pub struct TreeFile {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    engine: u128,
+    stamp: Stamp,
+    page_bytes: usize,
+    mode: ReadMode,
+    cache: PageCache,
+    opened: RwLock<Option<Arc<Opened>>>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    file: Arc<dyn DiskFile>,
+    mapped: RwLock<Option<Arc<Mapped>>>,
+}
+
+/// A mapping, and which units in it begin a page that was checked.
+#[derive(Debug)]
+struct Mapped {
+    mapping: Arc<dyn Mapping>,
+    checked: Vec<AtomicU64>,
+}
+
+impl Mapped {
+    fn new(mapping: Arc<dyn Mapping>, before: Option<&Mapped>) -> Self {
+        let words = mapping.bytes().len().div_ceil(UNIT_BYTES * 64);
+        let old = |at: usize| before?.checked.get(at).map(|word| word.load(Ordering::Acquire));
+        let checked = (0..words).map(|at| AtomicU64::new(old(at).unwrap_or(0))).collect();
+        Mapped { mapping, checked }
+    }
+
+    fn is_checked(&self, unit: u32) -> bool {
+        let word = self.checked.get(unit as usize / 64);
+        word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (unit % 64)) != 0)
+    }
+
+    fn set_checked(&self, unit: u32, checked: bool) {
+        let Some(word) = self.checked.get(unit as usize / 64) else {
+            return;
+        };
+        if checked {
+            word.fetch_or(1 << (unit % 64), Ordering::Release);
+        } else {
+            word.fetch_and(!(1 << (unit % 64)), Ordering::Release);
+        }
+    }
+}
+
+/// What identifies a tree file.
+#[derive(Debug, Clone)]
+pub struct FileSpec {
+    /// Its path.
+    pub path: PathBuf,
+    /// The store's identity.
+    pub engine: u128,
+    /// Its tree.
+    pub tree: TreeId,
+    /// Bytes of a page.
+    pub page_bytes: usize,
+}
+
+impl TreeFile {
+    /// Creates the file with its header, synced. Its directory is the caller's to sync.
+    pub fn create(disk: &Arc<dyn Disk>, spec: FileSpec, mode: ReadMode) -> Result<Self> {
+        let file = disk.open(&spec.path, OpenMode::CreateNew)?;
+        let tree = TreeFile::new(disk, spec, mode);
+        file.write_at(&tree.header(), 0)?;
+        file.sync_data()?;
+        *tree.opened.write() = Some(Arc::new(Opened {
+            file,
+            mapped: RwLock::new(None),
+        }));
+        Ok(tree)
+    }
+
+    /// A file that exists; its header is checked when it is first used.
+    pub fn new(disk: &Arc<dyn Disk>, spec: FileSpec, mode: ReadMode) -> Self {
+        let cache_bytes = match mode {
+            ReadMode::Mapped => FALLBACK_CACHE_BYTES,
+            ReadMode::Pread { cache_bytes } => cache_bytes,
+        };
+        TreeFile {
+            disk: Arc::clone(disk),
+            path: spec.path,
+            engine: spec.engine,
+            stamp: Stamp {
+                engine: spec.engine as u64,
+                file: spec.tree,
+            },
+            page_bytes: spec.page_bytes,
+            mode,
+            cache: PageCache::new(cache_bytes),
+            opened: RwLock::new(None),
+        }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True while the file is open.
+    pub fn is_open(&self) -> bool {
+        self.opened.read().is_some()
+    }
+
+    /// Closes the file and drops its mapping and cache; the next use opens it again.
+    pub fn close_idle(&self) {
+        *self.opened.write() = None;
+        self.cache.clear();
+    }
+
+    /// Opens the file if it is closed, and checks its header.
+    pub fn open(&self) -> Result<()> {
+        self.opened().map(drop)
+    }
+
+    /// The file itself, for syncs.
+    pub fn disk_file(&self) -> Result<Arc<dyn DiskFile>> {
+        Ok(Arc::clone(&self.opened()?.file))
+    }
+
+    /// Cuts the file behind `end` units.
+    pub fn cut(&self, end: u32) -> Result<()> {
+        let opened = self.opened()?;
+        *opened.mapped.write() = None;
+        opened.file.truncate(u64::from(end) * UNIT_BYTES as u64)
+    }
+
+    /// Takes new pages of checkpoint `epoch` into units that `space` has free.
+    pub fn writer<'a>(&'a self, space: &'a mut FreeSpace, epoch: u64) -> Result<TreeWriter<'a>> {
+        let opened = self.opened()?;
+        Ok(TreeWriter {
+            tree: self,
+            opened,
+            space,
+            epoch,
+            pages: Vec::new(),
+            collected: 0,
+            written: Written::default(),
+        })
+    }
+
+    /// An error about a unit of this file.
+    pub fn damaged(&self, unit: u32, damage: Damage) -> Error {
+        Error::corrupt(&self.path, Place::Unit(unit), damage)
+    }
+
+    fn opened(&self) -> Result<Arc<Opened>> {
+        if let Some(opened) = self.opened.read().as_ref() {
+            return Ok(Arc::clone(opened));
+        }
+        let mut slot = self.opened.write();
+        if let Some(opened) = slot.as_ref() {
+            return Ok(Arc::clone(opened));
+        }
+        let file = match self.disk.open(&self.path, OpenMode::Write) {
+            // A read-only directory is no reason not to read.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                self.disk.open(&self.path, OpenMode::Read)?
+            }
+            other => other?,
+        };
+        let mut unit = vec![0; UNIT_BYTES];
+        file.read_at(&mut unit, 0)?;
+        self.check_header(&unit)?;
+        let opened = Arc::new(Opened {
+            file,
+            mapped: RwLock::new(None),
+        });
+        *slot = Some(Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    fn header(&self) -> Vec<u8> {
+        let mut unit = vec![0; HEADER_BYTES];
+        unit.extend_from_slice(MAGIC);
+        unit.extend_from_slice(&VERSION.to_le_bytes());
+        unit.extend_from_slice(&[0; 24]); // three feature words: compatible, read-only compatible, incompatible
+        unit.extend_from_slice(&self.engine.to_le_bytes());
+        unit.extend_from_slice(&self.stamp.file.0.to_le_bytes());
+        let page_bytes = u32::try_from(self.page_bytes).expect("a page has at most 64 KiB");
+        unit.extend_from_slice(&page_bytes.to_le_bytes());
+        unit.extend_from_slice(&[1, 0]); // checksums are crc32, the codec is plain
+        unit.resize(UNIT_BYTES, 0);
+        let at = PagePtr { unit: 0, epoch: 0 };
+        layout::seal(
+            &mut unit,
+            self.stamp,
+            at,
+            Head {
+                kind: Kind::FileHeader,
+                height: 0,
+                count: 0,
+            },
+        );
+        unit
+    }
+
+    fn check_header(&self, unit: &[u8]) -> Result<()> {
+        let damaged = |damage| self.damaged(0, damage);
+        let mut reader = Reader::new(&unit[HEADER_BYTES..]);
+        if reader.array::<8>().map_err(damaged)? != *MAGIC {
+            return Err(damaged(Damage::Malformed {
+                what: "it does not begin like a tree file",
+            }));
+        }
+        let version = reader.u32().map_err(damaged)?;
+        let features = [reader.u64(), reader.u64(), reader.u64()];
+        let [_, Ok(read_only), Ok(incompatible)] = features else {
+            return Err(damaged(Damage::Malformed {
+                what: "its header is short",
+            }));
+        };
+        let engine = reader.u128().map_err(damaged)?;
+        let tree = reader.u32().map_err(damaged)?;
+        let page_bytes = reader.u32().map_err(damaged)?;
+        if version != VERSION || read_only | incompatible != 0 {
+            return Err(Error::Unsupported {
+                file: self.path.clone(),
+                found: format!("tree format {version} with features {read_only:#x}/{incompatible:#x}"),
+                supported: format!("format {VERSION} without features"),
+            });
+        }
+        if page_bytes as usize != self.page_bytes {
+            return Err(Error::Unsupported {
+                file: self.path.clone(),
+                found: format!("pages of {page_bytes} bytes"),
+                supported: format!("{} here, as the manifest says", self.page_bytes),
+            });
+        }
+        let same = |field, expected: u64, found: u64| {
+            if expected == found {
+                Ok(())
+            } else {
+                Err(damaged(Damage::Mismatch { field, expected, found }))
+            }
+        };
+        same("engine id", self.engine as u64, engine as u64)?;
+        same("file id", u64::from(self.stamp.file.0), u64::from(tree))?;
+        let at = PagePtr { unit: 0, epoch: 0 };
+        layout::check(unit, self.stamp, at, Kind::FileHeader, 0).map_err(damaged)?;
+        Ok(())
+    }
+
+    /// The mapping, if it reaches `end` bytes; None where pages are read with `pread`.
+    fn mapped(&self, opened: &Opened, end: usize) -> Result<Option<Arc<Mapped>>> {
+        if self.mode != ReadMode::Mapped {
+            return Ok(None);
+        }
+        if let Some(mapped) = opened
+            .mapped
+            .read()
+            .as_ref()
+            .filter(|mapped| mapped.mapping.bytes().len() >= end)
+        {
+            return Ok(Some(Arc::clone(mapped)));
+        }
+        let mut slot = opened.mapped.write();
+        if let Some(mapped) = slot.as_ref().filter(|mapped| mapped.mapping.bytes().len() >= end) {
+            return Ok(Some(Arc::clone(mapped)));
+        }
+        let Some(mapping) = opened.file.map()? else {
+            return Ok(None);
+        };
+        let found = mapping.bytes().len();
+        if found < end {
+            let damage = Damage::Truncated {
+                needed: end as u64,
+                found: found as u64,
+            };
+            return Err(Error::corrupt(&self.path, Place::File, damage));
+        }
+        let mapped = Arc::new(Mapped::new(mapping, slot.as_deref()));
+        *slot = Some(Arc::clone(&mapped));
+        Ok(Some(mapped))
+    }
+
+    fn mapped_page(&self, mapped: Arc<Mapped>, ptr: PagePtr, height: u8) -> Result<PageRef> {
+        let start = ptr.unit as usize * UNIT_BYTES;
+        let range = start..start + self.page_bytes;
+        let bytes = &mapped.mapping.bytes()[range.clone()];
+        let mismatch = layout::epoch(bytes) != ptr.epoch || layout::height(bytes) != height;
+        if mismatch || !mapped.is_checked(ptr.unit) {
+            page::check(bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
+            mapped.set_checked(ptr.unit, true);
+        }
+        Ok(PageRef::Mapped(Arc::clone(&mapped.mapping), range))
+    }
+}
+
+impl PageSource for TreeFile {
+    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef> {
+        let opened = self.opened()?;
+        let end = ptr.unit as usize * UNIT_BYTES + self.page_bytes;
+        if let Some(mapped) = self.mapped(&opened, end)? {
+            return self.mapped_page(mapped, ptr, height);
+        }
+        if let Some(page) = self.cache.get(ptr.unit, ptr.epoch)
+            && layout::height(&page) == height
+        {
+            return Ok(PageRef::Owned(page));
+        }
+        let mut bytes = vec![0; self.page_bytes];
+        opened
+            .file
+            .read_at(&mut bytes, u64::from(ptr.unit) * UNIT_BYTES as u64)?;
+        page::check(&bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
+        let page: Arc<[u8]> = bytes.into();
+        self.cache.put(ptr.unit, ptr.epoch, &page);
+        Ok(PageRef::Owned(page))
+    }
+
+    fn extent(&self, extent: ExtentRef) -> Result<Bytes> {
+        let opened = self.opened()?;
+        let mut bytes = vec![0; extent.units() as usize * UNIT_BYTES];
+        opened
+            .file
+            .read_at(&mut bytes, u64::from(extent.ptr.unit) * UNIT_BYTES as u64)?;
+        let damaged = |damage| self.damaged(extent.ptr.unit, damage);
+        let head = layout::check(&bytes, self.stamp, extent.ptr, Kind::Overflow, 0).map_err(damaged)?;
+        if head.count != extent.len {
+            let (expected, found) = (u64::from(extent.len), u64::from(head.count));
+            return Err(damaged(Damage::Mismatch {
+                field: "length of a body",
+                expected,
+                found,
+            }));
+        }
+        let body = Bytes::from(bytes).slice(HEADER_BYTES..HEADER_BYTES + extent.len as usize);
+        let computed = crc32fast::hash(&body);
+        if computed != extent.crc {
+            return Err(damaged(Damage::Checksum {
+                stored: extent.crc,
+                computed,
+            }));
+        }
+        Ok(body)
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+}
+
+/// What a writer did.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Units it took.
+    pub taken: Vec<Extent>,
+    /// Units of the old tree that the new one does not reach.
+    pub freed: Vec<Extent>,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+/// New pages of one checkpoint on their way to the file. If it is dropped unfinished, what it took
+/// is free again.
+#[derive(Debug)]
+pub struct TreeWriter<'a> {
+    tree: &'a TreeFile,
+    opened: Arc<Opened>,
+    space: &'a mut FreeSpace,
+    epoch: u64,
+    pages: Vec<(u32, Vec<u8>)>,
+    collected: usize,
+    written: Written,
+}
+
+impl TreeWriter<'_> {
+    /// Writes what is collected. Not synced.
+    pub fn finish(mut self) -> Result<Written> {
+        self.flush()?;
+        Ok(std::mem::take(&mut self.written))
+    }
+
+    fn put(&mut self, ptr: PagePtr, mut bytes: Vec<u8>, head: Head) -> Result<()> {
+        layout::seal(&mut bytes, self.tree.stamp, ptr, head);
+        self.collected += bytes.len();
+        self.pages.push((ptr.unit, bytes));
+        if self.collected >= COLLECT_BYTES_MAX {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.pages.sort_unstable_by_key(|(unit, _)| *unit);
+        self.collected = 0;
+        if let Some(mapped) = self.opened.mapped.read().as_ref() {
+            // These units hold other pages now; they are checked again before they are used.
+            self.pages.iter().for_each(|(unit, _)| mapped.set_checked(*unit, false));
+        }
+        let mut run: Vec<u8> = Vec::new();
+        let mut start = 0;
+        for (unit, page) in std::mem::take(&mut self.pages) {
+            let next = start + (run.len() / UNIT_BYTES) as u64;
+            if !run.is_empty() && (u64::from(unit) != next || run.len() + page.len() > WRITE_BYTES_MAX) {
+                self.write_run(start, &run)?;
+                run.clear();
+            }
+            if run.is_empty() {
+                start = u64::from(unit);
+            }
+            if run.is_empty() && page.len() >= WRITE_BYTES_MAX {
+                self.write_run(start, &page)?;
+            } else {
+                run.extend_from_slice(&page);
+            }
+        }
+        if run.is_empty() {
+            Ok(())
+        } else {
+            self.write_run(start, &run)
+        }
+    }
+
+    fn write_run(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
+        self.written.bytes += bytes.len() as u64;
+        self.opened.file.write_at(bytes, start * UNIT_BYTES as u64)
+    }
+}
+
+impl PageSink for TreeWriter<'_> {
+    fn allocate(&mut self, units: u32) -> Result<PagePtr> {
+        let unit = self.space.allocate(units)?;
+        self.written.taken.push(Extent { unit, units });
+        Ok(PagePtr {
+            unit,
+            epoch: self.epoch,
+        })
+    }
+
+    fn write(&mut self, ptr: PagePtr, page: Vec<u8>, head: Head) -> Result<()> {
+        self.put(ptr, page, head)
+    }
+
+    fn write_extent(&mut self, ptr: PagePtr, body: &Bytes) -> Result<()> {
+        let mut bytes = Vec::with_capacity((HEADER_BYTES + body.len()).next_multiple_of(UNIT_BYTES));
+        bytes.resize(HEADER_BYTES, 0);
+        bytes.extend_from_slice(body);
+        bytes.resize(bytes.len().next_multiple_of(UNIT_BYTES), 0);
+        let count = u32::try_from(body.len()).expect("a body is at most BODY_BYTES_MAX");
+        self.put(
+            ptr,
+            bytes,
+            Head {
+                kind: Kind::Overflow,
+                height: 0,
+                count,
+            },
+        )
+    }
+
+    fn free(&mut self, ptr: PagePtr, units: u32) {
+        self.written.freed.push(Extent { unit: ptr.unit, units });
+    }
+}
+
+impl Drop for TreeWriter<'_> {
+    fn drop(&mut self) {
+        for extent in self.written.taken.drain(..) {
+            self.space.release(extent);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::os::OsDisk;
+    use crate::disk::sim::SimDisk;
+    use crate::tree::{self, Edit, Root};
+
+    fn spec(path: PathBuf) -> FileSpec {
+        FileSpec {
+            path,
+            engine: 77,
+            tree: TreeId(4),
+            page_bytes: 4096,
+        }
+    }
+
+    fn filled(disk: &Arc<dyn Disk>, path: PathBuf, mode: ReadMode) -> (TreeFile, FreeSpace, Root) {
+        let file = TreeFile::create(disk, spec(path), mode).unwrap();
+        let mut space = FreeSpace::unknown(1);
+        let edits: Vec<_> = (0..500u32)
+            .map(|at| {
+                let body = vec![at as u8; if at == 100 { 9000 } else { 40 }];
+                (
+                    Bytes::copy_from_slice(&at.to_be_bytes()),
+                    Edit::Put {
+                        head: Bytes::new(),
+                        body: body.into(),
+                    },
+                )
+            })
+            .collect();
+        let mut writer = file.writer(&mut space, 5).unwrap();
+        let root = tree::edit(&file, &mut writer, Root::default(), &edits).unwrap();
+        writer.finish().unwrap();
+        (file, space, root)
+    }
+
+    fn read_all(file: &TreeFile, root: Root) -> Result<()> {
+        for at in 0..500u32 {
+            let entry = tree::get(file, root, &at.to_be_bytes())?.expect("it is there");
+            assert_eq!(entry.body.load(file)?[0], at as u8);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn both_ways_of_reading_find_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
+        let (file, _, root) = filled(&disk, dir.path().join("t"), ReadMode::Mapped);
+        read_all(&file, root).unwrap();
+        file.close_idle();
+        assert!(!file.is_open());
+        read_all(&file, root).unwrap();
+        let mode = ReadMode::Pread { cache_bytes: 8192 };
+        read_all(&TreeFile::new(&disk, spec(dir.path().join("t")), mode), root).unwrap();
+    }
+
+    #[test]
+    fn every_flipped_byte_is_found_and_named() {
+        let sim = SimDisk::new(1);
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        disk.create_dir(Path::new("/s")).unwrap();
+        let (_, space, root) = filled(&disk, "/s/t".into(), ReadMode::default());
+        for at in (0..u64::from(space.end()) * UNIT_BYTES as u64).step_by(37) {
+            let fork = sim.fork();
+            assert!(fork.flip_bit(Path::new("/s/t"), at, (at % 8) as u8));
+            let disk: Arc<dyn Disk> = Arc::new(fork);
+            let error = read_all(&TreeFile::new(&disk, spec("/s/t".into()), ReadMode::default()), root).unwrap_err();
+            assert!(
+                matches!(error, Error::Corrupt { .. } | Error::Unsupported { .. }),
+                "byte {at}: {error}"
+            );
+            assert!(error.to_string().starts_with("/s/t"), "{error}");
+        }
+    }
+
+    #[test]
+    fn stale_misplaced_and_foreign_pages_are_found() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        disk.create_dir(Path::new("/s")).unwrap();
+        let (file, _, root) = filled(&disk, "/s/t".into(), ReadMode::default());
+        let ptr = root.ptr.unwrap();
+        assert!(file.page(PagePtr { epoch: 6, ..ptr }, root.height).is_err());
+        let raw = file.disk_file().unwrap();
+        let mut page = vec![0; 4096];
+        raw.read_at(&mut page, u64::from(ptr.unit) * 4096).unwrap();
+        raw.write_at(&page, u64::from(ptr.unit + 1) * 4096).unwrap();
+        assert!(
+            file.page(
+                PagePtr {
+                    unit: ptr.unit + 1,
+                    ..ptr
+                },
+                root.height
+            )
+            .is_err()
+        );
+        let other = FileSpec {
+            tree: TreeId(5),
+            ..spec("/s/t".into())
+        };
+        let error = TreeFile::new(&disk, other, ReadMode::default()).open().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "/s/t, unit 0 (offset 0), is damaged: file id is 4, expected 5"
+        );
+        let other = FileSpec {
+            page_bytes: 8192,
+            ..spec("/s/t".into())
+        };
+        let error = TreeFile::new(&disk, other, ReadMode::default()).open().unwrap_err();
+        assert!(error.to_string().contains("pages of 4096 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_writer_that_fails_gives_back_what_it_took() {
+        let sim = SimDisk::new(1);
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        disk.create_dir(Path::new("/s")).unwrap();
+        let (file, mut space, root) = filled(&disk, "/s/t".into(), ReadMode::default());
+        let before = space.end();
+        sim.set_capacity(Some(sim.used() + 4096));
+        let edits = vec![(
+            Bytes::from_static(b"z"),
+            Edit::Put {
+                head: Bytes::new(),
+                body: vec![1; 50_000].into(),
+            },
+        )];
+        let mut writer = file.writer(&mut space, 6).unwrap();
+        tree::edit(&file, &mut writer, root, &edits).unwrap();
+        assert!(matches!(writer.finish(), Err(Error::NoSpace { .. })));
+        assert_eq!(space.trim(), before);
+        read_all(&file, root).unwrap();
+    }
+}

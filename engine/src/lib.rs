@@ -19,18 +19,21 @@ pub mod run;
 pub mod page;
 pub mod space;
 pub mod tree;
-//X pub mod file;
+pub mod cached;
+pub mod file;
 pub mod ticket;
 pub mod poison;
 pub mod batch;
-//X pub mod manifest;
-//X pub mod journal;
+pub mod manifest;
+pub mod journal;
 pub mod buffer;
-//X pub mod view;
-//X pub mod checkpoint;
-//X pub mod recover;
-//X pub mod verify;
-//X pub mod store;
+pub mod view;
+pub mod catalog;
+pub mod core;
+pub mod checkpoint;
+pub mod recover;
+pub mod verify;
+pub mod store;
 
 pub use batch::{
     AdmitError, Batch, Cost, Durability, DurableListener, Edit, Replay, Replayed, SpaceInfo, SpaceSpec, TreeClass,
@@ -38,4 +41,5 @@ pub use batch::{
 };
 pub use error::{Damage, Error, Place, Result};
 pub use ids::{PagePtr, SpaceId, TreeId, UNIT_BYTES};
+pub use store::{Admission, Runtime, Store, StoreOptions};
 pub use ticket::{Position, Ticket, Watermark};

@@ -1,1 +1,379 @@
-//! To be written.
+//! Opening a store: which slot, what the journal adds, and a fresh start from there (R10).
+//!
+//! Nothing that this session did not sync itself is trusted later: what was replayed is written into
+//! fresh pages, the manifest is committed to both slots with a new session, and only then does the
+//! store answer. New pages go behind the old end of each file, because what is free is not known
+//! before the opening scan.
+
+use crate::batch::{Replay, TreeClass};
+use crate::catalog::{Space, Tree};
+use crate::checkpoint;
+use crate::core::{Committer, Core, StoreOptions};
+use crate::disk::{Disk, DiskLock, OpenMode};
+use crate::error::{Damage, Error, Place, Result};
+use crate::file::{FileSpec, TreeFile};
+use crate::ids::TreeId;
+use crate::journal::replay::{self, Dropped};
+use crate::journal::segment::{self, Segment};
+use crate::manifest::{Chosen, JournalStart, Manifest, SLOT_NAMES, Slots, SpaceEntry, TreeEntry};
+use crate::ticket::Position;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The lock file.
+pub const LOCK_NAME: &str = "LOCK";
+/// Epochs may have been used that no manifest tells of; leave them behind.
+const EPOCH_SKIP: u64 = 1 << 16;
+
+/// What opening found and did.
+#[derive(Debug, Clone, Default)]
+pub struct OpenReport {
+    /// True if the store was made just now.
+    pub created: bool,
+    /// True if the last session was closed.
+    pub clean: bool,
+    /// The manifest slot that was used, 0 or 1.
+    pub slot: usize,
+    /// What was wrong with the other slot, if anything.
+    pub other_slot: Option<String>,
+    /// Journal groups replayed.
+    pub groups: u64,
+    /// Journal records replayed.
+    pub records: u64,
+    /// Replayed groups that ran over more than one segment.
+    pub spanning_groups: u64,
+    /// The unsynced end of the journal that was dropped.
+    pub dropped: Option<Dropped>,
+    /// Volatile trees that begin empty.
+    pub emptied: u64,
+}
+
+/// An open store, before its jobs run.
+pub(crate) struct Opened {
+    pub(crate) core: Arc<Core>,
+    pub(crate) lock: Option<Box<dyn DiskLock>>,
+    pub(crate) report: OpenReport,
+    pub(crate) start: JournalStart,
+    pub(crate) segments: Vec<(u64, Segment)>,
+}
+
+/// The path of a tree's file.
+pub(crate) fn tree_path(store: &Path, space: &str, entry: &TreeEntry) -> PathBuf {
+    let dir = entry.spec.dir.as_deref().unwrap_or(store);
+    dir.join(format!("{space}.{}.{:06}.tree", entry.spec.name, entry.id.0))
+}
+
+/// Opens or creates the store in `options.path`.
+pub(crate) fn open(disk: Arc<dyn Disk>, options: StoreOptions, replay: &mut dyn Replay) -> Result<Opened> {
+    let path = options.path.clone();
+    let fresh = is_fresh(&*disk, &path, options.read_only)?;
+    let lock = lock(&*disk, &path, options.read_only)?;
+    let mut report = OpenReport {
+        created: fresh,
+        ..OpenReport::default()
+    };
+    if fresh {
+        create(&*disk, &path)?;
+    }
+    let chosen = choose(&*disk, &path)?;
+    report.clean = chosen.manifest.clean;
+    report.slot = chosen.slot;
+    report.other_slot = chosen.other.as_ref().map(ToString::to_string);
+    let slots = if options.read_only {
+        None
+    } else {
+        Some(Slots::open(&*disk, &path, &chosen)?)
+    };
+    let older = chosen.manifest.journal;
+    let was = chosen.manifest.clone();
+    let mut manifest = chosen.manifest;
+    manifest.epoch += EPOCH_SKIP;
+    let read_only = options.read_only;
+    let core = Core::new(disk, options, Committer { slots, manifest, older });
+    if !read_only {
+        remove_strays(&core, &was)?;
+    }
+    for entry in &was.spaces {
+        report.emptied += open_space(&core, entry, &was, read_only)?;
+    }
+    let mode = if read_only { OpenMode::Read } else { OpenMode::Write };
+    let segments = segment::open_all(&*core.disk, &segment::directory(&path), mode)?;
+    let last = replay_journal(&core, &was, &segments, &mut report, replay)?;
+    settle(&core, was.clean, replay)?;
+    let start = JournalStart {
+        segment: last.1,
+        offset: segment::SEGMENT_DATA,
+        sequence: 1,
+        chain: 0,
+        position: last.0,
+    };
+    if !read_only {
+        let session = was.session + 1;
+        begin_session(&core, start, session)?;
+    }
+    core.durable.advance(start.position);
+    Ok(Opened {
+        core,
+        lock,
+        report,
+        start,
+        segments,
+    })
+}
+
+/// True if the directory may become a new store; an error if it holds something else.
+fn is_fresh(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<bool> {
+    let names = match disk.list(path) {
+        Err(error) if error.is_not_found() && !read_only => {
+            disk.create_dir(path)?;
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                disk.sync_dir(parent)?;
+            }
+            Vec::new()
+        }
+        other => other?,
+    };
+    let is_slot = |name: &String| SLOT_NAMES.contains(&name.as_str());
+    if names.iter().any(is_slot) {
+        return Ok(false);
+    }
+    let refuse = |why: String| {
+        Err(Error::NotAStore {
+            path: path.to_owned(),
+            why,
+        })
+    };
+    if read_only {
+        return refuse("there is no manifest in it".to_owned());
+    }
+    // The lock file, and a first slot that a crash left unfinished.
+    let harmless =
+        |name: &&String| name.as_str() == LOCK_NAME || name.ends_with(".new") || name.as_str() == "lost+found";
+    match names.iter().find(|name| !harmless(name)) {
+        None => Ok(true),
+        Some(name) if name.ends_with(".tree") || name == "journal" => refuse(format!(
+            "it holds {name} but neither {} nor {}",
+            SLOT_NAMES[0], SLOT_NAMES[1]
+        )),
+        Some(name) => refuse(format!("it holds {name}; choose an empty directory")),
+    }
+}
+
+fn lock(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<Option<Box<dyn DiskLock>>> {
+    match disk.lock(&path.join(LOCK_NAME), &format!("pid {}", std::process::id())) {
+        Ok(lock) => Ok(Some(lock)),
+        // A directory that cannot be written needs no lock against writers.
+        Err(Error::Io { source, .. }) if read_only && is_read_only(&source) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_read_only(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
+    )
+}
+
+fn create(disk: &dyn Disk, path: &Path) -> Result<()> {
+    let manifest = Manifest {
+        engine: disk.entropy(),
+        sequence: 0,
+        epoch: 0,
+        session: 0,
+        clean: true,
+        journal: JournalStart {
+            segment: 1,
+            offset: segment::SEGMENT_DATA,
+            sequence: 1,
+            chain: 0,
+            position: Position(0),
+        },
+        next_space: 1,
+        next_tree: 1,
+        spaces: Vec::new(),
+    };
+    Slots::create(disk, path, &manifest)
+}
+
+fn choose(disk: &dyn Disk, path: &Path) -> Result<Chosen> {
+    let chosen = Slots::choose(disk, path)?;
+    if chosen.manifest.spaces.windows(2).any(|pair| pair[0].id >= pair[1].id) {
+        let damage = Damage::Malformed {
+            what: "its spaces are out of order",
+        };
+        return Err(Error::corrupt(&path.join(SLOT_NAMES[chosen.slot]), Place::File, damage));
+    }
+    Ok(chosen)
+}
+
+/// Removes what an unfinished create, drop or journal segment left behind.
+fn remove_strays(core: &Core, manifest: &Manifest) -> Result<()> {
+    let path = &core.options.path;
+    let mut known: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::from([(path.clone(), BTreeSet::new())]);
+    for space in &manifest.spaces {
+        for tree in &space.trees {
+            let file = tree_path(path, &space.name, tree);
+            let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
+                continue;
+            };
+            known
+                .entry(dir.to_owned())
+                .or_default()
+                .insert(name.to_string_lossy().into_owned());
+        }
+    }
+    // Other directories may be shared with other stores: only our own is swept.
+    for name in core.disk.list(path)? {
+        if name.ends_with(".new") || (name.ends_with(".tree") && !known[path].contains(&name)) {
+            core.disk.remove(&path.join(&name))?;
+        }
+    }
+    let journal = segment::directory(path);
+    core.disk.create_dir(&journal)?;
+    for name in core.disk.list(&journal)? {
+        if name.ends_with(".new") {
+            core.disk.remove(&journal.join(&name))?;
+        }
+    }
+    core.disk.sync_dir(path)
+}
+
+/// Opens a space's files; returns how many Volatile trees begin empty.
+fn open_space(core: &Arc<Core>, entry: &SpaceEntry, manifest: &Manifest, read_only: bool) -> Result<u64> {
+    let mut trees = Vec::with_capacity(entry.trees.len());
+    let mut emptied = 0;
+    for tree in &entry.trees {
+        let volatile = tree.spec.class == TreeClass::Volatile;
+        let keeps = !volatile || (manifest.clean && tree.root.is_some());
+        let spec = file_spec(core, &entry.name, tree);
+        let file = TreeFile::new(&core.disk, spec.clone(), core.options.read_mode);
+        let file = match file.open() {
+            // Only its clean mark made it worth anything.
+            Err(_) if volatile && !read_only => {
+                if !keeps || manifest.clean {
+                    match core.disk.remove(&spec.path) {
+                        Err(error) if !error.is_not_found() => return Err(error),
+                        _ => {}
+                    }
+                }
+                TreeFile::create(&core.disk, spec, core.options.read_mode)?
+            }
+            Err(error) if error.is_not_found() => {
+                let damage = Damage::Malformed {
+                    what: "the manifest names it, but it is not there",
+                };
+                return Err(Error::corrupt(&spec.path, Place::File, damage));
+            }
+            other => other.map(|()| file)?,
+        };
+        // Thousands of trees: the opening scan opens each again, and closes it.
+        file.close_idle();
+        let kept = TreeEntry {
+            root: tree.root.filter(|_| keeps),
+            ..tree.clone()
+        };
+        emptied += u64::from(volatile && !keeps);
+        trees.push(Arc::new(Tree::new(&kept, file, manifest.sequence, volatile && !keeps)));
+    }
+    core.catalog.add(Arc::new(Space::new(entry, trees)));
+    Ok(emptied)
+}
+
+/// How a tree's file identifies itself.
+pub(crate) fn file_spec(core: &Core, space: &str, tree: &TreeEntry) -> FileSpec {
+    FileSpec {
+        path: tree_path(&core.options.path, space, tree),
+        engine: core.committer.lock().manifest.engine,
+        tree: tree.id,
+        page_bytes: tree.spec.page_bytes,
+    }
+}
+
+/// Puts the journal's records into the buffers; returns the last position and the next segment.
+fn replay_journal(
+    core: &Core,
+    manifest: &Manifest,
+    segments: &[(u64, Segment)],
+    report: &mut OpenReport,
+    replay: &mut dyn Replay,
+) -> Result<(Position, u64)> {
+    let replayed_to: BTreeMap<_, _> = manifest
+        .spaces
+        .iter()
+        .map(|space| (space.id, space.replayed_to))
+        .collect();
+    let mut each = |position: Position, id, record: &[u8]| {
+        // Records of a dropped space, and those that its trees have already.
+        let Some(space) = core.catalog.space(id).filter(|_| replayed_to[&id] < position) else {
+            return Ok(());
+        };
+        let info = space.info();
+        let done = replay.replay(&info, &info.state, record)?;
+        let mut write = space.write.lock();
+        for edit in done.edits {
+            let tree = space
+                .trees
+                .iter()
+                .find(|tree| tree.id == edit.tree && !tree.is_volatile());
+            if let Some(tree) = tree {
+                tree.active().set(edit.key, edit.edit);
+            }
+        }
+        write.state = done.state;
+        write.last = position;
+        write.dirty = true;
+        Ok(())
+    };
+    let found = replay::replay(segments, manifest.engine, manifest.session, manifest.journal, &mut each)?;
+    report.groups = found.groups;
+    report.records = found.records;
+    report.spanning_groups = found.spanning;
+    report.dropped = found.dropped;
+    let last = replayed_to.values().copied().max().unwrap_or_default().max(found.last);
+    let highest = segments
+        .iter()
+        .filter_map(|(_, segment)| segment.head)
+        .map(|head| head.number)
+        .max()
+        .unwrap_or(0);
+    Ok((last, highest.max(found.last_segment) + 1))
+}
+
+/// Lets the owner of each space have the last word on its state.
+fn settle(core: &Core, clean: bool, replay: &mut dyn Replay) -> Result<()> {
+    for space in core.catalog.spaces() {
+        let info = space.info();
+        if let Some(state) = replay.settled(&info, &info.state, clean)? {
+            let mut write = space.write.lock();
+            write.state = state;
+            write.dirty = true;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what was replayed and commits it to both slots, with a new session.
+fn begin_session(core: &Arc<Core>, start: JournalStart, session: u64) -> Result<()> {
+    let change = |manifest: &mut Manifest| {
+        manifest.session = session;
+        manifest.clean = false;
+        manifest.journal = start;
+        for tree in manifest.spaces.iter_mut().flat_map(|space| &mut space.trees) {
+            if tree.spec.class == TreeClass::Volatile {
+                tree.root = None;
+            }
+        }
+    };
+    checkpoint::write_through(core, checkpoint::cut(core), change)?;
+    core.committer.lock().commit(|_| ())?;
+    Ok(())
+}
+
+/// The id of the next tree, taken.
+pub(crate) fn next_tree(manifest: &mut Manifest) -> TreeId {
+    let id = TreeId(manifest.next_tree);
+    manifest.next_tree += 1;
+    id
+}

@@ -54,7 +54,13 @@ impl View {
 
     /// A view of a buffer alone.
     pub fn of_buffer(active: Arc<TreeBuffer>) -> Self {
-        View::new(Arc::new(Published { root: Root::default(), commit: 0, file: None, frozen: None, active }))
+        View::new(Arc::new(Published {
+            root: Root::default(),
+            commit: 0,
+            file: None,
+            frozen: None,
+            active,
+        }))
     }
 
     /// The value of a key. O(log n).
@@ -62,9 +68,16 @@ impl View {
         if let Some(edit) = self.buffered(key) {
             return Ok(stored(edit));
         }
-        let Some(file) = &self.published.file else { return Ok(None) };
-        let Some(entry) = tree::get(&**file, self.published.root, key)? else { return Ok(None) };
-        Ok(Some(Stored { head: entry.head, body: entry.body.load(&**file)? }))
+        let Some(file) = &self.published.file else {
+            return Ok(None);
+        };
+        let Some(entry) = tree::get(&**file, self.published.root, key)? else {
+            return Ok(None);
+        };
+        Ok(Some(Stored {
+            head: entry.head,
+            body: entry.body.load(&**file)?,
+        }))
     }
 
     /// The head of a key's value; never reads an overflow extent. O(log n).
@@ -72,7 +85,9 @@ impl View {
         if let Some(edit) = self.buffered(key) {
             return Ok(stored(edit).map(|stored| stored.head));
         }
-        let Some(file) = &self.published.file else { return Ok(None) };
+        let Some(file) = &self.published.file else {
+            return Ok(None);
+        };
         Ok(tree::get(&**file, self.published.root, key)?.map(|entry| entry.head))
     }
 
@@ -97,7 +112,11 @@ impl View {
                 let found = match entry {
                     None => None,
                     Some(entry) => {
-                        let body = if with_body { entry.body.load(&**file)? } else { Bytes::new() };
+                        let body = if with_body {
+                            entry.body.load(&**file)?
+                        } else {
+                            Bytes::new()
+                        };
                         Some(Stored { head: entry.head, body })
                     }
                 };
@@ -139,7 +158,10 @@ impl View {
     }
 
     fn buffered(&self, key: &[u8]) -> Option<Edit> {
-        self.published.active.get(key).or_else(|| self.published.frozen.as_ref()?.get(key))
+        self.published
+            .active
+            .get(key)
+            .or_else(|| self.published.frozen.as_ref()?.get(key))
     }
 }
 
@@ -200,7 +222,12 @@ struct Walk<'a> {
 
 impl<'a> Layer<'a> {
     fn new(buffer: &'a TreeBuffer, from: Bound<&[u8]>, up: bool) -> Self {
-        let mut layer = Layer { buffer, run: Vec::new().into_iter(), head: None, ended: false };
+        let mut layer = Layer {
+            buffer,
+            run: Vec::new().into_iter(),
+            head: None,
+            ended: false,
+        };
         layer.fill(from, up);
         layer.head = layer.run.next();
         layer
@@ -244,7 +271,12 @@ impl<'a> Walk<'a> {
                 Some(cursor)
             }
         };
-        Ok(Walk { up, layers, file: published.file.as_deref(), cursor })
+        Ok(Walk {
+            up,
+            layers,
+            file: published.file.as_deref(),
+            cursor,
+        })
     }
 
     fn run(&mut self, visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>) -> Result<()> {
@@ -254,7 +286,10 @@ impl<'a> Walk<'a> {
             for (at, layer) in self.layers.iter().enumerate() {
                 if let Some((key, _)) = &layer.head
                     && newest.is_none_or(|best| {
-                        self.layers[best].head.as_ref().is_some_and(|(have, _)| first(key, have))
+                        self.layers[best]
+                            .head
+                            .as_ref()
+                            .is_some_and(|(have, _)| first(key, have))
                     })
                 {
                     newest = Some(at);
@@ -267,7 +302,11 @@ impl<'a> Walk<'a> {
                 (Some(_), None) => false,
                 (Some(at), Some(key)) => self.layers[at].head.as_ref().is_some_and(|(have, _)| first(key, have)),
             };
-            let more = if from_tree { self.show_tree(visit)? } else { self.show_layer(newest, visit)? };
+            let more = if from_tree {
+                self.show_tree(visit)?
+            } else {
+                self.show_layer(newest, visit)?
+            };
             if !more {
                 return Ok(());
             }
@@ -275,10 +314,18 @@ impl<'a> Walk<'a> {
     }
 
     fn show_tree(&mut self, visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>) -> Result<bool> {
-        let (Some(cursor), Some(file)) = (&mut self.cursor, self.file) else { return Ok(false) };
-        let Some((key, head, body)) = cursor.entry() else { return Ok(false) };
+        let (Some(cursor), Some(file)) = (&mut self.cursor, self.file) else {
+            return Ok(false);
+        };
+        let Some((key, head, body)) = cursor.entry() else {
+            return Ok(false);
+        };
         let more = visit(key, head, Lazy::There(&body, file))?;
-        if self.up { cursor.next()? } else { cursor.prev()? };
+        if self.up {
+            cursor.next()?
+        } else {
+            cursor.prev()?
+        };
         Ok(more)
     }
 
@@ -287,7 +334,9 @@ impl<'a> Walk<'a> {
         newest: Option<usize>,
         visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>,
     ) -> Result<bool> {
-        let Some((key, edit)) = newest.and_then(|at| self.layers[at].head.clone()) else { return Ok(false) };
+        let Some((key, edit)) = newest.and_then(|at| self.layers[at].head.clone()) else {
+            return Ok(false);
+        };
         let more = match &edit {
             Edit::Put { head, body } => visit(&key, head, Lazy::Here(body))?,
             Edit::Remove => true,
@@ -300,7 +349,11 @@ impl<'a> Walk<'a> {
         if let Some(cursor) = &mut self.cursor
             && cursor.key() == Some(&key[..])
         {
-            if self.up { cursor.next()? } else { cursor.prev()? };
+            if self.up {
+                cursor.next()?
+            } else {
+                cursor.prev()?
+            };
         }
         Ok(more)
     }

@@ -27,6 +27,7 @@ use segment::{SEGMENT_DATA, Segment};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 pub use writer::JournalJob;
 
@@ -56,6 +57,8 @@ pub struct Journal {
     signal: Signal,
     /// Raised when room is short and only a checkpoint can make some.
     checkpoint: Signal,
+    /// True while the checkpoint job waits for the mark to move.
+    awaited: Arc<AtomicBool>,
 
     // Lock order: `pending`, then `room`. Neither is held over a disk call.
     pending: Mutex<Pending>,
@@ -101,7 +104,10 @@ struct Room {
 
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Journal").field("dir", &self.options.dir).field("session", &self.session).finish()
+        f.debug_struct("Journal")
+            .field("dir", &self.options.dir)
+            .field("session", &self.session)
+            .finish()
     }
 }
 
@@ -125,6 +131,8 @@ pub struct JournalParts {
     pub on_durable: OnDurable,
     /// Raised when only a checkpoint can make room.
     pub checkpoint: Signal,
+    /// True while the checkpoint job waits for the mark to move; it is signalled then.
+    pub awaited: Arc<AtomicBool>,
     /// The mark that tickets wait for.
     pub durable: Arc<Watermark>,
 }
@@ -132,7 +140,10 @@ pub struct JournalParts {
 impl Journal {
     /// The journal of a new session.
     pub fn new(parts: JournalParts) -> Arc<Self> {
-        let mut room = Room { next_file: 0, ..Room::default() };
+        let mut room = Room {
+            next_file: 0,
+            ..Room::default()
+        };
         for (index, segment) in parts.segments {
             room.next_file = room.next_file.max(index + 1);
             room.total += segment.bytes;
@@ -154,7 +165,11 @@ impl Journal {
             on_durable: parts.on_durable,
             signal: Signal::default(),
             checkpoint: parts.checkpoint,
-            pending: Mutex::new(Pending { last: parts.start.position.0, ..Pending::default() }),
+            awaited: parts.awaited,
+            pending: Mutex::new(Pending {
+                last: parts.start.position.0,
+                ..Pending::default()
+            }),
             room: Mutex::new(room),
             boundary: Mutex::new(parts.start),
             durable: parts.durable,
@@ -172,7 +187,10 @@ impl Journal {
         }
         room.wanted = room.wanted.max(charge);
         let ticket = self.grown.ticket(Position(self.grown.reached().0 + 1));
-        let stuck = room.failed.clone().filter(|_| room.charged == 0 && room.used.len() <= 1);
+        let stuck = room
+            .failed
+            .clone()
+            .filter(|_| room.charged == 0 && room.used.len() <= 1);
         drop(room);
         self.signal.raise();
         self.checkpoint.raise();

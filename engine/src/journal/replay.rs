@@ -66,13 +66,28 @@ pub fn replay(
     each: &mut dyn FnMut(Position, SpaceId, &[u8]) -> Result<()>,
 ) -> Result<Replayed> {
     let mut tape = Tape::new(segments, engine, session)?;
-    let last_segment = tape.segments.keys().next_back().copied().unwrap_or(0).max(start.segment);
-    let mut found = Replayed { last: start.position, last_segment, ..Replayed::default() };
-    let mut spot = Spot { segment: start.segment, offset: start.offset };
+    let last_segment = tape
+        .segments
+        .keys()
+        .next_back()
+        .copied()
+        .unwrap_or(0)
+        .max(start.segment);
+    let mut found = Replayed {
+        last: start.position,
+        last_segment,
+        ..Replayed::default()
+    };
+    let mut spot = Spot {
+        segment: start.segment,
+        offset: start.offset,
+    };
     let (mut sequence, mut chain) = (start.sequence, start.chain);
     let tag = session_tag(session, engine);
     loop {
-        let Some((head, crc, body, after)) = tape.group(spot)? else { break };
+        let Some((head, crc, body, after)) = tape.group(spot)? else {
+            break;
+        };
         let fits = head.session == tag
             && head.sequence == sequence
             && head.chain == chain
@@ -103,19 +118,26 @@ impl<'a> Tape<'a> {
         for (_, segment) in segments {
             let Some(head) = segment.head else { continue };
             if head.engine != engine {
-                let damage = Damage::Malformed { what: "it is a journal segment of another store" };
+                let damage = Damage::Malformed {
+                    what: "it is a journal segment of another store",
+                };
                 return Err(Error::corrupt(segment.file.path(), Place::File, damage));
             }
             if head.session == session {
                 of_session.insert(head.number, segment);
             }
         }
-        Ok(Tape { segments: of_session, loaded: None })
+        Ok(Tape {
+            segments: of_session,
+            loaded: None,
+        })
     }
 
     /// The bytes of a segment; None if there is no such segment.
     fn load(&mut self, number: u64) -> Result<Option<&[u8]>> {
-        let Some(segment) = self.segments.get(&number) else { return Ok(None) };
+        let Some(segment) = self.segments.get(&number) else {
+            return Ok(None);
+        };
         if self.loaded.as_ref().is_none_or(|(have, _)| *have != number) {
             let len = usize::try_from(segment.bytes).map_err(|_| Error::invalid("a journal segment is too large"))?;
             let mut bytes = vec![0; len];
@@ -128,13 +150,24 @@ impl<'a> Tape<'a> {
     /// The group at `spot` if its header is whole and its body is there, and the spot behind it.
     fn group(&mut self, spot: Spot) -> Result<Option<(GroupHead, u32, Vec<u8>, Spot)>> {
         let mut at = spot;
-        let Some(bytes) = self.load(at.segment)? else { return Ok(None) };
+        let Some(bytes) = self.load(at.segment)? else {
+            return Ok(None);
+        };
         if at.offset + SEGMENT_DATA > bytes.len() as u64 {
-            at = Spot { segment: at.segment + 1, offset: SEGMENT_DATA };
+            at = Spot {
+                segment: at.segment + 1,
+                offset: SEGMENT_DATA,
+            };
         }
-        let Some(bytes) = self.load(at.segment)? else { return Ok(None) };
-        let header = bytes.get(at.offset as usize..at.offset as usize + GROUP_HEAD_BYTES).unwrap_or_default();
-        let Ok((head, crc)) = GroupHead::decode(header) else { return Ok(None) };
+        let Some(bytes) = self.load(at.segment)? else {
+            return Ok(None);
+        };
+        let header = bytes
+            .get(at.offset as usize..at.offset as usize + GROUP_HEAD_BYTES)
+            .unwrap_or_default();
+        let Ok((head, crc)) = GroupHead::decode(header) else {
+            return Ok(None);
+        };
         if head.segment != at.segment {
             return Ok(None);
         }
@@ -146,7 +179,9 @@ impl<'a> Tape<'a> {
         let mut from = at.offset as usize + GROUP_HEAD_BYTES;
         let mut segment = at.segment;
         loop {
-            let Some(bytes) = self.load(segment)? else { return Ok(None) };
+            let Some(bytes) = self.load(segment)? else {
+                return Ok(None);
+            };
             let missing = head.length as usize - body.len();
             let part = bytes.get(from..).unwrap_or_default();
             let part = &part[..part.len().min(missing)];
@@ -165,9 +200,16 @@ impl<'a> Tape<'a> {
         let later: Vec<u64> = self.segments.range(spot.segment..).map(|(number, _)| *number).collect();
         for number in later {
             let len = self.load(number)?.map_or(0, <[u8]>::len) as u64;
-            let mut offset = if number == spot.segment { spot.offset + SECTOR_BYTES as u64 } else { SEGMENT_DATA };
+            let mut offset = if number == spot.segment {
+                spot.offset + SECTOR_BYTES as u64
+            } else {
+                SEGMENT_DATA
+            };
             while offset + SECTOR_BYTES as u64 <= len {
-                let behind = Spot { segment: number, offset };
+                let behind = Spot {
+                    segment: number,
+                    offset,
+                };
                 if let Some((head, _, body, _)) = self.candidate(behind)? {
                     let good = head.session == tag && head.sequence > sequence && crc32fast::hash(&body) == head.body;
                     if good {
@@ -178,12 +220,20 @@ impl<'a> Tape<'a> {
                 offset += SECTOR_BYTES as u64;
             }
         }
-        let Some(bytes) = self.load(spot.segment)? else { return Ok(None) };
-        let header = bytes.get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES).unwrap_or_default();
+        let Some(bytes) = self.load(spot.segment)? else {
+            return Ok(None);
+        };
+        let header = bytes
+            .get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES)
+            .unwrap_or_default();
         match GroupHead::decode(header) {
             Ok((head, _)) if head.session == tag && head.sequence == sequence => {
                 let file = self.segments[&spot.segment].file.path().to_owned();
-                Ok(Some(Dropped { file, offset: spot.offset, bytes: head.length + GROUP_HEAD_BYTES as u64 }))
+                Ok(Some(Dropped {
+                    file,
+                    offset: spot.offset,
+                    bytes: head.length + GROUP_HEAD_BYTES as u64,
+                }))
             }
             _ => Ok(None),
         }
@@ -191,13 +241,25 @@ impl<'a> Tape<'a> {
 
     /// Like `group`, but cheap where no header begins.
     fn candidate(&mut self, spot: Spot) -> Result<Option<(GroupHead, u32, Vec<u8>, Spot)>> {
-        let Some(bytes) = self.load(spot.segment)? else { return Ok(None) };
-        let header = bytes.get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES).unwrap_or_default();
-        if GroupHead::decode(header).is_err() { Ok(None) } else { self.group(spot) }
+        let Some(bytes) = self.load(spot.segment)? else {
+            return Ok(None);
+        };
+        let header = bytes
+            .get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES)
+            .unwrap_or_default();
+        if GroupHead::decode(header).is_err() {
+            Ok(None)
+        } else {
+            self.group(spot)
+        }
     }
 
     fn damage(&self, spot: Spot, damage: Damage) -> Error {
-        let file = self.segments.get(&spot.segment).map(|segment| segment.file.path().to_owned()).unwrap_or_default();
+        let file = self
+            .segments
+            .get(&spot.segment)
+            .map(|segment| segment.file.path().to_owned())
+            .unwrap_or_default();
         Error::corrupt(&file, Place::Offset(spot.offset), damage)
     }
 }

@@ -11,6 +11,7 @@ use crate::run::{Job, Next, Signal};
 use crate::ticket::Position;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// New segments are zeroed by writes of this size, so that no step is long.
@@ -128,13 +129,23 @@ impl JournalJob {
         if pending.records == 0 {
             return Pending::default();
         }
-        let empty = Pending { bytes: std::mem::take(&mut self.spare), last: pending.last, ..Pending::default() };
+        let empty = Pending {
+            bytes: std::mem::take(&mut self.spare),
+            last: pending.last,
+            ..Pending::default()
+        };
         std::mem::replace(&mut *pending, empty)
     }
 
     /// Writes a group behind the last one, over as many segments as it takes.
     fn write(&mut self, pending: Pending) -> Result<Written> {
-        let Pending { mut bytes, records, last, charged, spaces } = pending;
+        let Pending {
+            mut bytes,
+            records,
+            last,
+            charged,
+            spaces,
+        } = pending;
         let mut files = Vec::with_capacity(1);
         let (number, offset) = self.place()?;
         let body = &bytes[GROUP_HEAD_BYTES..];
@@ -156,7 +167,10 @@ impl JournalJob {
         let mut rest = &bytes[..];
         let mut at = offset;
         while !rest.is_empty() {
-            let tail = self.tail.as_mut().expect("place() gave a segment, and so does next_segment()");
+            let tail = self
+                .tail
+                .as_mut()
+                .expect("place() gave a segment, and so does next_segment()");
             let fits = tail.segment.bytes.saturating_sub(at).min(rest.len() as u64);
             let (now, later) = rest.split_at(usize::try_from(fits).expect("a part of a slice"));
             if at == SEGMENT_DATA {
@@ -196,7 +210,10 @@ impl JournalJob {
 
     /// Where the next group goes: behind the last one, or to a fresh segment if that one is full.
     fn place(&mut self) -> Result<(u64, u64)> {
-        let full = self.tail.as_ref().is_none_or(|tail| tail.offset + SEGMENT_DATA > tail.segment.bytes);
+        let full = self
+            .tail
+            .as_ref()
+            .is_none_or(|tail| tail.offset + SEGMENT_DATA > tail.segment.bytes);
         if full {
             self.next_segment()?;
         }
@@ -212,7 +229,11 @@ impl JournalJob {
         self.next_number += 1;
         room.used.push_back((number, segment.clone()));
         drop(room);
-        self.tail = Some(Tail { segment, number, offset: SEGMENT_DATA });
+        self.tail = Some(Tail {
+            segment,
+            number,
+            offset: SEGMENT_DATA,
+        });
         Ok(SEGMENT_DATA)
     }
 
@@ -220,6 +241,9 @@ impl JournalJob {
         *self.journal.boundary.lock() = written.after;
         (self.journal.on_durable)(&written.spaces, written.after.position);
         self.journal.durable.advance(written.after.position);
+        if self.journal.awaited.load(Ordering::SeqCst) {
+            self.journal.checkpoint.raise();
+        }
     }
 
     /// One step of making a segment. A full disk is no disaster here: nobody was promised this room.
@@ -250,7 +274,14 @@ impl JournalJob {
                 }
                 other => other?,
             };
-            self.making = Some(Making { fresh, path, file, zeroed: 0, synced: false, renamed: false });
+            self.making = Some(Making {
+                fresh,
+                path,
+                file,
+                zeroed: 0,
+                synced: false,
+                renamed: false,
+            });
             return Ok(());
         };
         let bytes = journal.options.segment_bytes;
@@ -270,7 +301,11 @@ impl JournalJob {
             making.renamed = true;
         } else {
             journal.disk.sync_dir(&journal.options.dir)?;
-            let segment = Segment { file: Arc::clone(&making.file), bytes, head: None };
+            let segment = Segment {
+                file: Arc::clone(&making.file),
+                bytes,
+                head: None,
+            };
             self.making = None;
             let mut room = journal.room.lock();
             room.next_file += 1;
@@ -288,7 +323,11 @@ impl JournalJob {
 
 impl Journal {
     fn head_of(&self, number: u64) -> SegmentHead {
-        SegmentHead { engine: self.engine, session: self.session, number }
+        SegmentHead {
+            engine: self.engine,
+            session: self.session,
+            number,
+        }
     }
 }
 

@@ -44,9 +44,10 @@ fn descend(
     let page = source.page(ptr, height)?;
     if height == 0 {
         let leaf = Leaf::new(&page);
-        return keys.iter().enumerate().try_for_each(|(at, key)| {
-            visit(base + at, leaf.find(key).ok().map(|slot| Entry::copy(leaf.entry(slot))))
-        });
+        return keys
+            .iter()
+            .enumerate()
+            .try_for_each(|(at, key)| visit(base + at, leaf.find(key).ok().map(|slot| Entry::copy(leaf.entry(slot)))));
     }
     let branch = Branch::new(&page);
     let mut from = 0;
@@ -58,7 +59,14 @@ fn descend(
         } else {
             keys.len()
         };
-        descend(source, branch.child(child), height - 1, &keys[from..to], base + from, visit)?;
+        descend(
+            source,
+            branch.child(child),
+            height - 1,
+            &keys[from..to],
+            base + from,
+            visit,
+        )?;
         from = to;
     }
     Ok(())

@@ -1,0 +1,304 @@
+//! The spaces and trees that are open, and what is published of each.
+//!
+//! Lock order: a space's `write`, then a tree's `published`. A tree's `room` is held by whoever
+//! builds pages for it or scans it, never together with `write`.
+
+use crate::batch::{DurableListener, SpaceInfo, TreeClass, TreeInfo, TreeSpec};
+use crate::buffer::TreeBuffer;
+use crate::error::Error;
+use crate::file::TreeFile;
+use crate::ids::{SpaceId, TreeId};
+use crate::manifest::{SpaceEntry, TreeEntry};
+use crate::space::FreeSpace;
+use crate::space::pending::Pending;
+use crate::ticket::Position;
+use crate::tree::Root;
+use crate::view::{Published, View};
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+/// An open tree.
+#[derive(Debug)]
+pub struct Tree {
+    // Set at open, never changed.
+    /// Its id.
+    pub id: TreeId,
+    /// What it was created with.
+    pub spec: TreeSpec,
+    /// Its file.
+    pub file: Arc<TreeFile>,
+    /// True if it is Volatile and begins this session empty.
+    pub emptied: bool,
+
+    published: RwLock<Arc<Published>>,
+    // What was published and may still be looked at, oldest first, by commit.
+    views: Mutex<VecDeque<(u64, Weak<Published>)>>,
+    /// Its free units, and those that wait to be free.
+    pub room: Mutex<Room>,
+    // Of a Volatile tree: why it could not be written.
+    failed: Mutex<Option<Error>>,
+}
+
+/// Units of a tree file.
+#[derive(Debug)]
+pub struct Room {
+    /// Those that are free.
+    pub free: FreeSpace,
+    /// Those that wait until nobody reaches them.
+    pub pending: Pending,
+}
+
+impl Tree {
+    /// A tree as of commit `commit`.
+    pub fn new(entry: &TreeEntry, file: TreeFile, commit: u64, emptied: bool) -> Self {
+        let root = entry.root.unwrap_or_default();
+        let end = if entry.root.is_some() { entry.end_unit } else { 1 };
+        let file = Arc::new(file);
+        let published = Published {
+            root,
+            commit,
+            file: Some(Arc::clone(&file)),
+            frozen: None,
+            active: Arc::default(),
+        };
+        Tree {
+            id: entry.id,
+            spec: entry.spec.clone(),
+            file,
+            emptied,
+            published: RwLock::new(Arc::new(published)),
+            views: Mutex::default(),
+            room: Mutex::new(Room {
+                free: FreeSpace::unknown(end),
+                pending: Pending::default(),
+            }),
+            failed: Mutex::default(),
+        }
+    }
+
+    /// True if it takes no part in the journal and the manifest.
+    pub fn is_volatile(&self) -> bool {
+        self.spec.class == TreeClass::Volatile
+    }
+
+    /// What readers see now.
+    pub fn view(&self) -> View {
+        View::new(self.published())
+    }
+
+    /// What is published now.
+    pub fn published(&self) -> Arc<Published> {
+        Arc::clone(&self.published.read())
+    }
+
+    /// The buffer that takes new entries. Requires: the space's `write` is held.
+    pub fn active(&self) -> Arc<TreeBuffer> {
+        Arc::clone(&self.published.read().active)
+    }
+
+    /// Swaps in a new buffer and gives the full one. Swaps pointers, nothing else, unless an
+    /// unfinished checkpoint left a frozen buffer: then the two become one. Requires: the space's
+    /// `write` is held.
+    pub fn freeze(&self) -> Option<Arc<TreeBuffer>> {
+        let now = self.published();
+        let frozen = match &now.frozen {
+            None if now.active.is_empty() => return None,
+            None => Arc::clone(&now.active),
+            Some(older) => {
+                let both = TreeBuffer::default();
+                for (key, edit) in older.sorted().into_iter().chain(now.active.sorted()) {
+                    both.set(key, edit);
+                }
+                Arc::new(both)
+            }
+        };
+        let (root, commit, file) = (now.root, now.commit, now.file.clone());
+        drop(now);
+        self.replace(Published {
+            root,
+            commit,
+            file,
+            frozen: Some(Arc::clone(&frozen)),
+            active: Arc::default(),
+        });
+        Some(frozen)
+    }
+
+    /// Publishes the root of a finished checkpoint; its buffer goes.
+    pub fn publish(&self, root: Root, commit: u64) {
+        // The active buffer may not be swapped meanwhile: only `freeze` does that, and the one
+        // checkpoint that runs calls both.
+        let active = self.active();
+        self.replace(Published {
+            root,
+            commit,
+            file: Some(Arc::clone(&self.file)),
+            frozen: None,
+            active,
+        });
+    }
+
+    fn replace(&self, next: Published) {
+        let mut slot = self.published.write();
+        let old = std::mem::replace(&mut *slot, Arc::new(next));
+        let mut views = self.views.lock();
+        views.push_back((old.commit, Arc::downgrade(&old)));
+        while views.front().is_some_and(|(_, view)| view.strong_count() == 0) {
+            views.pop_front();
+        }
+    }
+
+    /// The lowest commit that a live view is of.
+    pub fn oldest_view(&self) -> u64 {
+        let current = self.published.read().commit;
+        let views = self.views.lock();
+        let alive = views
+            .iter()
+            .filter(|(_, view)| view.strong_count() > 0)
+            .map(|(commit, _)| *commit);
+        alive.min().unwrap_or(current).min(current)
+    }
+
+    /// Why a Volatile tree takes no writes.
+    pub fn failure(&self) -> Option<Error> {
+        self.failed.lock().clone()
+    }
+
+    /// A Volatile tree could not be written (or could again).
+    pub fn set_failure(&self, error: Option<Error>) {
+        *self.failed.lock() = error;
+    }
+}
+
+/// An open space.
+pub struct Space {
+    // Set at open, never changed.
+    /// Its id.
+    pub id: SpaceId,
+    /// Its name.
+    pub name: String,
+    /// Its creator's description.
+    pub config: Bytes,
+    /// Its trees, in the order of its spec.
+    pub trees: Vec<Arc<Tree>>,
+
+    /// Writers of the space, one at a time.
+    pub write: Mutex<SpaceWrite>,
+    /// Who wants to know what became durable.
+    pub listener: RwLock<Option<Arc<dyn DurableListener>>>,
+    dropped: AtomicBool,
+}
+
+/// What changes with every batch.
+#[derive(Debug, Default)]
+pub struct SpaceWrite {
+    /// The owner's state after the last batch.
+    pub state: Bytes,
+    /// The position of its last record.
+    pub last: Position,
+    /// True if something was applied since the last cut.
+    pub dirty: bool,
+    /// Budget that the buffers hold.
+    pub charged: u64,
+}
+
+impl std::fmt::Debug for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Space")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Space {
+    /// A space as the manifest has it.
+    pub fn new(entry: &SpaceEntry, trees: Vec<Arc<Tree>>) -> Self {
+        let write = SpaceWrite {
+            state: entry.state.clone(),
+            last: entry.replayed_to,
+            ..SpaceWrite::default()
+        };
+        Space {
+            id: entry.id,
+            name: entry.name.clone(),
+            config: entry.config.clone(),
+            trees,
+            write: Mutex::new(write),
+            listener: RwLock::new(None),
+            dropped: AtomicBool::new(false),
+        }
+    }
+
+    /// What callers are told about it.
+    pub fn info(&self) -> SpaceInfo {
+        let trees = self.trees.iter().map(|tree| TreeInfo {
+            id: tree.id,
+            spec: tree.spec.clone(),
+            emptied: tree.emptied,
+        });
+        SpaceInfo {
+            id: self.id,
+            name: self.name.clone(),
+            config: self.config.clone(),
+            state: self.write.lock().state.clone(),
+            trees: trees.collect(),
+        }
+    }
+
+    /// True once it was dropped; checkpoints pass over it.
+    pub fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Acquire)
+    }
+
+    /// Marks it as dropped.
+    pub fn drop_it(&self) {
+        self.dropped.store(true, Ordering::Release);
+    }
+}
+
+/// All open spaces and trees, by id.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    spaces: RwLock<BTreeMap<SpaceId, Arc<Space>>>,
+    trees: RwLock<BTreeMap<TreeId, Arc<Tree>>>,
+}
+
+impl Catalog {
+    /// Adds a space and its trees.
+    pub fn add(&self, space: Arc<Space>) {
+        let mut trees = self.trees.write();
+        for tree in &space.trees {
+            trees.insert(tree.id, Arc::clone(tree));
+        }
+        self.spaces.write().insert(space.id, space);
+    }
+
+    /// Takes a space out.
+    pub fn remove(&self, id: SpaceId) -> Option<Arc<Space>> {
+        let space = self.spaces.write().remove(&id)?;
+        let mut trees = self.trees.write();
+        for tree in &space.trees {
+            trees.remove(&tree.id);
+        }
+        Some(space)
+    }
+
+    /// A space.
+    pub fn space(&self, id: SpaceId) -> Option<Arc<Space>> {
+        self.spaces.read().get(&id).cloned()
+    }
+
+    /// A tree.
+    pub fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
+        self.trees.read().get(&id).cloned()
+    }
+
+    /// All spaces, by id.
+    pub fn spaces(&self) -> Vec<Arc<Space>> {
+        self.spaces.read().values().cloned().collect()
+    }
+}

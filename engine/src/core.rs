@@ -1,0 +1,359 @@
+//! What the store, its jobs and recovery share: the budget, the committer, and who waits for what.
+
+use crate::batch::{AdmitError, Cost, Durability};
+use crate::catalog::Catalog;
+use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::error::{Error, Result};
+use crate::file::ReadMode;
+use crate::ids::{SpaceId, TreeId};
+use crate::journal::Journal;
+use crate::manifest::{JournalStart, Manifest, Slots, SpaceEntry, TreeEntry};
+use crate::poison::Poison;
+use crate::run::Signal;
+use crate::ticket::{Position, Ticket, Watermark};
+use parking_lot::{Mutex, RwLock};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How a store is kept.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The data directory.
+    pub path: PathBuf,
+    /// When a write counts as durable.
+    pub durability: Durability,
+    /// Bytes that write buffers may hold, all spaces together.
+    pub buffer_bytes: u64,
+    /// Bytes of one journal segment; whole sectors, at least two.
+    pub segment_bytes: u64,
+    /// The most bytes of journal on disk.
+    pub journal_bytes: u64,
+    /// The longest time from a write to the checkpoint that has it in its tree file.
+    pub checkpoint_interval: Duration,
+    /// Bytes that stay allocated so that a full disk can be emptied through the store; 0 is none.
+    pub space_reserve_bytes: u64,
+    /// How tree files are read.
+    pub read_mode: ReadMode,
+    /// The most tree files kept open between checkpoints.
+    pub open_files_max: usize,
+    /// Write nothing.
+    pub read_only: bool,
+}
+
+impl StoreOptions {
+    /// The defaults for a directory.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        StoreOptions {
+            path: path.into(),
+            durability: Durability::Sync,
+            buffer_bytes: 64 << 20,
+            segment_bytes: 16 << 20,
+            journal_bytes: 256 << 20,
+            checkpoint_interval: Duration::from_secs(5),
+            space_reserve_bytes: 16 << 20,
+            read_mode: ReadMode::Mapped,
+            open_files_max: 256,
+            read_only: false,
+        }
+    }
+}
+
+/// What the parts of an open store share.
+pub struct Core {
+    // Set at open, never changed.
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// How the store is kept.
+    pub options: StoreOptions,
+    /// The first failure.
+    pub poison: Arc<Poison>,
+    /// What is open.
+    pub catalog: Arc<Catalog>,
+    /// The journal; None under `Batch`, read-only, and while the store opens.
+    pub journal: RwLock<Option<Arc<Journal>>>,
+
+    /// The one who commits; held over the commit's write and sync.
+    pub committer: Mutex<Committer>,
+    /// The space reserve.
+    pub reserve: Mutex<Reserve>,
+
+    budget: Mutex<Budget>,
+    freed: Arc<Watermark>,
+    /// Bytes applied since the last cut.
+    pub uncut: AtomicU64,
+    /// Batches applied since the last cut.
+    pub uncut_batches: AtomicU64,
+    /// True if a writer waits for budget that only a checkpoint can free.
+    pub short: AtomicBool,
+    /// True while the disk is full: only what frees space is admitted.
+    pub full: AtomicBool,
+
+    /// Counts requests for a checkpoint.
+    pub flush_wanted: AtomicU64,
+    /// The requests that were served.
+    pub flushed: Arc<Watermark>,
+    /// Up to where records are durable.
+    pub durable: Arc<Watermark>,
+    /// True while the checkpoint job waits for the journal.
+    pub awaits_journal: Arc<AtomicBool>,
+    /// The last position given out under `Batch`.
+    pub batch_position: AtomicU64,
+    /// Raised when the checkpoint job should look again.
+    pub signal: Signal,
+    /// Counters for tests and metrics.
+    pub counters: Counters,
+}
+
+/// Things that happened since the store was opened.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Checkpoints committed.
+    pub checkpoints: AtomicU64,
+    /// Bytes of pages written by checkpoints.
+    pub page_bytes: AtomicU64,
+    /// Units that held a page before and were taken again.
+    pub units_reused: AtomicU64,
+    /// Checkpoints that met a full disk.
+    pub no_space: AtomicU64,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("path", &self.options.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes of write buffers.
+#[derive(Debug, Default)]
+struct Budget {
+    used: u64,
+}
+
+/// The manifest of the last commit, and the slots it goes to.
+#[derive(Debug)]
+pub struct Committer {
+    /// None if nothing may be written.
+    pub slots: Option<Slots>,
+    /// What the newest slot holds.
+    pub manifest: Manifest,
+    /// Where replay begins by the slot before.
+    pub older: JournalStart,
+}
+
+impl Committer {
+    /// Commits the manifest with `change` applied. Requires: what it names is durable.
+    pub fn commit(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<u64> {
+        let mut next = self.manifest.clone();
+        change(&mut next);
+        next.sequence += 1;
+        self.slots.as_ref().ok_or(Error::ReadOnly)?.commit(&next)?;
+        self.older = self.manifest.journal;
+        self.manifest = next;
+        Ok(self.manifest.sequence)
+    }
+
+    /// The entry of a space.
+    pub fn space_mut(manifest: &mut Manifest, id: SpaceId) -> Option<&mut SpaceEntry> {
+        manifest.spaces.iter_mut().find(|space| space.id == id)
+    }
+
+    /// The entry of a tree.
+    pub fn tree_mut(space: &mut SpaceEntry, id: TreeId) -> Option<&mut TreeEntry> {
+        space.trees.iter_mut().find(|tree| tree.id == id)
+    }
+}
+
+/// Allocated bytes that a full store falls back on.
+#[derive(Debug, Default)]
+pub struct Reserve {
+    file: Option<Arc<dyn DiskFile>>,
+    held: bool,
+}
+
+/// Room for one batch, taken before it is applied; given back if it is dropped unused.
+#[derive(Debug)]
+pub struct Admission {
+    core: Arc<Core>,
+    /// Budget taken.
+    pub(crate) bytes: u64,
+    /// Journal room taken.
+    pub(crate) journal: u64,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.core.release(self.bytes);
+        }
+        if self.journal > 0
+            && let Some(journal) = self.core.journal.read().as_ref()
+        {
+            journal.uncharge(self.journal);
+        }
+    }
+}
+
+/// What an edit takes of the budget besides its bytes: its places in the buffer.
+const EDIT_OVERHEAD: u64 = 160;
+
+impl Core {
+    /// What a store that opens shares.
+    pub fn new(disk: Arc<dyn Disk>, options: StoreOptions, committer: Committer) -> Arc<Self> {
+        let poison = Arc::new(Poison::default());
+        let durable = Arc::new(Watermark::new(committer.manifest.journal.position));
+        let (freed, flushed) = (Arc::new(Watermark::default()), Arc::new(Watermark::default()));
+        for mark in [&durable, &freed, &flushed] {
+            poison.watch(mark);
+        }
+        Arc::new(Core {
+            disk,
+            options,
+            poison,
+            catalog: Arc::default(),
+            journal: RwLock::new(None),
+            committer: Mutex::new(committer),
+            reserve: Mutex::default(),
+            budget: Mutex::default(),
+            freed,
+            uncut: AtomicU64::new(0),
+            uncut_batches: AtomicU64::new(0),
+            short: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            flush_wanted: AtomicU64::new(0),
+            flushed,
+            durable,
+            awaits_journal: Arc::default(),
+            batch_position: AtomicU64::new(0),
+            signal: Signal::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Takes room for a batch of this cost (R5).
+    pub fn admit(self: &Arc<Self>, cost: Cost) -> Result<Admission, AdmitError> {
+        self.poison.check().map_err(AdmitError::Refused)?;
+        if self.options.read_only {
+            return Err(AdmitError::Refused(Error::ReadOnly));
+        }
+        if self.full.load(Ordering::Acquire) && !cost.frees_space {
+            return Err(AdmitError::Refused(Error::NoSpace {
+                path: self.options.path.clone(),
+            }));
+        }
+        if cost.record_bytes > crate::limits::RECORD_BYTES_MAX as u64 {
+            let (size, max) = (cost.record_bytes, crate::limits::RECORD_BYTES_MAX as u64);
+            return Err(AdmitError::Refused(Error::TooLarge {
+                what: "a journal record",
+                size,
+                max,
+            }));
+        }
+        let bytes = cost.edit_bytes + cost.edits * EDIT_OVERHEAD;
+        let mut admission = self.take_budget(bytes)?;
+        if cost.record_bytes > 0
+            && let Some(journal) = self.journal.read().as_ref()
+        {
+            admission.journal = journal.charge(cost.record_bytes)?;
+        }
+        Ok(admission)
+    }
+
+    /// A batch larger than the whole budget is admitted alone.
+    fn take_budget(self: &Arc<Self>, bytes: u64) -> Result<Admission, AdmitError> {
+        let mut budget = self.budget.lock();
+        if budget.used > 0 && budget.used + bytes > self.options.buffer_bytes {
+            let ticket = self.freed.ticket(Position(self.freed.reached().0 + 1));
+            drop(budget);
+            self.short.store(true, Ordering::Release);
+            self.signal.raise();
+            return Err(AdmitError::Short(ticket));
+        }
+        budget.used += bytes;
+        drop(budget);
+        Ok(Admission {
+            core: Arc::clone(self),
+            bytes,
+            journal: 0,
+        })
+    }
+
+    /// Gives budget back.
+    pub fn release(&self, bytes: u64) {
+        let mut budget = self.budget.lock();
+        budget.used -= bytes;
+        // Under the lock: whoever was refused before has its ticket for this advance.
+        self.freed.advance(Position(self.freed.reached().0 + 1));
+    }
+
+    /// Bytes of budget in use.
+    pub fn buffered(&self) -> u64 {
+        self.budget.lock().used
+    }
+
+    /// True if so much is applied that a checkpoint should begin while writers go on.
+    pub fn is_half_full(&self) -> bool {
+        self.uncut.load(Ordering::Relaxed) >= self.options.buffer_bytes / 2
+    }
+
+    /// Asks for a checkpoint of everything applied so far; the ticket waits for it.
+    pub fn flush(&self) -> Ticket {
+        let wanted = self.flush_wanted.fetch_add(1, Ordering::SeqCst) + 1;
+        self.signal.raise();
+        self.flushed.ticket(Position(wanted))
+    }
+
+    /// Allocates the space reserve if it is not there; false if the disk has no room for it.
+    pub fn take_reserve(&self) -> Result<bool> {
+        let bytes = self.options.space_reserve_bytes;
+        let mut reserve = self.reserve.lock();
+        if bytes == 0 || reserve.held {
+            return Ok(true);
+        }
+        if reserve.file.is_none() {
+            let path = self.options.path.join("RESERVE");
+            let file = match self.disk.open(&path, OpenMode::Write) {
+                Err(error) if error.is_not_found() => self.disk.open(&path, OpenMode::CreateNew),
+                other => other,
+            };
+            match file {
+                Err(Error::NoSpace { .. }) => return Ok(false),
+                other => reserve.file = Some(other?),
+            }
+        }
+        let Some(file) = &reserve.file else { return Ok(false) };
+        match file.preallocate(bytes) {
+            Err(Error::NoSpace { .. }) => Ok(false),
+            other => {
+                other?;
+                reserve.held = true;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Gives the space reserve to whoever writes next; false if there was none.
+    pub fn spend_reserve(&self) -> Result<bool> {
+        let mut reserve = self.reserve.lock();
+        let held = std::mem::take(&mut reserve.held);
+        match &reserve.file {
+            Some(file) if held => file.truncate(0).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    /// Closes tree files that are open beyond the limit.
+    pub fn close_idle_files(&self) {
+        let spaces = self.catalog.spaces();
+        let open = spaces
+            .iter()
+            .flat_map(|space| &space.trees)
+            .filter(|tree| tree.file.is_open());
+        for tree in open.skip(self.options.open_files_max) {
+            tree.file.close_idle();
+        }
+    }
+}
