@@ -322,9 +322,9 @@ impl<'a> Walk<'a> {
         };
         let more = visit(key, head, Lazy::There(&body, file))?;
         if self.up {
-            cursor.next()?
+            cursor.advance()?
         } else {
-            cursor.prev()?
+            cursor.retreat()?
         };
         Ok(more)
     }
@@ -350,9 +350,9 @@ impl<'a> Walk<'a> {
             && cursor.key() == Some(&key[..])
         {
             if self.up {
-                cursor.next()?
+                cursor.advance()?
             } else {
-                cursor.prev()?
+                cursor.retreat()?
             };
         }
         Ok(more)

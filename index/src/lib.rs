@@ -1,2 +1,31 @@
-//! An ordered in-memory index from keys to their revisions.
+//! An ordered in-memory index: keys to their revisions, with etcd's generations.
+//!
+//! One [`Index`] serves one shard. It holds the newest revision of each key in a B+tree of our own,
+//! whose inner nodes count live keys and know when a key below them was last born or died, so that
+//! counts and limits cost what they return. Older revisions lie in one ring in the order in which
+//! they were superseded; compaction pops the ring's tail.
+//!
+//! Worked example, one key (the exact rule at the compacted revision is etcd's):
+//!
+//! ```text
+//!            put@2  put@4  del@6  put@8  put@10
+//! sweep(5)          put@4  del@6  put@8  put@10   no read at 5 or later sees 2
+//! sweep(6)                 del@6  put@8  put@10   a delete at exactly 6 still shows
+//! sweep(7)                        put@8  put@10   now nothing is left for it to hide
+//! ```
+//!
+//! No I/O, no clock, no log, no locks: the owner wraps it in one. Reading order: [`revision`],
+//! `history` (the ring), `map` (the tree), [`walk`], [`sweep`], [`load`].
 #![forbid(unsafe_code)]
+
+pub mod revision;
+mod history;
+mod map;
+pub mod walk;
+pub mod sweep;
+pub mod load;
+
+pub use load::{LoadError, Loader, Row};
+pub use map::{Index, Stats};
+pub use revision::{Hit, KeyRange, Revision};
+pub use sweep::Swept;

@@ -84,10 +84,7 @@ pub fn replay(
     };
     let (mut sequence, mut chain) = (start.sequence, start.chain);
     let tag = session_tag(session, engine);
-    loop {
-        let Some((head, crc, body, after)) = tape.group(spot)? else {
-            break;
-        };
+    while let Some((head, crc, body, after)) = tape.group(spot)? {
         let fits = head.session == tag
             && head.sequence == sequence
             && head.chain == chain

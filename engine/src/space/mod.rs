@@ -43,7 +43,7 @@ impl FreeSpace {
 
     /// Everything below the end that is in none of `used` is free. `used` need not be sorted; an
     /// extent that is there twice or overlaps another is an error that names it.
-    pub fn learn(&mut self, used: &mut Vec<Extent>) -> Result<(), Extent> {
+    pub fn learn(&mut self, used: &mut [Extent]) -> Result<(), Extent> {
         used.sort_unstable();
         let mut at = 0;
         let mut gaps = Vec::new();

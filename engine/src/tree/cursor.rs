@@ -98,7 +98,7 @@ impl Cursor {
     }
 
     /// Moves to the next entry.
-    pub fn next(&mut self) -> Result<()> {
+    pub fn advance(&mut self) -> Result<()> {
         match self.path.last_mut() {
             Some((page, slot)) if *slot + 1 < Leaf::new(page).len() => {
                 *slot += 1;
@@ -110,7 +110,7 @@ impl Cursor {
     }
 
     /// Moves to the entry before.
-    pub fn prev(&mut self) -> Result<()> {
+    pub fn retreat(&mut self) -> Result<()> {
         match self.path.last_mut() {
             Some((_, slot)) if *slot > 0 => {
                 *slot -= 1;

@@ -218,7 +218,7 @@ impl Tested {
                 .chain([None])
             {
                 assert_eq!(cursor.key(), want.map(|(key, _)| &key[..]));
-                cursor.next().unwrap();
+                cursor.advance().unwrap();
             }
             cursor.seek_back(bound).unwrap();
             for want in self
@@ -229,7 +229,7 @@ impl Tested {
                 .chain([None])
             {
                 assert_eq!(cursor.key(), want.map(|(key, _)| &key[..]));
-                cursor.prev().unwrap();
+                cursor.retreat().unwrap();
             }
         }
     }

@@ -1,0 +1,106 @@
+//! Building an index from rows: a sorted base, then rows after it.
+
+use crate::map::{Index, Write};
+use crate::revision::Revision;
+use std::fmt;
+
+/// What a stored row says of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Row {
+    /// It was put.
+    Put {
+        /// The main at which this life of the key began.
+        created: u64,
+        /// How many puts since.
+        version: u64,
+    },
+    /// It was deleted.
+    Tombstone,
+}
+
+/// A row that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadError {
+    /// The row's revision.
+    pub at: Revision,
+    /// What is wrong.
+    pub why: &'static str,
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the row at revision {}.{} {}", self.at.main, self.at.sub, self.why)
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+/// Takes rows in ascending revision order. The first row of a key is believed in what it says of
+/// creation and version, since compaction may have removed those before it.
+#[derive(Debug, Default)]
+pub struct Loader {
+    index: Index,
+    last: Option<Revision>,
+}
+
+impl Loader {
+    /// Begins with nothing.
+    pub fn new() -> Self {
+        Loader::default()
+    }
+
+    /// Adds one key's newest row of a base that is sorted by key (an index checkpoint). Base rows
+    /// come before all calls of `row`.
+    pub fn base(&mut self, key: &[u8], at: Revision, row: Row) -> Result<(), LoadError> {
+        if self.index.find(key).is_some() {
+            return Err(LoadError {
+                at,
+                why: "is the second of its key in the base",
+            });
+        }
+        self.last = self.last.max(Some(at));
+        self.add(key, at, row)
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, key: &[u8], at: Revision, row: Row) -> Result<(), LoadError> {
+        if self.last.is_some_and(|last| at <= last) {
+            return Err(LoadError {
+                at,
+                why: "is out of order",
+            });
+        }
+        self.last = Some(at);
+        self.add(key, at, row)
+    }
+
+    /// The index of all rows.
+    pub fn finish(self) -> Index {
+        self.index
+    }
+
+    fn add(&mut self, key: &[u8], at: Revision, row: Row) -> Result<(), LoadError> {
+        let write = match row {
+            Row::Tombstone => Write::Tombstone,
+            Row::Put { version: 0, .. } => {
+                return Err(LoadError {
+                    at,
+                    why: "is a put of version 0",
+                });
+            }
+            Row::Put { created, .. } if created > at.main => {
+                return Err(LoadError {
+                    at,
+                    why: "was created after itself",
+                });
+            }
+            Row::Put { created, version } => Write::Put(Some((created, version))),
+        };
+        self.index.write(key, at, write);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,53 @@
+//! What compaction removes, in budgeted steps.
+//!
+//! Of each key's rows with main <= C the newest stays if it is a put, or a tombstone of exactly C.
+//! So a superseded row goes once what superseded it is at or below C, and a tombstone once it is
+//! below C. Superseded rows go first: then no crash between two steps can leave a key's older put
+//! without the tombstone that hides it.
+
+use crate::map::Index;
+use crate::revision::Revision;
+
+/// Whether a sweep is finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swept {
+    /// Call again.
+    More,
+    /// Nothing is left to remove.
+    Done,
+}
+
+impl Index {
+    /// Removes up to `budget` revisions that no read at `upto` or later can see and appends them to
+    /// `removed`. Cost follows what is removed. Reads at `upto` and later answer as before.
+    pub fn sweep(&mut self, upto: u64, budget: usize, removed: &mut Vec<Revision>) -> Swept {
+        let full = removed.len() + budget;
+        while self.ring.oldest().is_some_and(|older| older.superseded <= upto) {
+            if removed.len() >= full {
+                return Swept::More;
+            }
+            let older = self.ring.pop().expect("oldest() just saw it");
+            if older.report {
+                removed.push(older.state.at);
+            }
+        }
+        while self.graves.front().is_some_and(|(at, _)| at.main < upto) {
+            if removed.len() >= full {
+                return Swept::More;
+            }
+            let (at, key) = self.graves.pop_front().expect("front() just saw it");
+            removed.push(at);
+            self.swept = self.swept.max(at.main + 1);
+            if self.find(&key).is_some_and(|entry| entry.newest.at == at) {
+                self.remove(&key);
+            }
+        }
+        Swept::Done
+    }
+
+    /// True if a sweep up to `upto` would remove something.
+    pub fn has_garbage(&self, upto: u64) -> bool {
+        self.ring.oldest().is_some_and(|older| older.superseded <= upto)
+            || self.graves.front().is_some_and(|(at, _)| at.main < upto)
+    }
+}

@@ -1,0 +1,332 @@
+//! The index against a list of all rows ever written.
+
+use crate::walk::VISITED;
+use crate::{Hit, Index, KeyRange, Loader, Revision, Row, Swept};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+/// Every row ever, none forgotten.
+#[derive(Default, Clone)]
+struct Model {
+    rows: BTreeMap<Revision, (Vec<u8>, Option<(u64, u64)>)>,
+    gone: BTreeSet<Revision>,
+}
+
+impl Model {
+    fn of_key(&self, key: &[u8]) -> impl DoubleEndedIterator<Item = (Revision, Option<(u64, u64)>)> + '_ {
+        let key = key.to_vec();
+        self.rows
+            .iter()
+            .filter(move |(_, (have, _))| *have == key)
+            .map(|(at, (_, row))| (*at, *row))
+    }
+
+    fn get(&self, key: &[u8], at: u64) -> Option<Hit> {
+        let (modified, row) = self.of_key(key).rfind(|(row, _)| row.main <= at)?;
+        row.map(|(created, version)| Hit {
+            modified,
+            created,
+            version,
+        })
+    }
+
+    fn put(&mut self, key: &[u8], at: Revision) -> Hit {
+        let (created, version) = match self.of_key(key).next_back() {
+            Some((_, Some((created, version)))) => (created, version + 1),
+            _ => (at.main, 1),
+        };
+        self.rows.insert(at, (key.to_vec(), Some((created, version))));
+        Hit {
+            modified: at,
+            created,
+            version,
+        }
+    }
+
+    fn tombstone(&mut self, key: &[u8], at: Revision) -> Option<Hit> {
+        let hit = self.get(key, u64::MAX)?;
+        self.rows.insert(at, (key.to_vec(), None));
+        Some(hit)
+    }
+
+    fn keys(&self) -> BTreeSet<Vec<u8>> {
+        self.rows.values().map(|(key, _)| key.clone()).collect()
+    }
+
+    fn live(&self, range: KeyRange<'_>, at: u64) -> Vec<(Vec<u8>, Hit)> {
+        let keys = self.keys().into_iter().filter(|key| range.contains(key));
+        keys.filter_map(|key| self.get(&key, at).map(|hit| (key, hit)))
+            .collect()
+    }
+
+    /// What CMP-4 removes at `upto`, as far as it is still there.
+    fn compact(&mut self, upto: u64) -> BTreeSet<Revision> {
+        let mut removed = BTreeSet::new();
+        for key in self.keys() {
+            let below: Vec<_> = self.of_key(&key).filter(|(at, _)| at.main <= upto).collect();
+            for (place, (at, row)) in below.iter().enumerate() {
+                let newest = place + 1 == below.len();
+                if !(newest && (row.is_some() || at.main == upto)) && self.gone.insert(*at) {
+                    removed.insert(*at);
+                }
+            }
+        }
+        removed
+    }
+}
+
+fn walked(index: &Index, range: KeyRange<'_>, at: u64, limit: usize, up: bool) -> Vec<(Vec<u8>, Hit)> {
+    let mut found = Vec::new();
+    let visit = &mut |key: &[u8], hit| {
+        found.push((key.to_vec(), hit));
+        if found.len() == limit {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    if up {
+        index.walk(range, at, visit)
+    } else {
+        index.walk_back(range, at, visit)
+    }
+    found
+}
+
+fn check_reads(index: &Index, model: &Model, from: u64, newest: u64) {
+    let bounds: [&[u8]; 5] = [b"", b"a", b"k05", b"k2", b"zz"];
+    for at in from..=newest + 1 {
+        for start in bounds {
+            for end in bounds.into_iter().map(Some).chain([None]) {
+                let range = KeyRange { start, end };
+                let want = model.live(range, at);
+                assert_eq!(index.count(range, at), want.len() as u64, "{range:?} at {at}");
+                assert_eq!(walked(index, range, at, usize::MAX, true), want, "{range:?} at {at}");
+                let back: Vec<_> = want.iter().rev().take(2).cloned().collect();
+                assert_eq!(walked(index, range, at, 2, false), back);
+            }
+        }
+        for key in model.keys() {
+            assert_eq!(index.get(&key, at), model.get(&key, at));
+        }
+    }
+    for key in model.keys() {
+        let mut since = Vec::new();
+        index.since(&key, Revision::new(from, 0), &mut since);
+        let alive = model
+            .of_key(&key)
+            .map(|(at, _)| at)
+            .filter(|at| at.main >= from && !model.gone.contains(at));
+        assert_eq!(since, alive.collect::<Vec<_>>(), "{key:?} since {from}");
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Txn(Vec<(u8, bool)>),
+    Sweep { back: u64, budget: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => prop::collection::vec((0u8..30, prop::bool::weighted(0.65)), 1..4).prop_map(Step::Txn),
+        1 => (0u64..6, 1usize..5).prop_map(|(back, budget)| Step::Sweep { back, budget }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn it_answers_like_the_list_of_all_rows(steps in prop::collection::vec(step(), 1..60)) {
+        let (mut index, mut model, mut main, mut compacted) = (Index::new(), Model::default(), 1, 0);
+        let mut removed = Vec::new();
+        for step in steps {
+            match step {
+                Step::Txn(changes) => {
+                    main += 1;
+                    for (sub, (key, put)) in changes.into_iter().enumerate() {
+                        let (key, at) = (format!("k{key:02}").into_bytes(), Revision::new(main, sub as u32));
+                        if put {
+                            prop_assert_eq!(index.put(&key, at), model.put(&key, at));
+                        } else {
+                            prop_assert_eq!(index.tombstone(&key, at), model.tombstone(&key, at));
+                        }
+                    }
+                }
+                Step::Sweep { back, budget } => {
+                    compacted = compacted.max(main.saturating_sub(back));
+                    let already = removed.len();
+                    let mut swept = Swept::More;
+                    for _ in 0..=back {
+                        swept = index.sweep(compacted, budget, &mut removed);
+                    }
+                    prop_assert!(removed.len() - already <= budget * (back as usize + 1));
+                    // Half-way through, and at the end, reads answer the same.
+                    check_partial(&index, &model, compacted, main);
+                    while swept == Swept::More {
+                        swept = index.sweep(compacted, budget, &mut removed);
+                    }
+                    let got: BTreeSet<_> = removed[already..].iter().copied().collect();
+                    prop_assert_eq!(got.len(), removed.len() - already, "removed once");
+                    prop_assert_eq!(got, model.compact(compacted));
+                    prop_assert!(!index.has_garbage(compacted));
+                }
+            }
+        }
+        check_reads(&index, &model, compacted, main);
+        // What survives builds the same index again.
+        let mut loader = Loader::new();
+        for (at, (key, row)) in model.rows.iter().filter(|(at, _)| !model.gone.contains(at)) {
+            let row = row.map_or(Row::Tombstone, |(created, version)| Row::Put { created, version });
+            loader.row(key, *at, row).unwrap();
+        }
+        let mut loaded = loader.finish();
+        check_reads(&loaded, &model, compacted, main);
+        let stats = (loaded.stats().keys, loaded.stats().live);
+        prop_assert_eq!(stats, (index.stats().keys, index.stats().live));
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        index.sweep(main, usize::MAX / 2, &mut a);
+        loaded.sweep(main, usize::MAX / 2, &mut b);
+        a.sort_unstable();
+        b.sort_unstable();
+        prop_assert_eq!(a, b);
+    }
+}
+
+fn check_partial(index: &Index, model: &Model, from: u64, newest: u64) {
+    for at in [from, newest] {
+        assert_eq!(
+            walked(index, KeyRange::ALL, at, usize::MAX, true),
+            model.live(KeyRange::ALL, at)
+        );
+        assert_eq!(
+            index.count(KeyRange::ALL, at),
+            model.live(KeyRange::ALL, at).len() as u64
+        );
+    }
+}
+
+/// CMP-5: one key's history, compacted at every revision.
+#[test]
+fn compaction_keeps_what_etcd_keeps() {
+    let history = [
+        (2, 0, true),
+        (4, 0, true),
+        (6, 0, false),
+        (8, 0, true),
+        (10, 0, true),
+        (12, 0, false),
+        (14, 0, true),
+        (15, 1, true),
+        (16, 0, false),
+    ];
+    let kept: [(u64, Option<(u64, u32)>); 17] = [
+        (1, None),
+        (2, Some((2, 0))),
+        (3, Some((2, 0))),
+        (4, Some((4, 0))),
+        (5, Some((4, 0))),
+        (6, Some((6, 0))),
+        (7, None),
+        (8, Some((8, 0))),
+        (9, Some((8, 0))),
+        (10, Some((10, 0))),
+        (11, Some((10, 0))),
+        (12, Some((12, 0))),
+        (13, None),
+        (14, Some((14, 0))),
+        (15, Some((15, 1))),
+        (16, Some((16, 0))),
+        (17, None),
+    ];
+    for (upto, want) in kept {
+        let mut index = Index::new();
+        for (main, sub, put) in history {
+            let at = Revision::new(main, sub);
+            if put {
+                index.put(b"foo", at);
+            } else {
+                index.tombstone(b"foo", at);
+            }
+        }
+        let mut removed = Vec::new();
+        assert_eq!(index.sweep(upto, 100, &mut removed), Swept::Done);
+        let below = history
+            .iter()
+            .map(|(main, sub, _)| Revision::new(*main, *sub))
+            .filter(|at| at.main <= upto);
+        let survivors: Vec<_> = below.filter(|at| !removed.contains(at)).collect();
+        let want: Vec<_> = want.map(|(main, sub)| Revision::new(main, sub)).into_iter().collect();
+        assert_eq!(survivors, want, "compacted at {upto}");
+        assert_eq!(index.stats().keys, u64::from(upto != 17));
+    }
+}
+
+/// TXN-24: what etcd loses. A key deleted and put again under one main survives compaction there.
+#[test]
+fn a_delete_and_a_put_under_one_main_keep_the_put() {
+    let mut index = Index::new();
+    index.put(b"k", Revision::new(2, 0));
+    index.tombstone(b"k", Revision::new(3, 0));
+    let hit = index.put(b"k", Revision::new(3, 1));
+    assert_eq!((hit.created, hit.version), (3, 1));
+    let mut removed = Vec::new();
+    index.sweep(3, 10, &mut removed);
+    assert_eq!(removed, [Revision::new(2, 0), Revision::new(3, 0)]);
+    assert_eq!(index.get(b"k", 3), Some(hit));
+}
+
+/// B4: what counts and limits cost.
+#[test]
+fn counts_and_limits_cost_what_they_return() {
+    let mut index = Index::new();
+    let key = |at: u64| format!("k{:06}", at * 7919 % 20_000).into_bytes();
+    for at in 0..20_000 {
+        index.put(&key(at), Revision::new(at + 2, 0));
+    }
+    let cost = |run: &mut dyn FnMut()| {
+        VISITED.with(|count| count.set(0));
+        run();
+        VISITED.with(std::cell::Cell::get)
+    };
+    let range = KeyRange {
+        start: b"k001000",
+        end: Some(b"k019000"),
+    };
+    let counted = cost(&mut || assert_eq!(index.count(range, u64::MAX), 18_000));
+    // The test tree has a fanout of 4: its paths are some ten nodes deep.
+    assert!(counted <= 2 * 4 * 14, "{counted} nodes for a count");
+    let limited = cost(&mut || assert_eq!(walked(&index, range, u64::MAX, 20, true).len(), 20));
+    assert!(limited <= 14 + 2 * 20, "{limited} nodes for 20 keys");
+    // Ten keys born since: a count at the revision before looks into their paths only.
+    for at in 0..10 {
+        index.put(format!("k{:06}x", 1_500 * at).as_bytes(), Revision::new(30_000 + at, 0));
+    }
+    let older = cost(&mut || assert_eq!(index.count(KeyRange::ALL, 29_999), 20_000));
+    assert!(older <= 10 * 4 * 14, "{older} nodes for an old count");
+    let overwritten = index.count(KeyRange::ALL, u64::MAX);
+    index.put(&key(5), Revision::new(40_000, 0));
+    assert_eq!(index.count(KeyRange::ALL, u64::MAX), overwritten);
+}
+
+#[test]
+fn rows_out_of_order_are_refused() {
+    let mut loader = Loader::new();
+    loader
+        .base(b"a", Revision::new(5, 0), Row::Put { created: 5, version: 1 })
+        .unwrap();
+    assert!(loader.base(b"a", Revision::new(6, 0), Row::Tombstone).is_err());
+    let error = loader.row(b"b", Revision::new(4, 0), Row::Tombstone).unwrap_err();
+    assert_eq!(error.to_string(), "the row at revision 4.0 is out of order");
+    assert!(
+        loader
+            .row(b"b", Revision::new(7, 0), Row::Put { created: 8, version: 1 })
+            .is_err()
+    );
+    assert!(
+        loader
+            .row(b"b", Revision::new(8, 0), Row::Put { created: 8, version: 0 })
+            .is_err()
+    );
+}
