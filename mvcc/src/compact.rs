@@ -1,0 +1,80 @@
+//! The sweep: taking out what compaction left behind, a bounded step at a time.
+//!
+//! The compacted revision is durable and visible before anything goes. A step takes at most
+//! `compaction_batch_limit` revisions out of one shard's index and hands their rows to the tree's
+//! buffer as removals; these need no record, since a restart finds what is superseded again. Rows
+//! that a tombstone hides go before it (`polybolt_index::sweep`), so no crash brings one back.
+
+use crate::core::Core;
+use crate::error::Result;
+use crate::record;
+use bytes::Bytes;
+use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, TreeEdit};
+use polybolt_index::Swept;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+impl Core {
+    /// True if a sweep has something to do.
+    pub(crate) fn wants_sweep(&self) -> bool {
+        let sweep = self.sweep.lock();
+        !sweep.left.is_empty() || sweep.done < self.publisher.compacted()
+    }
+
+    /// One step of the sweep; true if more may be left.
+    pub(crate) fn sweep_step(&self, now: Duration) -> Result<bool> {
+        let mut sweep = self.sweep.lock();
+        let compacted = self.publisher.compacted();
+        if self.dropped.load(Ordering::Acquire) || (sweep.left.is_empty() && sweep.done >= compacted) {
+            return Ok(false);
+        }
+        // After the compacted revision: a reader pins first and looks at the floor after.
+        let oldest = self.pins.oldest(now).unwrap_or(u64::MAX);
+        let upto = compacted.max(0).cast_unsigned().min(oldest);
+        if sweep.left.is_empty() {
+            let shard = &self.shards[sweep.next_shard];
+            let mut removed = Vec::new();
+            let swept = shard.index.write().sweep(upto, self.options.compaction_batch_limit.max(1), &mut removed);
+            if !removed.is_empty() {
+                sweep.left.push((shard.tree, removed));
+            }
+            if swept == Swept::Done {
+                sweep.next_shard += 1;
+                if sweep.next_shard == self.shards.len() {
+                    sweep.next_shard = 0;
+                    if oldest.cast_signed() >= compacted {
+                        sweep.done = compacted;
+                    }
+                    if sweep.left.is_empty() {
+                        self.swept.advance(Position(compacted.max(0).cast_unsigned()));
+                        // What a pin holds back is looked for again when the pin is gone.
+                        return Ok(sweep.done < compacted);
+                    }
+                }
+            }
+        }
+        let Some((tree, removed)) = sweep.left.last() else { return Ok(true) };
+        let edits: Vec<TreeEdit> = removed
+            .iter()
+            .map(|at| TreeEdit { tree: *tree, key: Bytes::copy_from_slice(&record::row_key(*at)), edit: Edit::Remove })
+            .collect();
+        let count = edits.len() as u64;
+        let edit_bytes = count * record::ROW_KEY_BYTES as u64;
+        let cost = Cost { edit_bytes, edits: count, frees_space: true, ..Cost::default() };
+        let admission = match self.store.admit(cost) {
+            Ok(admission) => admission,
+            Err(AdmitError::Short(_)) => return Ok(true),
+            Err(AdmitError::Refused(error)) => return Err(error.into()),
+        };
+        let writer = self.writer.lock();
+        let batch = Batch { space: self.id, edits, record: Bytes::new(), state: writer.state.encode() };
+        self.store.apply(admission, batch);
+        drop(writer);
+        sweep.left.pop();
+        if sweep.next_shard == 0 && sweep.left.is_empty() && sweep.done >= compacted {
+            self.swept.advance(Position(compacted.max(0).cast_unsigned()));
+            return Ok(false);
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,340 @@
+//! An open keyspace from the inside: its shards, its writer's state, and how rows are found.
+//!
+//! Lock order: `writer`, then `lessor`, then a shard's index, then the publisher's. Readers take an
+//! index lock for a bounded run of keys and hold nothing while they read rows.
+
+use crate::error::{Error, Refusal, Result};
+use crate::lease::Lessor;
+use crate::options::{Durability, Face, Options};
+use crate::pins::{Pin, Pins};
+use crate::publish::Publisher;
+use crate::record::{self, RowHead, State};
+use crate::request::{KeyValue, Span};
+use crate::routes::{Routes, Segment};
+use crate::watch::Hub;
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use polybolt_engine::run::{Clock, Signal};
+use polybolt_engine::store::Store;
+use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
+use polybolt_index::{Hit, Index, KeyRange, Revision};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Keys looked up under one hold of an index lock.
+pub(crate) const KEYS_PER_RUN: usize = 512;
+/// How many mains are reserved ahead where they must be (R3, R4).
+pub(crate) const RESERVE_AHEAD: u64 = 100_000;
+
+/// One shard of an open keyspace.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) name: String,
+    pub(crate) tree: TreeId,
+    pub(crate) volatile: bool,
+    pub(crate) index: RwLock<Index>,
+    /// The lowest revision that its segments answer, apart from the compacted one.
+    pub(crate) floor: AtomicU64,
+}
+
+/// What only the writer touches.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub(crate) state: State,
+    /// The newest position anything was computed from.
+    pub(crate) last: Position,
+    /// Under `Batch`: mains up to here are reserved durably, and the flush that reserves more.
+    pub(crate) reserved: u64,
+    pub(crate) reserving: Option<(u64, Position)>,
+}
+
+/// Revisions that the sweep took out of an index and has yet to take out of its tree.
+#[derive(Debug, Default)]
+pub(crate) struct Sweep {
+    pub(crate) left: Vec<(TreeId, Vec<Revision>)>,
+    pub(crate) next_shard: usize,
+    /// The compacted revision that the last whole round was for.
+    pub(crate) done: i64,
+}
+
+/// An open keyspace.
+pub(crate) struct Core {
+    // Set at open, never changed.
+    pub(crate) name: String,
+    pub(crate) id: SpaceId,
+    pub(crate) store: Arc<Store>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) routes: Routes,
+    pub(crate) shards: Vec<Shard>,
+    pub(crate) meta: TreeId,
+    /// Raised when there is housekeeping to do.
+    pub(crate) work: Signal,
+
+    pub(crate) writer: Mutex<Writer>,
+    pub(crate) lessor: Mutex<Lessor>,
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) pins: Arc<Pins>,
+    pub(crate) sweep: Mutex<Sweep>,
+    /// Up to which compacted revision everything was swept.
+    pub(crate) swept: Arc<Watermark>,
+    pub(crate) dropped: AtomicBool,
+    pub(crate) full: AtomicBool,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A key found in an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) key: Bytes,
+    pub(crate) hit: Hit,
+    pub(crate) shard: usize,
+    /// The change of the running txn that it comes from.
+    pub(crate) own: Option<usize>,
+}
+
+/// A revision that a reader may read at, pinned.
+#[derive(Debug)]
+pub(crate) struct ReadPoint {
+    /// The visible revision when the read began.
+    pub(crate) visible: u64,
+    pub(crate) at: u64,
+    pub(crate) pin: Pin,
+}
+
+/// A decoded row.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredRow {
+    pub(crate) at: Revision,
+    pub(crate) tombstone: bool,
+    /// Key and value, as stored; of a tombstone the key.
+    pub(crate) kv: KeyValue,
+}
+
+impl Core {
+    /// True if mains have to be reserved ahead, durably.
+    pub(crate) fn reserves(&self) -> bool {
+        self.options.face == Face::Standalone
+            && (self.is_batch() || self.shards.iter().any(|shard| shard.volatile))
+    }
+
+    /// True if visible is applied.
+    pub(crate) fn is_batch(&self) -> bool {
+        self.options.durability != Durability::Sync
+    }
+
+    /// A ticket for everything sealed up to `position`; under `Batch` nobody waits.
+    pub(crate) fn answer_at(&self, position: Position) -> Ticket {
+        self.store.ticket(if self.is_batch() { Position(0) } else { position })
+    }
+
+    /// Fails once the keyspace was dropped or the engine closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.dropped.load(Ordering::Acquire) {
+            return Err(Refusal::KeyspaceNotFound { name: self.name.clone() }.into());
+        }
+        Ok(())
+    }
+
+    /// The lowest revision that `segments` answer.
+    pub(crate) fn floor(&self, segments: &[Segment]) -> i64 {
+        let floors = segments.iter().map(|segment| self.shards[segment.shard].floor.load(Ordering::Acquire));
+        self.publisher.compacted().max(floors.max().unwrap_or(0).cast_signed())
+    }
+
+    /// Pins the revision that a request asks for: <= 0 is the visible one.
+    pub(crate) fn read_point(&self, segments: &[Segment], revision: i64) -> Result<ReadPoint> {
+        self.check_open()?;
+        let visible = self.publisher.visible();
+        let at = if revision <= 0 { visible } else { revision.cast_unsigned() };
+        if at > visible {
+            return Err(Refusal::FutureRevision { current: visible.cast_signed() }.into());
+        }
+        let until = self.clock.monotonic().saturating_add(self.options.pin_age_max);
+        let pin = self.pins.pin(at, until);
+        let floor = self.floor(segments);
+        if at.cast_signed() < floor {
+            return Err(Refusal::Compacted { revision: floor }.into());
+        }
+        Ok(ReadPoint { visible, at, pin })
+    }
+
+    /// Keys of one segment that are live at `at`, from `from` on; at most `max`.
+    pub(crate) fn keys_in(&self, segment: &Segment, at: u64, max: usize, up: bool, out: &mut Vec<Found>) {
+        let shard = segment.shard;
+        let full = out.len().saturating_add(max);
+        let mut start = segment.start.clone();
+        let mut end = segment.end.clone();
+        // In runs, so that the lock is never held for long.
+        loop {
+            let run = KEYS_PER_RUN.min(full - out.len());
+            let before = out.len();
+            let visit = &mut |key: &[u8], hit| {
+                out.push(Found { key: Bytes::copy_from_slice(key), hit, shard, own: None });
+                if out.len() - before == run { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let index = self.shards[shard].index.read();
+            let range = KeyRange { start: &start, end: end.as_deref() };
+            if up { index.walk(range, at, visit) } else { index.walk_back(range, at, visit) }
+            drop(index);
+            if out.len() - before < run || out.len() >= full {
+                return;
+            }
+            let Some(last) = out.last() else { return };
+            if up {
+                let mut next = last.key.to_vec();
+                next.push(0);
+                start = next.into();
+            } else {
+                end = Some(last.key.clone());
+            }
+        }
+    }
+
+    /// How many keys of the segments are live at `at`.
+    pub(crate) fn count(&self, segments: &[Segment], at: u64) -> u64 {
+        let in_segment = |segment: &Segment| {
+            let range = KeyRange { start: &segment.start, end: segment.end.as_deref() };
+            self.shards[segment.shard].index.read().count(range, at)
+        };
+        segments.iter().map(in_segment).sum()
+    }
+
+    /// The newest state of a key, applied, if it is live. Requires: the writer is held.
+    pub(crate) fn latest(&self, key: &[u8]) -> Option<Found> {
+        let shard = self.routes.shard_of(key);
+        let hit = self.shards[shard].index.read().latest(key)?;
+        Some(Found { key: Bytes::copy_from_slice(key), hit, shard, own: None })
+    }
+
+    /// The rows of what was found, in the same order; each tree is read in the order of revisions.
+    pub(crate) fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
+        let mut kvs = vec![KeyValue::default(); found.len()];
+        for (at, shard) in self.shards.iter().enumerate() {
+            let mut wanted: Vec<usize> = (0..found.len()).filter(|&which| found[which].shard == at).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            wanted.sort_unstable_by_key(|&which| found[which].hit.modified);
+            let keys: Vec<_> = wanted.iter().map(|&which| record::row_key(found[which].hit.modified)).collect();
+            let view = self.store.view(shard.tree)?;
+            view.get_many(&keys, !keys_only, &mut |which, stored| {
+                let place = wanted[which];
+                let found = &found[place];
+                let damaged = |damage| self.damaged(shard, damage);
+                let missing = Damage::Malformed { what: "a row that the index names is not there" };
+                let stored = stored.ok_or_else(|| damaged(missing))?;
+                kvs[place] = if keys_only {
+                    let head = RowHead::decode(&stored.head).map_err(damaged)?;
+                    key_only(found, head.lease)
+                } else {
+                    record::open_row(&keys[which], &stored.head, &stored.body).map_err(damaged)?
+                };
+                Ok(())
+            })?;
+        }
+        Ok(kvs)
+    }
+
+    /// One row.
+    pub(crate) fn fetch_one(&self, found: &Found) -> Result<KeyValue> {
+        let mut kvs = self.fetch(std::slice::from_ref(found), false)?;
+        kvs.pop().ok_or_else(|| Error::Storage(polybolt_engine::Error::Closed))
+    }
+
+    /// An error about a shard's file.
+    pub(crate) fn damaged(&self, shard: &Shard, damage: Damage) -> polybolt_engine::Error {
+        let path = self.store.tree_stats(shard.tree).map_or_else(|_| PathBuf::from(&shard.name), |stats| stats.path);
+        polybolt_engine::Error::corrupt(&path, Place::File, damage)
+    }
+
+    /// Rows of one shard with revisions in `[from, to]`, ascending, at most `max`.
+    pub(crate) fn rows(&self, shard: &Shard, from: Revision, to: u64, max: usize, out: &mut Vec<StoredRow>) -> Result<()> {
+        let full = out.len().saturating_add(max);
+        let start = record::row_key(from);
+        let view = self.store.view(shard.tree)?;
+        view.ascend(std::ops::Bound::Included(&start), &mut |key, head, body| {
+            let damaged = |damage| self.damaged(shard, damage);
+            let at = record::row_revision(key).map_err(damaged)?;
+            if at.main > to || out.len() >= full {
+                return Ok(false);
+            }
+            let head = Bytes::copy_from_slice(head);
+            let kv = record::open_row(key, &head, &body.load()?).map_err(damaged)?;
+            out.push(StoredRow { at, tombstone: kv.version == 0, kv });
+            Ok(true)
+        })?;
+        Ok(())
+    }
+}
+
+/// A found key without its value.
+pub(crate) fn key_only(found: &Found, lease: i64) -> KeyValue {
+    KeyValue {
+        key: found.key.clone(),
+        create_revision: found.hit.created.cast_signed(),
+        mod_revision: found.hit.modified.main.cast_signed(),
+        version: found.hit.version.cast_signed(),
+        value: Bytes::new(),
+        lease,
+    }
+}
+
+/// All rows of a span's shards in revision order, a bounded run of each shard at a time.
+pub(crate) struct Rows<'a> {
+    core: &'a Core,
+    lanes: Vec<Lane>,
+    to: u64,
+}
+
+struct Lane {
+    shard: usize,
+    next: Option<Revision>,
+    run: std::collections::VecDeque<StoredRow>,
+}
+
+/// Rows taken from a shard at a time.
+const ROWS_PER_RUN: usize = 128;
+
+impl<'a> Rows<'a> {
+    /// Rows with mains in `[from, to]` of the shards that `span` touches.
+    pub(crate) fn new(core: &'a Core, span: &Span, from: u64, to: u64) -> Self {
+        let mut shards: Vec<usize> = core.routes.cut(span).iter().map(|segment| segment.shard).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        Rows::of_shards(core, shards, from, to)
+    }
+
+    /// Rows of the given shards.
+    pub(crate) fn of_shards(core: &'a Core, shards: Vec<usize>, from: u64, to: u64) -> Self {
+        let lane = |shard| Lane { shard, next: Some(Revision::new(from, 0)), run: Default::default() };
+        Rows { core, lanes: shards.into_iter().map(lane).collect(), to }
+    }
+
+    /// The next row.
+    pub(crate) fn next_row(&mut self) -> Result<Option<StoredRow>> {
+        for lane in &mut self.lanes {
+            if let (true, Some(from)) = (lane.run.is_empty(), lane.next) {
+                let mut run = Vec::new();
+                let shard = &self.core.shards[lane.shard];
+                self.core.rows(shard, from, self.to, ROWS_PER_RUN, &mut run)?;
+                lane.next = match run.last() {
+                    Some(last) if run.len() == ROWS_PER_RUN => Some(Revision::new(last.at.main, last.at.sub + 1)),
+                    _ => None,
+                };
+                lane.run = run.into();
+            }
+        }
+        let first = self.lanes.iter_mut().filter(|lane| !lane.run.is_empty());
+        let first = first.min_by_key(|lane| lane.run.front().map(|row| row.at));
+        Ok(first.and_then(|lane| lane.run.pop_front()))
+    }
+}

@@ -1,0 +1,96 @@
+//! HashKV, byte for byte as etcd computes it (HSH-1..5).
+//!
+//! CRC-32C over the bucket name `key`, then over every included row in revision order: its 17-byte
+//! row key (18 for a tombstone) and its value as a protobuf `KeyValue`. What is included depends on
+//! the compacted revision, not on how far the sweep has come (HSH-8).
+
+use crate::core::{Core, Rows, StoredRow};
+use crate::error::{Refusal, Result};
+use crate::request::{HashKv, KeyValue, Span};
+
+/// Hashes the keyspace at `revision`; 0 is the current one. Reads all rows, in bounded memory.
+pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
+    let everything = Span::prefix("");
+    let segments = core.routes.cut(&everything);
+    let point = core.read_point(&segments, revision.max(0))?;
+    let compacted = core.publisher.compacted();
+    let h = point.at;
+    let mut crc = crc32c::crc32c(b"key");
+    // Volatile shards differ between replicas: they are not part of the hash (R4).
+    let shards = (0..core.shards.len()).filter(|at| !core.shards[*at].volatile).collect();
+    let mut rows = Rows::of_shards(core, shards, 0, h);
+    let mut encoded = Vec::new();
+    while let Some(row) = rows.next_row()? {
+        if is_included(core, &row, compacted, h) {
+            encoded.clear();
+            encode(&row, &mut encoded);
+            crc = crc32c::crc32c_append(crc, &encoded);
+        }
+    }
+    if !point.pin.holds() {
+        return Err(Refusal::Compacted { revision: core.publisher.compacted() }.into());
+    }
+    Ok(HashKv {
+        hash: crc,
+        revision: point.visible.cast_signed(),
+        compact_revision: compacted,
+        hash_revision: h.cast_signed(),
+    })
+}
+
+/// HSH-4.
+fn is_included(core: &Core, row: &StoredRow, compacted: i64, h: u64) -> bool {
+    if row.at.main.cast_signed() > compacted {
+        return true;
+    }
+    if row.tombstone {
+        return false;
+    }
+    let shard = core.routes.shard_of(&row.kv.key);
+    core.shards[shard].index.read().keeps(&row.kv.key, row.at, h)
+}
+
+/// REV-15, REV-16.
+fn encode(row: &StoredRow, out: &mut Vec<u8>) {
+    out.extend_from_slice(&row.at.main.to_be_bytes());
+    out.push(b'_');
+    out.extend_from_slice(&u64::from(row.at.sub).to_be_bytes());
+    if row.tombstone {
+        out.push(b't');
+        bytes_field(1, &row.kv.key, out);
+    } else {
+        encode_kv(&row.kv, out);
+    }
+}
+
+fn encode_kv(kv: &KeyValue, out: &mut Vec<u8>) {
+    bytes_field(1, &kv.key, out);
+    for (field, value) in [(2, kv.create_revision), (3, kv.mod_revision), (4, kv.version)] {
+        number_field(field, value, out);
+    }
+    bytes_field(5, &kv.value, out);
+    number_field(6, kv.lease, out);
+}
+
+fn bytes_field(field: u8, value: &[u8], out: &mut Vec<u8>) {
+    if !value.is_empty() {
+        out.push(field << 3 | 2);
+        varint(value.len() as u64, out);
+        out.extend_from_slice(value);
+    }
+}
+
+fn number_field(field: u8, value: i64, out: &mut Vec<u8>) {
+    if value != 0 {
+        out.push(field << 3);
+        varint(value.cast_unsigned(), out);
+    }
+}
+
+fn varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}

@@ -1,0 +1,570 @@
+//! A keyspace: one etcd logical store.
+
+use crate::core::Core;
+use crate::error::{Error, Refusal, Result};
+use crate::hash;
+use crate::lease::TTL_MAX;
+use crate::meta::{self, StoredLease};
+use crate::options::Face;
+use crate::pending::Pending;
+use crate::read::{self, Pinned, RangeStream};
+use crate::record::MetaEdit;
+use crate::request::{
+    DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, Op, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, ShardStatus, Span, TxnRequest, TxnResponse, WatchRequest,
+};
+use crate::snapshot::Snapshot;
+use crate::txn;
+use crate::watcher::Watcher;
+use crate::write::{Extra, NotNow};
+use bytes::Bytes;
+use polybolt_engine::Position;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A handle to an open keyspace. Cloning gives another handle.
+///
+/// ```
+/// use polybolt::{Engine, Options, PutRequest, RangeRequest, Routes, Span};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let dir = tempfile::tempdir()?;
+/// let engine = Engine::open(dir.path(), Options::default())?;
+/// let keyspace = engine.create_keyspace("default", Routes::kubernetes())?;
+/// let put = keyspace.put(PutRequest::new("/registry/pods/a", "nginx")).wait()?;
+/// let pods = keyspace.range(&RangeRequest::new(Span::prefix("/registry/pods/")))?;
+/// assert_eq!((pods.count, pods.kvs[0].mod_revision), (1, put.revision));
+/// engine.close()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Keyspace {
+    pub(crate) core: Arc<Core>,
+}
+
+/// A request of a replicated log, with its position there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The log's position; must rise.
+    pub index: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What a log can ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// A put, delete, range or txn.
+    Op(Op),
+    /// A compaction.
+    Compact(i64),
+    /// A lease with this id and time to live.
+    LeaseGrant {
+        /// Its id; not 0.
+        id: i64,
+        /// Seconds.
+        ttl: i64,
+    },
+    /// The end of a lease.
+    LeaseRevoke(i64),
+    /// Changes of metadata tables.
+    Table(Vec<TableEdit>),
+    /// Nothing: only the index moves.
+    Nothing,
+}
+
+/// What a command answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    /// To a put, delete, range or txn.
+    Txn(TxnResponse),
+    /// To a compaction or revoke: the revision after it.
+    Revision(i64),
+    /// To a grant.
+    Lease(LeaseGranted),
+    /// To the rest.
+    Done,
+}
+
+/// A change of a metadata table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableEdit {
+    /// The table.
+    pub table: String,
+    /// The key in it.
+    pub key: Bytes,
+    /// Its value; None removes it.
+    pub value: Option<Bytes>,
+}
+
+impl Keyspace {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.core.name
+    }
+
+    /// Reads keys. Never waits for writers. Memory: the result.
+    ///
+    /// # Errors
+    /// `EmptyKey`, `Compacted`, `FutureRevision`, or damage.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse> {
+        read::check(request)?;
+        let segments = self.core.routes.cut(&request.span);
+        let point = self.core.read_point(&segments, request.revision)?;
+        let source = Pinned { core: &self.core, segments, at: point.at };
+        let response = read::range(&source, request, point.visible)?;
+        if !point.pin.holds() {
+            return Err(Refusal::Compacted { revision: self.compact_revision() }.into());
+        }
+        Ok(response)
+    }
+
+    /// Reads keys in chunks of bounded memory, all at one revision.
+    ///
+    /// # Errors
+    /// As `range`; `Unsupported` for orders but by key, and for revision filters.
+    pub fn range_stream(&self, request: &RangeRequest) -> Result<RangeStream> {
+        RangeStream::new(&self.core, request)
+    }
+
+    /// Puts a key.
+    ///
+    /// # Errors
+    /// `EmptyKey`, `ValueProvided`, `LeaseProvided`, `LeaseNotFound`, `KeyNotFound`, `TooLarge`, `NoSpace`.
+    pub fn put(&self, request: PutRequest) -> Pending<PutResponse> {
+        self.core.submit(move |core, writer| {
+            txn::check_put(&request).map_err(Error::from)?;
+            check_size(core, request.key.len() + request.value.len())?;
+            core.evaluate(writer, Extra::default(), |evaluation| {
+                evaluation.check_put(&request)?;
+                evaluation.put(&request)
+            })
+        })
+    }
+
+    /// Deletes keys; all under one revision.
+    ///
+    /// # Errors
+    /// `EmptyKey`.
+    pub fn delete_range(&self, request: DeleteRequest) -> Pending<DeleteResponse> {
+        self.core.submit(move |core, writer| {
+            if request.span.key.is_empty() {
+                return Err(Error::from(Refusal::EmptyKey).into());
+            }
+            let extra = Extra { frees_space: true, ..Extra::default() };
+            core.evaluate(writer, extra, |evaluation| evaluation.delete(&request))
+        })
+    }
+
+    /// Runs a txn: all of it under one revision, or nothing.
+    ///
+    /// # Errors
+    /// As its operations, and `TooManyOps`, `DuplicateKey`.
+    pub fn txn(&self, request: TxnRequest) -> Pending<TxnResponse> {
+        self.core.submit(move |core, writer| {
+            txn::check_txn(&request, core.options.max_txn_ops).map_err(Error::from)?;
+            check_size(core, txn_bytes(&request))?;
+            core.evaluate(writer, Extra::default(), |evaluation| evaluation.txn(&request))
+        })
+    }
+
+    /// Forgets history below `revision`; answers with the current revision. Reads below are refused
+    /// at once; rows go step by step. `physical` waits for that, and for a checkpoint.
+    ///
+    /// # Errors
+    /// `Compacted`, `FutureRevision`.
+    pub fn compact(&self, revision: i64, physical: bool) -> Pending<i64> {
+        let pending = self.core.submit(move |core, writer| {
+            compact(core, writer, revision, None)?;
+            Ok(writer.state.main.cast_signed())
+        });
+        if !physical {
+            return pending;
+        }
+        let (swept, flushed) = (Arc::clone(&self.core), Arc::clone(&self.core));
+        pending
+            .then(move || {
+                swept.work.raise();
+                swept.swept.ticket(Position(revision.max(0).cast_unsigned()))
+            })
+            .then(move || flushed.store.flush())
+    }
+
+    /// Applies entries of a replicated log in order. Entries at or below the applied index have no
+    /// effect and answer `AlreadyApplied` (BKE-7); a refused entry moves the index too. The answer
+    /// comes once all of it is durable.
+    pub fn apply(&self, entries: Vec<Entry>) -> Pending<Vec<Result<Applied>>> {
+        let mut done: Vec<Result<Applied>> = Vec::with_capacity(entries.len());
+        self.core.submit(move |core, writer| {
+            while let Some(entry) = entries.get(done.len()) {
+                match apply_entry(core, writer, entry) {
+                    Ok(applied) => done.push(Ok(applied)),
+                    Err(NotNow::Short(ticket)) => return Err(NotNow::Short(ticket)),
+                    Err(NotNow::Refused(error @ Error::Refused(_))) => {
+                        if !matches!(error, Error::Refused(Refusal::AlreadyApplied { .. })) {
+                            let extra = Extra { applied_index: Some(entry.index), ..Extra::default() };
+                            core.commit(writer, &[], extra)?;
+                        }
+                        done.push(Err(error));
+                    }
+                    Err(refused) => return Err(refused),
+                }
+            }
+            Ok(std::mem::take(&mut done))
+        })
+    }
+
+    /// The newest applied index.
+    pub fn applied_index(&self) -> u64 {
+        self.core.writer.lock().state.applied_index
+    }
+
+    /// 128 bits over the whole history, without Volatile shards: equal on equal replicas.
+    pub fn history_hash(&self) -> u128 {
+        self.core.writer.lock().state.history
+    }
+
+    /// Watches keys.
+    ///
+    /// # Errors
+    /// `EmptyWatchRange`; `Compacted` for a negative start. A start below the compacted revision
+    /// yields one `Compacted` item instead (WCH-7).
+    pub fn watch(&self, mut request: WatchRequest) -> Result<Watcher> {
+        let core = &self.core;
+        if request.span.key.is_empty() {
+            request.span.key = Bytes::from_static(b"\0");
+        }
+        if let crate::request::SpanEnd::Before(end) = &request.span.end
+            && *end <= request.span.key
+        {
+            return Err(Refusal::EmptyWatchRange.into());
+        }
+        if request.start_revision < 0 {
+            return Err(Refusal::Compacted { revision: 0 }.into());
+        }
+        let writer = core.writer.lock();
+        core.check_open()?;
+        let visible = core.publisher.visible();
+        let applied = writer.state.main;
+        let next = if request.start_revision == 0 { visible + 1 } else { request.start_revision.cast_unsigned() };
+        let (id, feed) = core.hub.register(request, next, applied, core.options.watch_buffer_bytes);
+        drop(writer);
+        // Read after registration (WCH-8).
+        let created = core.publisher.visible().cast_signed();
+        Ok(Watcher::new(Arc::clone(core), id, feed, created, applied))
+    }
+
+    /// Grants a lease; id 0 picks one.
+    ///
+    /// # Errors
+    /// `LeaseTtlTooLarge`, `LeaseExists`.
+    pub fn lease_grant(&self, id: i64, ttl: i64) -> Pending<LeaseGranted> {
+        let entropy = self.core.store.entropy();
+        self.core.submit(move |core, writer| grant(core, writer, id, ttl, entropy, None))
+    }
+
+    /// Ends a lease: its keys are deleted under one revision. Answers with the revision after it.
+    ///
+    /// # Errors
+    /// `LeaseNotFound`.
+    pub fn lease_revoke(&self, id: i64) -> Pending<i64> {
+        self.core.submit(move |core, writer| revoke(core, writer, id, None))
+    }
+
+    /// Starts a lease's time to live anew and answers with it; 0 if there is no such lease. One past
+    /// its deadline is not renewed: the answer is 0.
+    pub fn lease_keep_alive(&self, id: i64) -> i64 {
+        let now = self.core.clock.monotonic();
+        self.core.lessor.lock().keep_alive(id, now).unwrap_or(0)
+    }
+
+    /// A lease's time to live, and its keys if asked for.
+    pub fn lease_time_to_live(&self, id: i64, keys: bool) -> Option<LeaseStatus> {
+        let now = self.core.clock.monotonic();
+        let lessor = self.core.lessor.lock();
+        let (granted_ttl, remaining_ttl) = lessor.time_to_live(id, now)?;
+        let keys = if keys { lessor.keys(id) } else { Vec::new() };
+        Some(LeaseStatus { id, granted_ttl, remaining_ttl, keys })
+    }
+
+    /// All leases, by remaining time.
+    pub fn leases(&self) -> Vec<i64> {
+        self.core.lessor.lock().list()
+    }
+
+    /// Leases past their deadline. In a replayed engine the frontend proposes their revokes (S4).
+    pub fn due_leases(&self, max: usize) -> Vec<i64> {
+        let now = self.core.clock.monotonic();
+        self.core.lessor.lock().due(now, max)
+    }
+
+    /// Becomes the one whose clock expires leases; each gets its whole time to live and `extend`.
+    pub fn promote(&self, extend: Duration) {
+        let now = self.core.clock.monotonic();
+        self.core.lessor.lock().promote(now, extend);
+        self.core.work.raise();
+    }
+
+    /// Stops being that: no lease expires.
+    pub fn demote(&self) {
+        self.core.lessor.lock().demote();
+    }
+
+    /// Hashes all keys at a revision as etcd does; 0 is the current one.
+    ///
+    /// # Errors
+    /// `Compacted`, `FutureRevision`.
+    pub fn hash_kv(&self, revision: i64) -> Result<HashKv> {
+        hash::hash_kv(&self.core, revision)
+    }
+
+    /// A consistent stream of everything at the current revision, taken while writes go on.
+    ///
+    /// # Errors
+    /// If the keyspace was dropped.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        Snapshot::new(&self.core)
+    }
+
+    /// The current revision.
+    pub fn revision(&self) -> i64 {
+        self.core.publisher.visible().cast_signed()
+    }
+
+    /// The compacted revision, -1 if never.
+    pub fn compact_revision(&self) -> i64 {
+        self.core.publisher.compacted()
+    }
+
+    /// Sizes and counts.
+    pub fn status(&self) -> KeyspaceStatus {
+        let core = &self.core;
+        let mut status = KeyspaceStatus {
+            revision: self.revision(),
+            compact_revision: self.compact_revision(),
+            applied_index: self.applied_index(),
+            leases: core.lessor.lock().len() as u64,
+            watchers: core.hub.len() as u64,
+            ..KeyspaceStatus::default()
+        };
+        if let Ok(meta) = core.store.tree_stats(core.meta) {
+            status.size += meta.size;
+            status.size_in_use += meta.in_use;
+        }
+        for (shard, options) in core.shards.iter().zip(core.routes.shards()) {
+            let Ok(tree) = core.store.tree_stats(shard.tree) else { continue };
+            let index = shard.index.read().stats();
+            status.size += tree.size;
+            status.size_in_use += tree.in_use;
+            let durability = if shard.volatile { "volatile" } else if core.is_batch() { "batch" } else { "sync" };
+            status.shards.push(ShardStatus {
+                name: shard.name.clone(),
+                prefixes: options.prefixes.clone(),
+                file: tree.path,
+                durability,
+                size: tree.size,
+                size_in_use: tree.in_use,
+                keys: index.live,
+                revisions: index.revisions,
+                depth: tree.depth,
+                index_bytes: index.bytes,
+            });
+        }
+        status
+    }
+
+    /// An entry of a metadata table. Waits until what it read is durable.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the store failed.
+    pub fn table_get(&self, table: &str, key: &[u8]) -> Result<Option<Bytes>> {
+        let (view, ticket) = self.table_view()?;
+        let found = view.get(&meta::table_key(table, key))?.map(|stored| stored.body);
+        ticket.wait()?;
+        Ok(found)
+    }
+
+    /// All entries of a metadata table, by key. Waits until what it read is durable.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the store failed.
+    pub fn table_list(&self, table: &str) -> Result<Vec<(Bytes, Bytes)>> {
+        let (view, ticket) = self.table_view()?;
+        let prefix = meta::table_prefix(table);
+        let mut found = Vec::new();
+        view.ascend(Bound::Included(&prefix), &mut |key, _, body| {
+            let Some(key) = key.strip_prefix(&prefix[..]) else { return Ok(false) };
+            found.push((Bytes::copy_from_slice(key), body.load()?));
+            Ok(true)
+        })?;
+        ticket.wait()?;
+        Ok(found)
+    }
+
+    /// Changes metadata tables, all at once.
+    pub fn table_write(&self, edits: Vec<TableEdit>) -> Pending<()> {
+        self.core.submit(move |core, writer| {
+            let extra = Extra { meta: table_edits(&edits), frees_space: true, ..Extra::default() };
+            core.commit(writer, &[], extra)
+        })
+    }
+
+    /// Writes buffers into the files and gives free space at their ends back to the disk.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn defragment(&self) -> Result<()> {
+        // Twice: what the first checkpoint gives up is free after the second.
+        for _ in 0..2 {
+            self.core.store.flush().wait()?;
+        }
+        for tree in self.core.shards.iter().map(|shard| shard.tree).chain([self.core.meta]) {
+            self.core.store.trim(tree)?;
+        }
+        Ok(())
+    }
+
+    fn table_view(&self) -> Result<(polybolt_engine::view::View, polybolt_engine::Ticket)> {
+        let writer = self.core.writer.lock();
+        self.core.check_open()?;
+        let ticket = self.core.answer_at(writer.last);
+        Ok((self.core.store.view(self.core.meta)?, ticket))
+    }
+}
+
+fn check_size(core: &Core, bytes: usize) -> Result<()> {
+    let (size, max) = (bytes as u64, core.options.max_request_bytes);
+    if size > max { Err(Refusal::TooLarge { size, max }.into()) } else { Ok(()) }
+}
+
+fn txn_bytes(request: &TxnRequest) -> usize {
+    let op = |op: &Op| match op {
+        Op::Put(put) => put.key.len() + put.value.len(),
+        Op::Range(range) => range.span.key.len(),
+        Op::Delete(delete) => delete.span.key.len(),
+        Op::Txn(txn) => txn_bytes(txn),
+    };
+    request.success.iter().chain(&request.failure).map(op).sum()
+}
+
+fn table_edits(edits: &[TableEdit]) -> Vec<MetaEdit> {
+    edits
+        .iter()
+        .map(|edit| MetaEdit { key: meta::table_key(&edit.table, &edit.key), value: edit.value.clone() })
+        .collect()
+}
+
+fn compact(
+    core: &Core,
+    writer: &mut crate::core::Writer,
+    revision: i64,
+    applied_index: Option<u64>,
+) -> Result<(), NotNow> {
+    let (main, compacted) = (writer.state.main.cast_signed(), writer.state.compacted);
+    if revision <= compacted {
+        return Err(Error::from(Refusal::Compacted { revision: compacted }).into());
+    }
+    if revision > main {
+        return Err(Error::from(Refusal::FutureRevision { current: main }).into());
+    }
+    let extra = Extra { compacted: Some(revision), applied_index, frees_space: true, ..Extra::default() };
+    core.commit(writer, &[], extra)?;
+    core.work.raise();
+    Ok(())
+}
+
+fn grant(
+    core: &Core,
+    writer: &mut crate::core::Writer,
+    id: i64,
+    ttl: i64,
+    entropy: u64,
+    applied_index: Option<u64>,
+) -> Result<LeaseGranted, NotNow> {
+    if ttl > TTL_MAX {
+        return Err(Error::from(Refusal::LeaseTtlTooLarge).into());
+    }
+    let ttl = ttl.max(core.options.min_lease_ttl);
+    let mut id = id;
+    {
+        let lessor = core.lessor.lock();
+        let mut random = entropy;
+        while id == 0 || (random != entropy && lessor.exists(id)) {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            id = (random >> 1).cast_signed();
+        }
+        if lessor.exists(id) {
+            return Err(Error::from(Refusal::LeaseExists).into());
+        }
+    }
+    let value = StoredLease { ttl, remaining: 0 }.encode();
+    let meta = vec![MetaEdit { key: meta::lease_key(id), value: Some(value) }];
+    core.commit(writer, &[], Extra { meta, applied_index, ..Extra::default() })?;
+    let now = core.clock.monotonic();
+    core.lessor.lock().grant(id, ttl, now);
+    if core.options.face == Face::Standalone {
+        core.work.raise();
+    }
+    Ok(LeaseGranted { revision: writer.state.main.cast_signed(), id, ttl })
+}
+
+/// Deletes the keys of a lease, ascending, under one revision, and the lease with them (LSE-5).
+pub(crate) fn revoke(
+    core: &Core,
+    writer: &mut crate::core::Writer,
+    id: i64,
+    applied_index: Option<u64>,
+) -> Result<i64, NotNow> {
+    let keys = {
+        let lessor = core.lessor.lock();
+        if !lessor.exists(id) {
+            return Err(Error::from(Refusal::LeaseNotFound).into());
+        }
+        lessor.keys(id)
+    };
+    let meta = vec![MetaEdit { key: meta::lease_key(id), value: None }];
+    let extra = Extra { meta, applied_index, frees_space: true, ..Extra::default() };
+    core.evaluate(writer, extra, |evaluation| {
+        for key in keys {
+            evaluation.delete(&DeleteRequest { span: Span::key(key), prev_kv: false })?;
+        }
+        Ok(())
+    })?;
+    core.lessor.lock().revoke(id);
+    Ok(writer.state.main.cast_signed())
+}
+
+fn apply_entry(core: &Core, writer: &mut crate::core::Writer, entry: &Entry) -> Result<Applied, NotNow> {
+    let applied = writer.state.applied_index;
+    if entry.index <= applied {
+        return Err(Error::from(Refusal::AlreadyApplied { applied }).into());
+    }
+    let index = Some(entry.index);
+    let extra = Extra { applied_index: index, ..Extra::default() };
+    match &entry.command {
+        Command::Op(op) => {
+            let request = match op {
+                Op::Txn(txn) => txn.clone(),
+                op => TxnRequest { success: vec![op.clone()], ..TxnRequest::default() },
+            };
+            txn::check_txn(&request, core.options.max_txn_ops).map_err(Error::from)?;
+            core.evaluate(writer, extra, |evaluation| evaluation.txn(&request)).map(Applied::Txn)
+        }
+        Command::Compact(revision) => {
+            compact(core, writer, *revision, index)?;
+            Ok(Applied::Revision(writer.state.main.cast_signed()))
+        }
+        Command::LeaseGrant { id, ttl } => grant(core, writer, *id, *ttl, 0, index).map(Applied::Lease),
+        Command::LeaseRevoke(id) => revoke(core, writer, *id, index).map(Applied::Revision),
+        Command::Table(edits) => {
+            let extra = Extra { meta: table_edits(edits), ..extra };
+            core.commit(writer, &[], extra)?;
+            Ok(Applied::Done)
+        }
+        Command::Nothing => {
+            core.commit(writer, &[], extra)?;
+            Ok(Applied::Done)
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The one place that moves `durable` and `visible`: then the hub, then (by the engine) tickets.
+//!
+//! The writer notes which position makes which revision durable; the journal tells when a position
+//! is. Under `Batch` a revision is visible as soon as it is applied.
+
+use crate::watch::Hub;
+use parking_lot::Mutex;
+use polybolt_engine::{DurableListener, Position};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// What readers may see.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    /// Held by the writer from before a record is sealed until it is noted here, so that the journal
+    /// cannot overtake the note.
+    pub(crate) noted: Mutex<VecDeque<Noted>>,
+    visible: AtomicU64,
+    compacted: AtomicI64,
+    /// True if visible is applied (`Batch`).
+    at_once: bool,
+    hub: Arc<Hub>,
+}
+
+/// What a position makes durable.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Noted {
+    pub(crate) position: Position,
+    pub(crate) main: u64,
+    pub(crate) compacted: i64,
+}
+
+impl Publisher {
+    pub(crate) fn new(main: u64, compacted: i64, at_once: bool, hub: Arc<Hub>) -> Self {
+        hub.publish(main);
+        Publisher {
+            noted: Mutex::default(),
+            visible: AtomicU64::new(main),
+            compacted: AtomicI64::new(compacted),
+            at_once,
+            hub,
+        }
+    }
+
+    /// The newest revision that anybody may see.
+    pub(crate) fn visible(&self) -> u64 {
+        self.visible.load(Ordering::Acquire)
+    }
+
+    /// The compacted revision that anybody may see, -1 if never.
+    pub(crate) fn compacted(&self) -> i64 {
+        self.compacted.load(Ordering::SeqCst)
+    }
+
+    /// Seals a batch with `seal`, which returns its position, and notes what that makes durable.
+    pub(crate) fn seal(&self, main: u64, compacted: i64, seal: impl FnOnce() -> Position) -> Position {
+        let mut noted = self.noted.lock();
+        let position = seal();
+        if self.at_once {
+            drop(noted);
+            self.show(main, compacted);
+        } else {
+            noted.push_back(Noted { position, main, compacted });
+        }
+        position
+    }
+
+    fn show(&self, main: u64, compacted: i64) {
+        self.compacted.fetch_max(compacted, Ordering::SeqCst);
+        self.visible.fetch_max(main, Ordering::AcqRel);
+        self.hub.publish(main);
+    }
+}
+
+impl DurableListener for Publisher {
+    fn durable(&self, upto: Position) {
+        let mut newest = None;
+        let mut noted = self.noted.lock();
+        while noted.front().is_some_and(|next| next.position <= upto) {
+            newest = noted.pop_front();
+        }
+        // Under the lock: two journal groups may not publish in the other order.
+        if let Some(Noted { main, compacted, .. }) = newest {
+            self.show(main, compacted);
+        }
+    }
+}

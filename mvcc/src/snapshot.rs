@@ -1,0 +1,321 @@
+//! A keyspace as a stream of checked frames.
+//!
+//! Frame: length u32, crc32 of kind and payload u32, kind u8, payload. Kinds: 1 header, 2 rows,
+//! 3 entries of the meta tree, 4 trailer. The header says what it is of; rows come in revision
+//! order; the trailer has counts and the SHA-256 of all bytes before it. A stream that was cut,
+//! changed or reordered is refused, and nothing of it is kept.
+
+use crate::core::{Core, ReadPoint, Rows, StoredRow};
+use crate::error::{Error, Refusal, Result};
+use crate::record::{self, NewPut, NewRow, State};
+use crate::request::Span;
+use bytes::Bytes;
+use polybolt_engine::codec::{Reader, put_bytes};
+use polybolt_engine::{Damage, Place};
+use polybolt_index::Revision;
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+
+const MAGIC: &[u8; 8] = b"PBLTSNAP";
+const VERSION: u32 = 1;
+const HEADER: u8 = 1;
+const ROWS: u8 = 2;
+const META: u8 = 3;
+const TRAILER: u8 = 4;
+/// About how large a frame of rows is.
+const FRAME_BYTES: usize = 64 << 10;
+/// No frame is larger: one row of the largest request fits.
+const FRAME_BYTES_MAX: usize = 512 << 20;
+
+/// A stream of one keyspace at one revision. Holds one frame in memory, and compaction back.
+#[derive(Debug)]
+pub struct Snapshot {
+    core: Arc<Core>,
+    point: ReadPoint,
+    state: State,
+    stage: Stage,
+    digest: Sha256,
+    rows: u64,
+    entries: u64,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Header,
+    Rows(Revision),
+    Meta(Bytes),
+    Trailer,
+    Done,
+}
+
+impl Snapshot {
+    pub(crate) fn new(core: &Arc<Core>) -> Result<Self> {
+        let mut state = core.writer.lock().state.clone();
+        let segments = core.routes.cut(&Span::prefix(""));
+        let point = core.read_point(&segments, 0)?;
+        state.main = point.at;
+        state.compacted = core.publisher.compacted();
+        state.reserve = 0;
+        Ok(Snapshot {
+            core: Arc::clone(core),
+            point,
+            state,
+            stage: Stage::Header,
+            digest: Sha256::new(),
+            rows: 0,
+            entries: 0,
+            bytes: 0,
+        })
+    }
+
+    /// The revision it is of.
+    pub fn revision(&self) -> i64 {
+        self.point.at.cast_signed()
+    }
+
+    fn step(&mut self) -> Result<Option<Bytes>> {
+        let (kind, payload) = match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Header => {
+                self.stage = Stage::Rows(Revision::default());
+                (HEADER, self.header())
+            }
+            Stage::Rows(from) => {
+                let (payload, next) = self.rows_from(from)?;
+                self.stage = next.map_or(Stage::Meta(Bytes::new()), Stage::Rows);
+                (ROWS, payload)
+            }
+            Stage::Meta(from) => {
+                let (payload, next) = self.meta_from(&from)?;
+                self.stage = next.map_or(Stage::Trailer, Stage::Meta);
+                (META, payload)
+            }
+            Stage::Trailer => {
+                let mut payload = Vec::with_capacity(48);
+                payload.extend_from_slice(&self.rows.to_le_bytes());
+                payload.extend_from_slice(&self.entries.to_le_bytes());
+                payload.extend_from_slice(&self.digest.clone().finalize());
+                (TRAILER, payload)
+            }
+            Stage::Done => return Ok(None),
+        };
+        let mut frame = Vec::with_capacity(payload.len() + 9);
+        frame.extend_from_slice(&u32::try_from(payload.len()).expect("a frame is bounded").to_le_bytes());
+        frame.extend_from_slice(&frame_crc(kind, &payload).to_le_bytes());
+        frame.push(kind);
+        frame.extend_from_slice(&payload);
+        self.digest.update(&frame);
+        self.bytes += frame.len() as u64;
+        Ok(Some(frame.into()))
+    }
+
+    fn header(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 24]); // three feature words
+        out.extend_from_slice(&0u64.to_le_bytes()); // since: 0 is everything
+        put_bytes(&mut out, &self.state.encode());
+        put_bytes(&mut out, &self.core.routes.encode());
+        out
+    }
+
+    fn rows_from(&mut self, from: Revision) -> Result<(Vec<u8>, Option<Revision>)> {
+        if !self.point.pin.holds() {
+            return Err(Refusal::Compacted { revision: self.core.publisher.compacted() }.into());
+        }
+        let shards = (0..self.core.shards.len()).collect();
+        let mut rows = Rows::of_shards(&self.core, shards, from.main, self.point.at);
+        let mut out = Vec::with_capacity(FRAME_BYTES + 4096);
+        while let Some(StoredRow { at, tombstone, kv }) = rows.next_row()? {
+            if at < from {
+                continue;
+            }
+            if out.len() >= FRAME_BYTES {
+                return Ok((out, Some(at)));
+            }
+            let put = NewPut {
+                value: &kv.value,
+                created: kv.create_revision.cast_unsigned(),
+                version: kv.version.cast_unsigned(),
+                lease: kv.lease,
+            };
+            let mut row = Vec::new();
+            let put = (!tombstone).then_some(put);
+            record::encode_row(&mut row, NewRow { at, key: &kv.key, put });
+            put_bytes(&mut out, &row);
+            self.rows += 1;
+        }
+        Ok((out, None))
+    }
+
+    fn meta_from(&mut self, from: &Bytes) -> Result<(Vec<u8>, Option<Bytes>)> {
+        let view = self.core.store.view(self.core.meta)?;
+        let mut out = Vec::new();
+        let mut next = None;
+        let entries = &mut self.entries;
+        view.ascend(Bound::Included(&from[..]), &mut |key, _, body| {
+            if out.len() >= FRAME_BYTES {
+                next = Some(Bytes::copy_from_slice(key));
+                return Ok(false);
+            }
+            put_bytes(&mut out, key);
+            put_bytes(&mut out, &body.load()?);
+            *entries += 1;
+            Ok(true)
+        })?;
+        Ok((out, next))
+    }
+}
+
+impl Iterator for Snapshot {
+    type Item = Result<Bytes>;
+
+    fn next(&mut self) -> Option<Result<Bytes>> {
+        let frame = self.step();
+        if frame.is_err() {
+            self.stage = Stage::Done;
+        }
+        frame.transpose()
+    }
+}
+
+/// What a stream is of.
+#[derive(Debug)]
+pub(crate) struct SnapshotHead {
+    pub(crate) state: State,
+    pub(crate) routes: Bytes,
+}
+
+/// One thing out of a stream.
+pub(crate) enum Item {
+    /// A row: tree key and the rest.
+    Row { key: Bytes, head: Bytes, body: Bytes },
+    /// An entry of the meta tree.
+    Meta { key: Bytes, value: Bytes },
+}
+
+/// Reads a stream and checks all of it.
+pub(crate) struct SnapshotReader<R> {
+    input: R,
+    digest: Sha256,
+    offset: u64,
+    rows: u64,
+    entries: u64,
+}
+
+impl<R: Read> SnapshotReader<R> {
+    /// Begins with the header.
+    pub(crate) fn new(input: R) -> Result<(Self, SnapshotHead)> {
+        let mut reader = SnapshotReader { input, digest: Sha256::new(), offset: 0, rows: 0, entries: 0 };
+        let (kind, payload) = reader.frame()?;
+        let at = reader.offset;
+        let damaged = |damage| damaged(at, damage);
+        let mut fields = Reader::new(&payload);
+        if kind != HEADER || fields.array::<8>().map_err(damaged)? != *MAGIC {
+            return Err(damaged(Damage::Malformed { what: "it does not begin like a snapshot" }));
+        }
+        let version = fields.u32().map_err(damaged)?;
+        let features = [fields.u64(), fields.u64(), fields.u64()];
+        let since = fields.u64().map_err(damaged)?;
+        if version != VERSION || !matches!(features, [Ok(_), Ok(0), Ok(0)]) || since != 0 {
+            return Err(Error::Storage(polybolt_engine::Error::Unsupported {
+                file: "the snapshot".into(),
+                found: format!("snapshot format {version} since revision {since}"),
+                supported: format!("whole snapshots of format {VERSION} without features"),
+            }));
+        }
+        let state = State::decode(fields.bytes().map_err(damaged)?).map_err(damaged)?;
+        let routes = Bytes::copy_from_slice(fields.bytes().map_err(damaged)?);
+        Ok((reader, SnapshotHead { state, routes }))
+    }
+
+    /// Hands out everything; Ok only if the stream was whole.
+    pub(crate) fn run(mut self, each: &mut dyn FnMut(Item) -> Result<()>) -> Result<()> {
+        loop {
+            let digest = self.digest.clone().finalize();
+            let (kind, payload) = self.frame()?;
+            let at = self.offset;
+            let mut fields = Reader::new(&payload);
+            match kind {
+                ROWS => {
+                    while !fields.rest().is_empty() {
+                        each(row_item(fields.bytes().map_err(|damage| damaged(at, damage))?, at)?)?;
+                        self.rows += 1;
+                    }
+                }
+                META => {
+                    while !fields.rest().is_empty() {
+                        let key = fields.bytes().map_err(|damage| damaged(at, damage))?;
+                        let value = fields.bytes().map_err(|damage| damaged(at, damage))?;
+                        each(Item::Meta { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value) })?;
+                        self.entries += 1;
+                    }
+                }
+                TRAILER => {
+                    let counts = (fields.u64().ok(), fields.u64().ok());
+                    if counts != (Some(self.rows), Some(self.entries)) || fields.rest() != &digest[..] {
+                        let what = "its trailer does not match what came before";
+                        return Err(damaged(at, Damage::Malformed { what }));
+                    }
+                    return Ok(());
+                }
+                _ => return Err(damaged(at, Damage::Malformed { what: "a frame of an unknown kind" })),
+            }
+        }
+    }
+
+    fn frame(&mut self) -> Result<(u8, Vec<u8>)> {
+        let at = self.offset;
+        let mut head = [0; 9];
+        self.fill(&mut head)?;
+        let mut fields = Reader::new(&head);
+        let (len, crc) = (fields.u32().unwrap_or(u32::MAX) as usize, fields.u32().unwrap_or(0));
+        if len > FRAME_BYTES_MAX {
+            return Err(damaged(at, Damage::Malformed { what: "a frame is larger than any can be" }));
+        }
+        let mut payload = vec![0; len];
+        self.fill(&mut payload)?;
+        let computed = frame_crc(head[8], &payload);
+        if computed != crc {
+            return Err(damaged(at, Damage::Checksum { stored: crc, computed }));
+        }
+        self.digest.update(head);
+        self.digest.update(&payload);
+        Ok((head[8], payload))
+    }
+
+    fn fill(&mut self, buf: &mut [u8]) -> Result<()> {
+        let needed = self.offset + buf.len() as u64;
+        self.input.read_exact(buf).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => damaged(self.offset, Damage::Truncated { needed, found: self.offset }),
+            _ => Error::Storage(polybolt_engine::Error::io("read", Path::new("the snapshot"), Some(self.offset), error)),
+        })?;
+        self.offset = needed;
+        Ok(())
+    }
+}
+
+fn row_item(row: &[u8], at: u64) -> Result<Item> {
+    let short = || damaged(at, Damage::Malformed { what: "a row is too short" });
+    let (key, rest) = row.split_at_checked(record::ROW_KEY_BYTES).ok_or_else(short)?;
+    let head_len = record::head_len(rest).map_err(|damage| damaged(at, damage))?;
+    let (head, body) = rest.split_at_checked(head_len).ok_or_else(short)?;
+    let (key, head) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(head));
+    let body = Bytes::copy_from_slice(body);
+    record::open_row(&key, &head, &body).map_err(|damage| damaged(at, damage))?;
+    Ok(Item::Row { key, head, body })
+}
+
+fn frame_crc(kind: u8, payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[kind]);
+    hasher.update(payload);
+    hasher.finalize()
+}
+
+fn damaged(at: u64, damage: Damage) -> Error {
+    Error::Storage(polybolt_engine::Error::corrupt(Path::new("the snapshot"), Place::Offset(at), damage))
+}

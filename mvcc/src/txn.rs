@@ -1,0 +1,409 @@
+//! Evaluating requests: from a request and the newest state to a private list of changes.
+//!
+//! Nothing here writes. Branches are decided from the state before the txn (TXN-11); operations run
+//! in order over that state with the txn's own changes laid over it (TXN-15); a read error leaves
+//! nothing behind. Plain puts and deletes are evaluated by the same code.
+
+use crate::core::{Core, Found};
+use crate::error::{Refusal, Result};
+use crate::read::{self, Source};
+use crate::request::{
+    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, KeyValue, Op, OpResponse, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, Span, SpanEnd, TxnRequest, TxnResponse,
+};
+use bytes::Bytes;
+use polybolt_index::{Hit, Revision};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One change, numbered by its place in the list.
+#[derive(Debug, Clone)]
+pub(crate) struct Change {
+    pub(crate) key: Bytes,
+    /// None is a delete.
+    pub(crate) put: Option<Put>,
+    /// What was there before.
+    pub(crate) before: Option<Found>,
+}
+
+/// A put, as it will be stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Put {
+    pub(crate) value: Bytes,
+    pub(crate) lease: i64,
+    pub(crate) created: u64,
+    pub(crate) version: u64,
+}
+
+/// A txn under evaluation. Requires: the writer is held.
+pub(crate) struct Evaluation<'a> {
+    core: &'a Core,
+    /// The newest revision before it.
+    begin: u64,
+    compacted: i64,
+    pub(crate) changes: Vec<Change>,
+    /// The last change of each key.
+    own: BTreeMap<Bytes, usize>,
+}
+
+/// Which branch runs, decided before anything does.
+struct Plan<'a> {
+    succeeded: bool,
+    ops: Vec<(&'a Op, Option<Plan<'a>>)>,
+}
+
+impl<'a> Evaluation<'a> {
+    pub(crate) fn new(core: &'a Core, begin: u64, compacted: i64) -> Self {
+        Evaluation { core, begin, compacted, changes: Vec::new(), own: BTreeMap::new() }
+    }
+
+    /// The main of its changes.
+    fn main(&self) -> u64 {
+        self.begin + 1
+    }
+
+    /// REV-10: the revision seen inside.
+    fn revision(&self) -> u64 {
+        if self.changes.is_empty() { self.begin } else { self.main() }
+    }
+
+    /// Runs a txn.
+    pub(crate) fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse> {
+        let plan = self.plan(request)?;
+        self.check_plan(&plan)?;
+        let mut response = self.run(&plan)?;
+        response.revision = self.revision().cast_signed();
+        Ok(response)
+    }
+
+    fn plan<'r>(&self, request: &'r TxnRequest) -> Result<Plan<'r>> {
+        let mut succeeded = true;
+        for compare in &request.compare {
+            if !self.holds(compare)? {
+                succeeded = false;
+                break;
+            }
+        }
+        let branch = if succeeded { &request.success } else { &request.failure };
+        let mut ops = Vec::with_capacity(branch.len());
+        for op in branch {
+            let nested = match op {
+                Op::Txn(txn) => Some(self.plan(txn)?),
+                _ => None,
+            };
+            ops.push((op, nested));
+        }
+        Ok(Plan { succeeded, ops })
+    }
+
+    /// TXN-12, TXN-13: everything that can be refused is refused before the first change.
+    fn check_plan(&self, plan: &Plan<'_>) -> Result<()> {
+        for (op, nested) in &plan.ops {
+            match (op, nested) {
+                (Op::Range(range), _) => self.check_range(range)?,
+                (Op::Put(put), _) => self.check_put(put)?,
+                (Op::Txn(_), Some(nested)) => self.check_plan(nested)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_range(&self, request: &RangeRequest) -> Result<()> {
+        if request.revision == 0 {
+            return Ok(());
+        }
+        if request.revision > self.begin.cast_signed() {
+            return Err(Refusal::FutureRevision { current: self.begin.cast_signed() }.into());
+        }
+        let floor = self.core.floor(&self.core.routes.cut(&request.span));
+        let floor = if floor == 0 { self.compacted } else { floor.max(self.compacted) };
+        if request.revision < floor {
+            return Err(Refusal::Compacted { revision: floor }.into());
+        }
+        Ok(())
+    }
+
+    /// PUT-3, then PUT-4.
+    pub(crate) fn check_put(&self, request: &PutRequest) -> Result<()> {
+        if request.lease != 0 && !self.core.lessor.lock().exists(request.lease) {
+            return Err(Refusal::LeaseNotFound.into());
+        }
+        if (request.ignore_value || request.ignore_lease) && self.core.latest(&request.key).is_none() {
+            return Err(Refusal::KeyNotFound.into());
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, plan: &Plan<'_>) -> Result<TxnResponse> {
+        let mut responses = Vec::with_capacity(plan.ops.len());
+        for (op, nested) in &plan.ops {
+            responses.push(match (op, nested) {
+                (Op::Range(range), _) => OpResponse::Range(self.range(range)?),
+                (Op::Put(put), _) => OpResponse::Put(self.put(put)?),
+                (Op::Delete(delete), _) => OpResponse::Delete(self.delete(delete)?),
+                (Op::Txn(_), Some(nested)) => OpResponse::Txn(self.run(nested)?),
+                (Op::Txn(_), None) => return Err(Refusal::KeyNotFound.into()),
+            });
+        }
+        Ok(TxnResponse { revision: 0, succeeded: plan.succeeded, responses })
+    }
+
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse> {
+        let segments = self.core.routes.cut(&request.span);
+        let own = request.revision <= 0 && !self.changes.is_empty();
+        if own {
+            let base = read::Pinned { core: self.core, segments, at: u64::MAX };
+            return read::range(&Overlaid { base, txn: self, span: &request.span }, request, self.revision());
+        }
+        let at = if request.revision <= 0 { u64::MAX } else { request.revision.cast_unsigned() };
+        read::range(&read::Pinned { core: self.core, segments, at }, request, self.revision())
+    }
+
+    /// Runs a put (PUT-5..7). Requires: `check_put`.
+    pub(crate) fn put(&mut self, request: &PutRequest) -> Result<PutResponse> {
+        let before = self.current(&request.key);
+        let needs_row = request.prev_kv || request.ignore_value || request.ignore_lease;
+        let old = match &before {
+            Some(found) if needs_row => Some(self.kv_of(found)?),
+            _ => None,
+        };
+        let value = match &old {
+            Some(old) if request.ignore_value => old.value.clone(),
+            _ => request.value.clone(),
+        };
+        let lease = match &old {
+            Some(old) if request.ignore_lease => old.lease,
+            _ => request.lease,
+        };
+        let (created, version) = before.as_ref().map_or((self.main(), 1), |found| (found.hit.created, found.hit.version + 1));
+        let put = Put { value, lease, created, version };
+        self.push(Change { key: request.key.clone(), put: Some(put), before });
+        let prev_kv = if request.prev_kv { old } else { None };
+        Ok(PutResponse { revision: self.main().cast_signed(), prev_kv })
+    }
+
+    /// Runs a delete (DEL-1..5).
+    pub(crate) fn delete(&mut self, request: &DeleteRequest) -> Result<DeleteResponse> {
+        let found = match &request.span.end {
+            SpanEnd::Single => self.current(&request.span.key).into_iter().collect(),
+            _ => {
+                let segments = self.core.routes.cut(&request.span);
+                let base = read::Pinned { core: self.core, segments, at: u64::MAX };
+                Overlaid { base, txn: self, span: &request.span }.keys(usize::MAX, true)
+            }
+        };
+        let prev_kvs = if request.prev_kv { self.kvs_of(&found, false)? } else { Vec::new() };
+        let deleted = found.len() as u64;
+        for found in found {
+            self.push(Change { key: found.key.clone(), put: None, before: Some(found) });
+        }
+        Ok(DeleteResponse { revision: self.revision().cast_signed(), deleted: deleted.cast_signed(), prev_kvs })
+    }
+
+    fn push(&mut self, change: Change) {
+        self.own.insert(change.key.clone(), self.changes.len());
+        self.changes.push(change);
+    }
+
+    /// The newest state of a key, own changes included.
+    fn current(&self, key: &Bytes) -> Option<Found> {
+        match self.own.get(key) {
+            Some(&at) => self.own_found(at),
+            None => self.core.latest(key),
+        }
+    }
+
+    /// What own change `at` leaves, if it is a put.
+    fn own_found(&self, at: usize) -> Option<Found> {
+        let change = &self.changes[at];
+        let put = change.put.as_ref()?;
+        let sub = u32::try_from(at).expect("a txn has few changes");
+        let hit = Hit { modified: Revision::new(self.main(), sub), created: put.created, version: put.version };
+        let shard = self.core.routes.shard_of(&change.key);
+        Some(Found { key: change.key.clone(), hit, shard, own: Some(at) })
+    }
+
+    pub(crate) fn kv_of(&self, found: &Found) -> Result<KeyValue> {
+        let mut kvs = self.kvs_of(std::slice::from_ref(found), false)?;
+        kvs.pop().ok_or_else(|| Refusal::KeyNotFound.into())
+    }
+
+    fn kvs_of(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
+        let stored: Vec<Found> = found.iter().filter(|found| found.own.is_none()).cloned().collect();
+        let mut rows = self.core.fetch(&stored, keys_only)?.into_iter();
+        let mut kvs = Vec::with_capacity(found.len());
+        for found in found {
+            let own = found.own.and_then(|at| self.changes[at].put.as_ref());
+            kvs.push(match own {
+                None => rows.next().ok_or(Refusal::KeyNotFound)?,
+                Some(put) => {
+                    let mut kv = crate::core::key_only(found, put.lease);
+                    if !keys_only {
+                        kv.value = put.value.clone();
+                    }
+                    kv
+                }
+            });
+        }
+        Ok(kvs)
+    }
+
+    /// TXN-5..10: every live key of the interval has to satisfy the relation.
+    fn holds(&self, compare: &Compare) -> Result<bool> {
+        let segments = self.core.routes.cut(&compare.span);
+        let found = match &compare.span.end {
+            SpanEnd::Single => self.core.latest(&compare.span.key).into_iter().collect(),
+            _ => read::Pinned { core: self.core, segments, at: u64::MAX }.keys(usize::MAX, true),
+        };
+        if found.is_empty() {
+            return Ok(match &compare.target {
+                CompareTarget::Value(_) => false,
+                CompareTarget::Version(given)
+                | CompareTarget::Create(given)
+                | CompareTarget::Mod(given)
+                | CompareTarget::Lease(given) => relates(compare.op, 0.cmp(given)),
+                CompareTarget::Unknown => relates(compare.op, Ordering::Equal),
+            });
+        }
+        let rows = match &compare.target {
+            CompareTarget::Value(_) => self.core.fetch(&found, false)?,
+            CompareTarget::Lease(_) => self.core.fetch(&found, true)?,
+            _ => Vec::new(),
+        };
+        Ok(found.iter().enumerate().all(|(at, found)| {
+            let ordering = match &compare.target {
+                CompareTarget::Version(given) => found.hit.version.cast_signed().cmp(given),
+                CompareTarget::Create(given) => found.hit.created.cast_signed().cmp(given),
+                CompareTarget::Mod(given) => found.hit.modified.main.cast_signed().cmp(given),
+                CompareTarget::Value(given) => rows[at].value.cmp(given),
+                CompareTarget::Lease(given) => rows[at].lease.cmp(given),
+                CompareTarget::Unknown => Ordering::Equal,
+            };
+            relates(compare.op, ordering)
+        }))
+    }
+}
+
+fn relates(op: CompareOp, stored_to_given: Ordering) -> bool {
+    match op {
+        CompareOp::Equal => stored_to_given == Ordering::Equal,
+        CompareOp::Greater => stored_to_given == Ordering::Greater,
+        CompareOp::Less => stored_to_given == Ordering::Less,
+        CompareOp::NotEqual => stored_to_given != Ordering::Equal,
+        CompareOp::Unknown => true,
+    }
+}
+
+/// The newest state with a txn's own changes laid over it.
+struct Overlaid<'a> {
+    base: read::Pinned<'a>,
+    txn: &'a Evaluation<'a>,
+    span: &'a Span,
+}
+
+impl Source for Overlaid<'_> {
+    fn count(&self) -> i64 {
+        let mut count = self.base.count();
+        for (key, at) in self.txn.own.iter().filter(|(key, _)| self.span.contains(key)) {
+            let was = self.txn.core.latest(key).is_some();
+            let is = self.txn.changes[*at].put.is_some();
+            count += i64::from(is) - i64::from(was);
+        }
+        count
+    }
+
+    fn keys(&self, max: usize, up: bool) -> Vec<Found> {
+        let own = self.txn.own.iter().filter(|(key, _)| self.span.contains(key));
+        let own: Vec<(&Bytes, usize)> = own.map(|(key, at)| (key, *at)).collect();
+        let mut found = self.base.keys(max.saturating_add(own.len()), up);
+        found.retain(|found| !self.txn.own.contains_key(&found.key));
+        found.extend(own.iter().filter_map(|(_, at)| self.txn.own_found(*at)));
+        found.sort_by(|a, b| if up { a.key.cmp(&b.key) } else { b.key.cmp(&a.key) });
+        found.truncate(max);
+        found
+    }
+
+    fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
+        self.txn.kvs_of(found, keys_only)
+    }
+}
+
+/// Checks a put before it is evaluated (PUT-1, PUT-2).
+pub(crate) fn check_put(request: &PutRequest) -> Result<(), Refusal> {
+    if request.key.is_empty() {
+        return Err(Refusal::EmptyKey);
+    }
+    if request.ignore_value && !request.value.is_empty() {
+        return Err(Refusal::ValueProvided);
+    }
+    if request.ignore_lease && request.lease != 0 {
+        return Err(Refusal::LeaseProvided);
+    }
+    Ok(())
+}
+
+/// Checks a txn before it is evaluated (TXN-1..4).
+pub(crate) fn check_txn(request: &TxnRequest, max_ops: usize) -> Result<(), Refusal> {
+    check_ops(request, max_ops)?;
+    for branch in [&request.success, &request.failure] {
+        duplicates(branch)?;
+    }
+    Ok(())
+}
+
+fn check_ops(request: &TxnRequest, budget: usize) -> Result<(), Refusal> {
+    let most = request.compare.len().max(request.success.len()).max(request.failure.len());
+    let left = budget.checked_sub(most).ok_or(Refusal::TooManyOps)?;
+    if request.compare.iter().any(|compare| compare.span.key.is_empty()) {
+        return Err(Refusal::EmptyKey);
+    }
+    for op in request.success.iter().chain(&request.failure) {
+        match op {
+            Op::Range(range) if range.span.key.is_empty() => return Err(Refusal::EmptyKey),
+            Op::Delete(delete) if delete.span.key.is_empty() => return Err(Refusal::EmptyKey),
+            Op::Put(put) => check_put(put)?,
+            Op::Txn(txn) => check_ops(txn, left)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// TXN-20: keys put anywhere below, and intervals deleted anywhere below.
+fn duplicates(ops: &[Op]) -> Result<(BTreeSet<Bytes>, Vec<Span>), Refusal> {
+    let mut puts: BTreeSet<Bytes> = BTreeSet::new();
+    let mut deletes: Vec<Span> = Vec::new();
+    for op in ops {
+        if let Op::Delete(delete) = op {
+            deletes.push(delete.span.clone());
+        }
+    }
+    for op in ops {
+        let Op::Txn(txn) = op else { continue };
+        let (then_puts, then_deletes) = duplicates(&txn.success)?;
+        let (else_puts, else_deletes) = duplicates(&txn.failure)?;
+        let clash = |key: &Bytes| deletes.iter().any(|span| literally_covers(span, key));
+        if then_puts.iter().any(|key| puts.contains(key) || clash(key))
+            || else_puts.iter().any(|key| (puts.contains(key) && !then_puts.contains(key)) || clash(key))
+        {
+            return Err(Refusal::DuplicateKey);
+        }
+        puts.extend(then_puts);
+        puts.extend(else_puts);
+        deletes.extend(then_deletes);
+        deletes.extend(else_deletes);
+    }
+    for op in ops {
+        let Op::Put(put) = op else { continue };
+        if deletes.iter().any(|span| literally_covers(span, &put.key)) || !puts.insert(put.key.clone()) {
+            return Err(Refusal::DuplicateKey);
+        }
+    }
+    Ok((puts, deletes))
+}
+
+/// TXN-23: an open end is the literal interval `[key, "\0")`, which covers nothing.
+fn literally_covers(span: &Span, key: &Bytes) -> bool {
+    span.end != SpanEnd::Open && span.contains(key)
+}

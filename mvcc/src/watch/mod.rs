@@ -1,0 +1,5 @@
+//! Who wants which key, feeding them, and catching up from history.
+
+mod hub;
+
+pub(crate) use hub::{Feed, Hub, Interest, Take};

@@ -1,0 +1,311 @@
+//! The write path: evaluate, admit, apply, seal, answer.
+//!
+//! One writer at a time. Evaluation reads and may fail; admission takes room and may be short; after
+//! that nothing fails and nothing does I/O: the index, the buffers and the hub get the changes, the
+//! record is sealed as the last act, and the answer waits for it to be durable. An answer without
+//! changes waits for the newest position it was computed from.
+
+use crate::core::{Core, RESERVE_AHEAD, Writer};
+use crate::error::{Error, Refusal, Result};
+use crate::pending::{Attempt, Pending};
+use crate::record::{MetaEdit, NewPut, NewRow, RecordBuilder, RecordHead, next_history};
+use crate::request::{Event, EventKind, KeyValue};
+use crate::txn::{Change, Evaluation};
+use bytes::Bytes;
+use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, Ticket, TreeEdit};
+use polybolt_index::Revision;
+use std::sync::Arc;
+
+/// What a commit does besides its changes of keys.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Extra {
+    /// Changes of the meta tree.
+    pub(crate) meta: Vec<MetaEdit>,
+    /// The frontend's position.
+    pub(crate) applied_index: Option<u64>,
+    /// A new compacted revision.
+    pub(crate) compacted: Option<i64>,
+    /// True for what may use the reserve of a full store.
+    pub(crate) frees_space: bool,
+}
+
+/// Why a commit did not happen. Nothing was changed.
+pub(crate) enum NotNow {
+    /// No room: evaluate again once the ticket resolves.
+    Short(Ticket),
+    /// It can't be.
+    Refused(Error),
+}
+
+impl From<Error> for NotNow {
+    fn from(error: Error) -> Self {
+        NotNow::Refused(error)
+    }
+}
+
+impl From<AdmitError> for NotNow {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::Short(ticket) => NotNow::Short(ticket),
+            AdmitError::Refused(polybolt_engine::Error::NoSpace { .. }) => NotNow::Refused(Refusal::NoSpace.into()),
+            AdmitError::Refused(polybolt_engine::Error::Closed) => NotNow::Refused(Refusal::Closed.into()),
+            AdmitError::Refused(error) => NotNow::Refused(Error::Storage(error)),
+        }
+    }
+}
+
+/// Encoded changes.
+struct Encoded {
+    record: Bytes,
+    edits: Vec<TreeEdit>,
+    events: Vec<Arc<Event>>,
+    volatile: bool,
+    history: u128,
+}
+
+impl Core {
+    /// Runs `request` as the one writer, again after each shortage of room.
+    pub(crate) fn submit<T: Send + 'static>(
+        self: &Arc<Self>,
+        mut request: impl FnMut(&Core, &mut Writer) -> Result<T, NotNow> + Send + 'static,
+    ) -> Pending<T> {
+        let core = Arc::clone(self);
+        let attempt = move || {
+            let mut writer = core.writer.lock();
+            let outcome = match core.check_open() {
+                Ok(()) => request(&core, &mut writer),
+                Err(error) => Err(error.into()),
+            };
+            let ticket = core.answer_at(writer.last);
+            drop(writer);
+            match outcome {
+                Ok(answer) => Attempt::Answer(Ok(answer), ticket),
+                Err(NotNow::Refused(error)) => Attempt::Answer(Err(error), ticket),
+                Err(NotNow::Short(ticket)) => Attempt::Short(ticket),
+            }
+        };
+        Pending::start(&self.clock, self.options.admission_timeout, attempt)
+    }
+
+    /// Evaluates with `evaluate` and commits what it changed.
+    pub(crate) fn evaluate<T>(
+        &self,
+        writer: &mut Writer,
+        extra: Extra,
+        evaluate: impl FnOnce(&mut Evaluation<'_>) -> Result<T>,
+    ) -> Result<T, NotNow> {
+        let mut evaluation = Evaluation::new(self, writer.state.main, writer.state.compacted);
+        let answer = evaluate(&mut evaluation)?;
+        let changes = std::mem::take(&mut evaluation.changes);
+        self.commit(writer, &changes, extra)?;
+        Ok(answer)
+    }
+
+    /// Numbers, encodes, admits, applies and seals. Cost follows the changes.
+    pub(crate) fn commit(&self, writer: &mut Writer, changes: &[Change], extra: Extra) -> Result<(), NotNow> {
+        let nothing = changes.is_empty() && extra.meta.is_empty();
+        if nothing && extra.applied_index.is_none() && extra.compacted.is_none() {
+            return Ok(());
+        }
+        let mut next = writer.state.clone();
+        if !changes.is_empty() {
+            next.main += 1;
+        }
+        next.applied_index = extra.applied_index.unwrap_or(next.applied_index);
+        next.compacted = extra.compacted.unwrap_or(next.compacted);
+        if self.reserves() && next.main > next.reserve {
+            next.reserve = next.main + RESERVE_AHEAD;
+        }
+        self.reserve(writer, next.main)?;
+        let Encoded { record, edits, events, volatile, history } = self.encode(&next, changes, &extra, writer)?;
+        next.history = history;
+        if volatile {
+            self.check_volatile(changes)?;
+        }
+        let cost = Cost {
+            edit_bytes: edits.iter().map(|edit| (edit.key.len() + edit.edit.len()) as u64).sum(),
+            edits: edits.len() as u64,
+            record_bytes: record.len() as u64,
+            frees_space: extra.frees_space || changes.iter().all(|change| change.put.is_none()),
+            volatile,
+        };
+        let admission = self.store.admit(cost)?;
+
+        // From here nothing fails.
+        for (sub, change) in changes.iter().enumerate() {
+            self.apply_change(next.main, sub, change);
+        }
+        self.hub.queue(next.main, events);
+        let batch = Batch { space: self.id, edits, record, state: next.encode() };
+        let (main, compacted) = (next.main, next.compacted);
+        writer.last = self.publisher.seal(main, compacted, || self.store.apply(admission, batch));
+        writer.state = next;
+        Ok(())
+    }
+
+    /// Under `Batch` a main may be used only once it is reserved durably (R3).
+    fn reserve(&self, writer: &mut Writer, main: u64) -> Result<(), NotNow> {
+        if !(self.reserves() && self.is_batch()) {
+            return Ok(());
+        }
+        if let Some((upto, position)) = writer.reserving
+            && self.store.durable() >= position
+        {
+            writer.reserved = upto;
+            writer.reserving = None;
+        }
+        if main + RESERVE_AHEAD / 2 <= writer.reserved {
+            return Ok(());
+        }
+        if writer.reserving.is_none() {
+            let mut state = writer.state.clone();
+            state.reserve = main + RESERVE_AHEAD;
+            let admission = self.store.admit(Cost { frees_space: true, ..Cost::default() })?;
+            let upto = state.reserve;
+            let batch = Batch { space: self.id, edits: Vec::new(), record: Bytes::new(), state: state.encode() };
+            let (main, compacted) = (state.main, state.compacted);
+            let position = self.publisher.seal(main, compacted, || self.store.apply(admission, batch));
+            writer.state = state;
+            writer.last = position;
+            writer.reserving = Some((upto, position));
+        }
+        if main <= writer.reserved {
+            return Ok(());
+        }
+        drop(self.store.flush());
+        let position = writer.reserving.map_or(Position(0), |(_, position)| position);
+        Err(NotNow::Short(self.store.ticket(position)))
+    }
+
+    fn encode(
+        &self,
+        next: &crate::record::State,
+        changes: &[Change],
+        extra: &Extra,
+        writer: &Writer,
+    ) -> Result<Encoded, NotNow> {
+        let sizes = |change: &Change| 64 + change.key.len() + change.put.as_ref().map_or(0, |put| put.value.len());
+        let mut builder = RecordBuilder::with_capacity(changes.iter().map(sizes).sum());
+        let mut aside = RecordBuilder::with_capacity(0);
+        let mut places = Vec::with_capacity(changes.len());
+        let mut events = Vec::new();
+        let watched = self.hub.is_watched();
+        for (sub, change) in changes.iter().enumerate() {
+            let shard = self.routes.shard_of(&change.key);
+            let volatile = self.shards[shard].volatile;
+            let at = Revision::new(next.main, u32::try_from(sub).expect("a txn has few changes"));
+            let put = change.put.as_ref().map(|put| NewPut {
+                value: &put.value,
+                created: put.created,
+                version: put.version,
+                lease: put.lease,
+            });
+            let row = NewRow { at, key: &change.key, put };
+            let place = if volatile { aside.row(row) } else { builder.row(row) };
+            places.push((shard, volatile, place));
+            if watched {
+                events.extend(self.event(changes, sub, next.main)?);
+            }
+        }
+        let rows = builder.rows_bytes();
+        let history = if rows.is_empty() { writer.state.history } else { next_history(writer.state.history, rows) };
+        let journaled = !rows.is_empty()
+            || !extra.meta.is_empty()
+            || extra.applied_index.is_some()
+            || extra.compacted.is_some()
+            || next.reserve != writer.state.reserve;
+        let head = RecordHead {
+            main: next.main,
+            applied_index: next.applied_index,
+            compacted: next.compacted,
+            reserve: next.reserve,
+            history,
+            meta: extra.meta.clone(),
+        };
+        let (record, aside) = (builder.finish(&head), aside.finish(&RecordHead::default()));
+        let mut edits = Vec::with_capacity(places.len() + extra.meta.len());
+        for (shard, volatile, place) in &places {
+            let bytes = if *volatile { &aside } else { &record };
+            debug_assert!(place.len() >= crate::record::ROW_KEY_BYTES);
+            let edit = Edit::Put { head: place.head(bytes), body: place.body(bytes) };
+            edits.push(TreeEdit { tree: self.shards[*shard].tree, key: place.key(bytes), edit });
+        }
+        edits.extend(extra.meta.iter().map(|edit| self.meta_edit(edit)));
+        let volatile = places.iter().any(|(_, volatile, _)| *volatile);
+        let record = if journaled { record } else { Bytes::new() };
+        Ok(Encoded { record, edits, events, volatile, history })
+    }
+
+    /// The edit of the meta tree.
+    pub(crate) fn meta_edit(&self, edit: &MetaEdit) -> TreeEdit {
+        let value = match &edit.value {
+            Some(value) => Edit::Put { head: Bytes::new(), body: value.clone() },
+            None => Edit::Remove,
+        };
+        TreeEdit { tree: self.meta, key: edit.key.clone(), edit: value }
+    }
+
+    /// The event of a change, if anybody wants it. `prev_kv` is captured now, before compaction or a
+    /// later write can take it away.
+    fn event(&self, changes: &[Change], sub: usize, main: u64) -> Result<Option<Arc<Event>>> {
+        let change = &changes[sub];
+        let interest = self.hub.interest(&change.key);
+        if !interest.any {
+            return Ok(None);
+        }
+        let prev_kv = match &change.before {
+            Some(before) if interest.prev => Some(match before.own.and_then(|at| changes[at].put.as_ref()) {
+                Some(put) => KeyValue { value: put.value.clone(), ..crate::core::key_only(before, put.lease) },
+                None => self.fetch_one(before)?,
+            }),
+            _ => None,
+        };
+        let mut kv = KeyValue { key: change.key.clone(), mod_revision: main.cast_signed(), ..KeyValue::default() };
+        let kind = match &change.put {
+            None => EventKind::Delete,
+            Some(put) => {
+                kv.create_revision = put.created.cast_signed();
+                kv.version = put.version.cast_signed();
+                kv.value = put.value.clone();
+                kv.lease = put.lease;
+                EventKind::Put
+            }
+        };
+        Ok(Some(Arc::new(Event { kind, kv, prev_kv })))
+    }
+
+    fn apply_change(&self, main: u64, sub: usize, change: &Change) {
+        let at = Revision::new(main, u32::try_from(sub).expect("a txn has few changes"));
+        let shard = &self.shards[self.routes.shard_of(&change.key)];
+        let mut index = shard.index.write();
+        let lease = match &change.put {
+            Some(put) => {
+                let hit = index.put(&change.key, at);
+                debug_assert_eq!((hit.created, hit.version), (put.created, put.version));
+                put.lease
+            }
+            None => {
+                index.tombstone(&change.key, at);
+                0
+            }
+        };
+        drop(index);
+        let mut lessor = self.lessor.lock();
+        if lease != 0 || lessor.len() > 0 {
+            lessor.attach(&change.key, lease);
+        }
+    }
+
+    /// A Volatile shard's full disk fails only what touches it (R4).
+    fn check_volatile(&self, changes: &[Change]) -> Result<()> {
+        for change in changes {
+            let shard = &self.shards[self.routes.shard_of(&change.key)];
+            if shard.volatile
+                && let Some(error) = self.store.tree_failure(shard.tree)
+            {
+                return Err(Error::Storage(error));
+            }
+        }
+        Ok(())
+    }
+}
