@@ -408,7 +408,7 @@ impl CheckpointJob {
 
     /// True if a commit would let the journal use segments again.
     fn can_recycle(&self) -> bool {
-        let older = self.core.committer.lock().older;
+        let older = self.core.committer.lock().older.journal;
         self.core
             .journal
             .read()
@@ -455,7 +455,7 @@ impl CheckpointJob {
         let core = &self.core;
         let mut committer = core.committer.lock();
         let commit = committer.commit(|manifest| cut.note(manifest))?;
-        let needed = committer.older.segment.min(committer.manifest.journal.segment);
+        let needed = committer.older.journal.segment.min(committer.manifest.journal.segment);
         drop(committer);
         cut.publish(core, commit);
         if let Some(journal) = core.journal.read().as_ref() {

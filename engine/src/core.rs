@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::file::ReadMode;
 use crate::ids::{SpaceId, TreeId};
 use crate::journal::Journal;
-use crate::manifest::{JournalStart, Manifest, Slots, SpaceEntry, TreeEntry};
+use crate::manifest::{Manifest, Slots, SpaceEntry, TreeEntry};
 use crate::poison::Poison;
 use crate::run::Signal;
 use crate::ticket::{Position, Ticket, Watermark};
@@ -140,8 +140,8 @@ pub struct Committer {
     pub slots: Option<Slots>,
     /// What the newest slot holds.
     pub manifest: Manifest,
-    /// Where replay begins by the slot before.
-    pub older: JournalStart,
+    /// What the slot before holds.
+    pub older: Manifest,
 }
 
 impl Committer {
@@ -151,8 +151,7 @@ impl Committer {
         change(&mut next);
         next.sequence += 1;
         self.slots.as_ref().ok_or(Error::ReadOnly)?.commit(&next)?;
-        self.older = self.manifest.journal;
-        self.manifest = next;
+        self.older = std::mem::replace(&mut self.manifest, next);
         Ok(self.manifest.sequence)
     }
 

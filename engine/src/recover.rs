@@ -85,7 +85,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, options: StoreOptions, replay: &mut dyn 
     } else {
         Some(Slots::open(&*disk, &path, &chosen)?)
     };
-    let older = chosen.manifest.journal;
+    let older = chosen.manifest.clone();
     let was = chosen.manifest.clone();
     let mut manifest = chosen.manifest;
     manifest.epoch += EPOCH_SKIP;

@@ -25,6 +25,7 @@ use crate::ticket::{Position, Ticket};
 use crate::tree::{self, Reached};
 use crate::verify::{self, VerifyReport};
 use crate::view::View;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -502,6 +503,36 @@ impl Store {
     /// Why a Volatile tree takes no more writes, if it does not.
     pub fn tree_failure(&self, tree: TreeId) -> Option<Error> {
         self.core.catalog.tree(tree).and_then(|tree| tree.failure())
+    }
+
+    /// 64 unpredictable bits; a function of the seed on a simulated disk.
+    pub fn entropy(&self) -> u64 {
+        let wide = self.core.disk.entropy();
+        (wide ^ (wide >> 64)) as u64
+    }
+
+    /// A space's state as the older manifest slot has it: a restart may fall back to it.
+    pub fn older_state(&self, space: SpaceId) -> Option<Bytes> {
+        let committer = self.core.committer.lock();
+        let entry = committer.older.spaces.iter().find(|entry| entry.id == space);
+        entry.map(|entry| entry.state.clone())
+    }
+
+    /// Gives the free units at the end of a tree's file back to the disk; returns the bytes left.
+    pub fn trim(&self, tree: TreeId) -> Result<u64> {
+        self.core.poison.check()?;
+        let tree = self.tree(tree)?;
+        let mut room = tree.room.lock();
+        if room.free.is_known() {
+            let end = room.free.trim();
+            tree.file.cut(end)?;
+        }
+        Ok(u64::from(room.free.end()) * UNIT_BYTES as u64)
+    }
+
+    /// Takes no more writes from here on, because of `error`.
+    pub fn fail(&self, error: &Error) {
+        self.core.poison.set(error);
     }
 
     /// Checks every page of every tree. `progress` is told each tree before it is read.

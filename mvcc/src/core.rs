@@ -22,6 +22,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Keys looked up under one hold of an index lock.
 pub(crate) const KEYS_PER_RUN: usize = 512;
@@ -82,8 +83,14 @@ pub(crate) struct Core {
     /// Up to which compacted revision everything was swept.
     pub(crate) swept: Arc<Watermark>,
     pub(crate) dropped: AtomicBool,
-    pub(crate) full: AtomicBool,
+    /// The engine was closed.
+    pub(crate) closed: Arc<AtomicBool>,
+    /// When the sizes were last compared with the quota, and whether it was used up.
+    pub(crate) quota: Mutex<(Duration, bool)>,
 }
+
+/// How long a comparison of the sizes with the quota is good for.
+const QUOTA_LOOKS: Duration = Duration::from_millis(100);
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -138,10 +145,30 @@ impl Core {
 
     /// Fails once the keyspace was dropped or the engine closed.
     pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Refusal::Closed.into());
+        }
         if self.dropped.load(Ordering::Acquire) {
             return Err(Refusal::KeyspaceNotFound { name: self.name.clone() }.into());
         }
         Ok(())
+    }
+
+    /// Bytes of all files.
+    pub(crate) fn size(&self) -> u64 {
+        let trees = self.shards.iter().map(|shard| shard.tree).chain([self.meta]);
+        trees.filter_map(|tree| self.store.tree_stats(tree).ok()).map(|stats| stats.size).sum()
+    }
+
+    /// True if the files are over the quota.
+    pub(crate) fn over_quota(&self) -> bool {
+        let Some(quota) = self.options.quota_bytes else { return false };
+        let now = self.clock.monotonic();
+        let mut looked = self.quota.lock();
+        if looked.0.is_zero() || now.saturating_sub(looked.0) >= QUOTA_LOOKS {
+            *looked = (now.max(Duration::from_nanos(1)), self.size() > quota);
+        }
+        looked.1
     }
 
     /// The lowest revision that `segments` answer.

@@ -8,7 +8,7 @@ use crate::meta::{self, StoredLease};
 use crate::options::Face;
 use crate::pending::Pending;
 use crate::read::{self, Pinned, RangeStream};
-use crate::record::MetaEdit;
+use crate::record::{MetaEdit, State};
 use crate::request::{
     DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, Op, PutRequest, PutResponse,
     RangeRequest, RangeResponse, ShardStatus, Span, TxnRequest, TxnResponse, WatchRequest,
@@ -317,6 +317,33 @@ impl Keyspace {
     /// `Compacted`, `FutureRevision`.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv> {
         hash::hash_kv(&self.core, revision)
+    }
+
+    /// CRC-32C over everything stored, as of now: rows that compaction has yet to remove too, so it is
+    /// equal on equal files only.
+    ///
+    /// # Errors
+    /// If a row cannot be read.
+    pub fn hash(&self) -> Result<u32> {
+        self.core.check_open()?;
+        let mut crc = 0;
+        let durable = self.core.shards.iter().filter(|shard| !shard.volatile).map(|shard| shard.tree);
+        for tree in durable.chain([self.core.meta]) {
+            let view = self.core.store.view(tree)?;
+            view.ascend(Bound::Unbounded, &mut |key, head, body| {
+                crc = crc32c::crc32c_append(crc, key);
+                crc = crc32c::crc32c_append(crc, head);
+                crc = crc32c::crc32c_append(crc, &body.load()?);
+                Ok(true)
+            })?;
+        }
+        Ok(crc)
+    }
+
+    /// The applied index that a restart may fall back to: a log above may forget nothing newer (R3).
+    pub fn log_floor(&self) -> u64 {
+        let older = self.core.store.older_state(self.core.id);
+        older.and_then(|state| State::decode(&state).ok()).map_or(0, |state| state.applied_index)
     }
 
     /// A consistent stream of everything at the current revision, taken while writes go on.

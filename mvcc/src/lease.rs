@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::time::Duration;
 
 /// The longest time to live, in seconds (LSE-2).
-pub const TTL_MAX: i64 = 9_000_000_000;
+pub(crate) const TTL_MAX: i64 = 9_000_000_000;
 
 /// A lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,13 +96,6 @@ impl Lessor {
         let mut all: Vec<_> = self.leases.iter().map(|(id, lease)| (lease.deadline, *id)).collect();
         all.sort_unstable();
         all.into_iter().map(|(_, id)| id).collect()
-    }
-
-    /// Every lease with its time to live.
-    pub(crate) fn granted(&self) -> Vec<(i64, i64)> {
-        let mut all: Vec<_> = self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect();
-        all.sort_unstable();
-        all
     }
 
     /// Up to `max` leases past their deadline, longest past first; none while not primary.

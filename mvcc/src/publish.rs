@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 pub(crate) struct Publisher {
     /// Held by the writer from before a record is sealed until it is noted here, so that the journal
     /// cannot overtake the note.
-    pub(crate) noted: Mutex<VecDeque<Noted>>,
+    noted: Mutex<Notes>,
     visible: AtomicU64,
     compacted: AtomicI64,
     /// True if visible is applied (`Batch`).
@@ -23,19 +23,26 @@ pub(crate) struct Publisher {
     hub: Arc<Hub>,
 }
 
+#[derive(Debug, Default)]
+struct Notes {
+    waiting: VecDeque<Noted>,
+    /// The newest position that was told durable.
+    durable: Position,
+}
+
 /// What a position makes durable.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Noted {
-    pub(crate) position: Position,
-    pub(crate) main: u64,
-    pub(crate) compacted: i64,
+struct Noted {
+    position: Position,
+    main: u64,
+    compacted: i64,
 }
 
 impl Publisher {
-    pub(crate) fn new(main: u64, compacted: i64, at_once: bool, hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(main: u64, compacted: i64, durable: Position, at_once: bool, hub: Arc<Hub>) -> Self {
         hub.publish(main);
         Publisher {
-            noted: Mutex::default(),
+            noted: Mutex::new(Notes { durable, ..Notes::default() }),
             visible: AtomicU64::new(main),
             compacted: AtomicI64::new(compacted),
             at_once,
@@ -61,9 +68,22 @@ impl Publisher {
             drop(noted);
             self.show(main, compacted);
         } else {
-            noted.push_back(Noted { position, main, compacted });
+            noted.waiting.push_back(Noted { position, main, compacted });
+            // What needs no record has the position of the one before it, which may be durable already.
+            self.settle(&mut noted);
         }
         position
+    }
+
+    /// Shows what is durable. Under the lock: two journal groups may not publish in the other order.
+    fn settle(&self, noted: &mut Notes) {
+        let mut newest = None;
+        while noted.waiting.front().is_some_and(|next| next.position <= noted.durable) {
+            newest = noted.waiting.pop_front();
+        }
+        if let Some(Noted { main, compacted, .. }) = newest {
+            self.show(main, compacted);
+        }
     }
 
     fn show(&self, main: u64, compacted: i64) {
@@ -75,14 +95,8 @@ impl Publisher {
 
 impl DurableListener for Publisher {
     fn durable(&self, upto: Position) {
-        let mut newest = None;
         let mut noted = self.noted.lock();
-        while noted.front().is_some_and(|next| next.position <= upto) {
-            newest = noted.pop_front();
-        }
-        // Under the lock: two journal groups may not publish in the other order.
-        if let Some(Noted { main, compacted, .. }) = newest {
-            self.show(main, compacted);
-        }
+        noted.durable = noted.durable.max(upto);
+        self.settle(&mut noted);
     }
 }

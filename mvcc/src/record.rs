@@ -353,12 +353,22 @@ pub(crate) struct State {
     pub(crate) history: u128,
     /// The lowest revision that each shard answers.
     pub(crate) floors: Vec<u64>,
+    /// True while a snapshot is being restored into it: it is dropped at the next open.
+    pub(crate) unfinished: bool,
 }
 
 impl State {
     /// The state of a new keyspace.
     pub(crate) fn new(shards: usize) -> Self {
-        State { main: 1, compacted: -1, applied_index: 0, reserve: 0, history: 0, floors: vec![0; shards] }
+        State {
+            main: 1,
+            compacted: -1,
+            applied_index: 0,
+            reserve: 0,
+            history: 0,
+            floors: vec![0; shards],
+            unfinished: false,
+        }
     }
 
     pub(crate) fn encode(&self) -> Bytes {
@@ -372,7 +382,8 @@ impl State {
         for floor in &self.floors {
             out.extend_from_slice(&floor.to_le_bytes());
         }
-        out.extend_from_slice(&[0; 16]); // room
+        out.push(u8::from(self.unfinished));
+        out.extend_from_slice(&[0; 15]); // room
         out.into()
     }
 
@@ -385,9 +396,14 @@ impl State {
         let (applied_index, reserve, history) = (reader.u64()?, reader.u64()?, reader.u128()?);
         let count = reader.u32()?;
         let floors = (0..count).map(|_| reader.u64()).collect::<Result<_, _>>()?;
-        reader.zeros(16)?;
+        let unfinished = match reader.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Damage::Malformed { what: "a keyspace state has flags that this build does not know" }),
+        };
+        reader.zeros(15)?;
         reader.finish()?;
-        Ok(State { main, compacted, applied_index, reserve, history, floors })
+        Ok(State { main, compacted, applied_index, reserve, history, floors, unfinished })
     }
 }
 
@@ -444,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_state_survives() {
-        let state = State { main: 9, compacted: -1, applied_index: 3, reserve: 100, history: 5, floors: vec![0, 7] };
+        let state = State { main: 9, compacted: -1, applied_index: 3, reserve: 100, history: 5, floors: vec![0, 7], unfinished: true };
         assert_eq!(State::decode(&state.encode()).unwrap(), state);
     }
 }

@@ -260,23 +260,32 @@ impl Routes {
         out.into()
     }
 
-    /// The routes of a stored keyspace: prefixes from its config, the rest from its trees.
+    /// The routes of a stored keyspace: names and prefixes from its config, the rest from its trees.
     pub(crate) fn decode(config: &[u8], trees: &[TreeSpec]) -> Result<Self, Damage> {
+        let mut routes = Routes::decode_plain(config)?;
+        for (at, shard) in routes.shards.iter_mut().enumerate() {
+            let tree = trees.get(at).filter(|tree| tree.name == shard.name);
+            let tree = tree.ok_or(Damage::Malformed { what: "routes name a shard that has no tree" })?;
+            shard.page_bytes = tree.page_bytes;
+            shard.volatile = tree.class == TreeClass::Volatile;
+            shard.dir.clone_from(&tree.dir);
+        }
+        Ok(routes)
+    }
+
+    /// Names and prefixes only; every shard with the defaults.
+    pub(crate) fn decode_plain(config: &[u8]) -> Result<Self, Damage> {
         let mut reader = Reader::new(config);
         if reader.u8()? != CONFIG_VERSION {
             return Err(Damage::Malformed { what: "keyspace routes of an unknown version" });
         }
         let mut shards = Vec::new();
         for _ in 0..reader.u32()? {
-            let name = reader.string()?;
-            let mut prefixes = Vec::new();
+            let mut shard = ShardOptions::new(reader.string()?);
             for _ in 0..reader.u32()? {
-                prefixes.push(Bytes::copy_from_slice(reader.bytes()?));
+                shard.prefixes.push(Bytes::copy_from_slice(reader.bytes()?));
             }
-            let tree = trees.get(shards.len()).filter(|tree| tree.name == name);
-            let tree = tree.ok_or(Damage::Malformed { what: "routes name a shard that has no tree" })?;
-            let volatile = tree.class == TreeClass::Volatile;
-            shards.push(ShardOptions { name, prefixes, page_bytes: tree.page_bytes, volatile, dir: tree.dir.clone() });
+            shards.push(shard);
         }
         reader.finish()?;
         Routes::new(shards).map_err(|_| Damage::Malformed { what: "keyspace routes contradict themselves" })

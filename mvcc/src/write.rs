@@ -107,6 +107,10 @@ impl Core {
         if nothing && extra.applied_index.is_none() && extra.compacted.is_none() {
             return Ok(());
         }
+        let frees_space = extra.frees_space || changes.iter().all(|change| change.put.is_none());
+        if !frees_space && self.over_quota() {
+            return Err(Error::from(Refusal::NoSpace).into());
+        }
         let mut next = writer.state.clone();
         if !changes.is_empty() {
             next.main += 1;
@@ -126,7 +130,7 @@ impl Core {
             edit_bytes: edits.iter().map(|edit| (edit.key.len() + edit.edit.len()) as u64).sum(),
             edits: edits.len() as u64,
             record_bytes: record.len() as u64,
-            frees_space: extra.frees_space || changes.iter().all(|change| change.put.is_none()),
+            frees_space,
             volatile,
         };
         let admission = self.store.admit(cost)?;

@@ -2,4 +2,4 @@
 
 mod hub;
 
-pub(crate) use hub::{Feed, Hub, Interest, Take};
+pub(crate) use hub::{Feed, Hub, Take};

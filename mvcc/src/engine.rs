@@ -1,0 +1,419 @@
+//! An engine: one data directory with many keyspaces.
+
+use crate::core::Core;
+use crate::error::{Refusal, Result};
+use crate::house::{Housekeeper, Table};
+use crate::keyspace::Keyspace;
+use crate::options::{Durability, Options};
+use crate::record::{self, State};
+use crate::reopen::{self, Replayer, Shared};
+use crate::routes::Routes;
+use crate::snapshot::{Item, SnapshotReader};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use polybolt_engine::disk::Disk;
+use polybolt_engine::disk::os::OsDisk;
+use polybolt_engine::file::ReadMode;
+use polybolt_engine::recover::OpenReport;
+use polybolt_engine::run::threads::Worker;
+use polybolt_engine::run::{Clock, Job, SystemClock};
+use polybolt_engine::store::{Store, StoreOptions, StoreStats};
+use polybolt_engine::verify::VerifyReport;
+use polybolt_engine::{
+    AdmitError, Batch, Cost, Damage, Edit, Error as EngineError, Place, SpaceInfo, SpaceSpec, TreeEdit,
+};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One data directory, open. Cloning gives another handle; the directory stays locked until
+/// [`Engine::close`], or until the last handle and the last [`Keyspace`] are gone.
+///
+/// ```
+/// use polybolt::{Engine, Options, PutRequest, RangeRequest, Routes, Span};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let dir = tempfile::tempdir()?;
+/// let engine = Engine::open(dir.path(), Options::default())?;
+/// let tenant = engine.create_keyspace("tenant-1", Routes::kubernetes())?;
+/// // The answer comes once the write is durable: `.wait()` in a thread, `.await` in a task.
+/// tenant.put(PutRequest::new("/registry/pods/default/web", "spec")).wait()?;
+/// engine.close()?;
+///
+/// let engine = Engine::open(dir.path(), Options::default())?;
+/// let tenant = engine.keyspace("tenant-1")?;
+/// assert_eq!(tenant.range(&RangeRequest::new(Span::prefix("/registry/")))?.count, 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    // Dropped first: the job ends before the store does.
+    worker: Mutex<Option<Worker>>,
+    jobs: Mutex<Vec<Box<dyn Job>>>,
+    keyspaces: Arc<Table>,
+    shared: Shared,
+    /// Held while keyspaces are created or dropped.
+    changing: Mutex<()>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("keyspaces", &self.keyspaces()).finish_non_exhaustive()
+    }
+}
+
+/// What an engine runs on: the machine, or a simulated one.
+#[derive(Debug)]
+pub struct Runtime {
+    /// Where files are.
+    pub disk: Arc<dyn Disk>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// True to run background jobs on threads; false to hand them out with [`Engine::take_jobs`].
+    pub threads: bool,
+}
+
+impl Engine {
+    /// Opens or creates an engine in a directory.
+    ///
+    /// # Errors
+    /// If the directory is locked, holds something else, is damaged, or the disk fails. Nothing is
+    /// reset or thrown away.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Engine> {
+        let runtime =
+            Runtime { disk: Arc::new(OsDisk::default()), clock: Arc::new(SystemClock::default()), threads: true };
+        Engine::open_with(path, options, runtime)
+    }
+
+    /// Opens an engine on a disk and a clock of the caller's.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_with(path: impl AsRef<Path>, options: Options, runtime: Runtime) -> Result<Engine> {
+        let Runtime { disk, clock, threads } = runtime;
+        // On a simulated disk the order of reads is part of the run.
+        let scanners = match std::thread::available_parallelism() {
+            Ok(count) if !disk.is_simulated() => count.get(),
+            _ => 1,
+        };
+        let run = if threads {
+            polybolt_engine::Runtime::Threads(Arc::clone(&clock))
+        } else {
+            polybolt_engine::Runtime::Manual
+        };
+        let mut replayer = Replayer::new(&options);
+        let store = Store::open(disk, store_options(path.as_ref(), &options), run, &mut replayer)?;
+        let shared = Shared {
+            store: Arc::new(store),
+            options: Arc::new(options),
+            clock,
+            work: Default::default(),
+            closed: Arc::new(AtomicBool::new(false)),
+        };
+        let (unfinished, spaces): (Vec<SpaceInfo>, Vec<SpaceInfo>) = shared.store.spaces().into_iter().partition(is_unfinished);
+        if !shared.options.read_only {
+            for space in unfinished {
+                shared.store.drop_space(space.id)?;
+            }
+        }
+        let cores = reopen::open_keyspaces(&shared, &spaces, scanners)?;
+        let keyspaces: BTreeMap<String, Arc<Core>> = cores.into_iter().map(|core| (core.name.clone(), core)).collect();
+        let keyspaces = Arc::new(Table::new(keyspaces));
+        let mut jobs = shared.store.take_jobs();
+        let mut worker = None;
+        if !shared.options.read_only {
+            let job = Housekeeper::new(Arc::clone(&keyspaces), Arc::clone(&shared.options), shared.work.clone());
+            if threads {
+                let store = Arc::downgrade(&shared.store);
+                let on_panic = move |text: &str| {
+                    if let Some(store) = store.upgrade() {
+                        store.fail(&EngineError::Poisoned { cause: text.into() });
+                    }
+                };
+                worker = Some(Worker::spawn(Box::new(job), Arc::clone(&shared.clock), Box::new(on_panic)));
+            } else {
+                jobs.push(Box::new(job));
+            }
+        }
+        let inner =
+            Inner { worker: Mutex::new(worker), jobs: Mutex::new(jobs), keyspaces, shared, changing: Mutex::new(()) };
+        Ok(Engine { inner: Arc::new(inner) })
+    }
+
+    /// The background jobs of an engine that was opened without threads, for a scheduler of the
+    /// caller's.
+    pub fn take_jobs(&self) -> Vec<Box<dyn Job>> {
+        std::mem::take(&mut self.inner.jobs.lock())
+    }
+
+    /// What opening found and did.
+    pub fn report(&self) -> &OpenReport {
+        self.inner.shared.store.report()
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> &Options {
+        &self.inner.shared.options
+    }
+
+    /// Counters of its store.
+    pub fn stats(&self) -> StoreStats {
+        self.inner.shared.store.stats()
+    }
+
+    /// Why it takes no more writes, if it does not.
+    pub fn failure(&self) -> Option<EngineError> {
+        self.inner.shared.store.failure()
+    }
+
+    /// Creates a keyspace; it is durable when this returns.
+    ///
+    /// # Errors
+    /// `KeyspaceExists`, `Invalid` names or routes, or if the disk fails.
+    pub fn create_keyspace(&self, name: &str, routes: Routes) -> Result<Keyspace> {
+        let _changing = self.inner.changing.lock();
+        let state = State::new(routes.shards().len());
+        let info = self.create_space(name, &routes, state)?;
+        self.adopt(&info)
+    }
+
+    fn create_space(&self, name: &str, routes: &Routes, mut state: State) -> Result<SpaceInfo> {
+        let Inner { shared, keyspaces, .. } = &*self.inner;
+        if shared.closed.load(Ordering::Acquire) {
+            return Err(Refusal::Closed.into());
+        }
+        if keyspaces.read().contains_key(name) {
+            return Err(Refusal::KeyspaceExists { name: name.to_owned() }.into());
+        }
+        reopen::check_routes(&shared.options, routes)?;
+        let any_volatile = routes.shards().iter().any(|shard| shard.volatile);
+        state.reserve = reopen::first_reserve(&shared.options, any_volatile, state.main);
+        let spec =
+            SpaceSpec { name: name.to_owned(), config: routes.encode(), state: state.encode(), trees: routes.trees() };
+        Ok(shared.store.create_space(spec)?)
+    }
+
+    fn adopt(&self, info: &SpaceInfo) -> Result<Keyspace> {
+        let mut cores = reopen::open_keyspaces(&self.inner.shared, std::slice::from_ref(info), 1)?;
+        let core = cores.pop().ok_or_else(|| Refusal::KeyspaceNotFound { name: info.name.clone() })?;
+        self.inner.keyspaces.write().insert(info.name.clone(), Arc::clone(&core));
+        self.inner.shared.work.raise();
+        Ok(Keyspace { core })
+    }
+
+    /// A keyspace by name.
+    ///
+    /// # Errors
+    /// `KeyspaceNotFound`.
+    pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
+        let found = self.inner.keyspaces.read().get(name).cloned();
+        let core = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
+        Ok(Keyspace { core })
+    }
+
+    /// The names of all keyspaces.
+    pub fn keyspaces(&self) -> Vec<String> {
+        self.inner.keyspaces.read().keys().cloned().collect()
+    }
+
+    /// Drops a keyspace and its files. Its watchers end; calls on handles to it are refused.
+    ///
+    /// # Errors
+    /// `KeyspaceNotFound`, or if the disk fails.
+    pub fn drop_keyspace(&self, name: &str) -> Result<()> {
+        let _changing = self.inner.changing.lock();
+        let core = self.keyspace(name)?.core;
+        {
+            // No writer is under way once this is held and the flag is set.
+            let _writer = core.writer.lock();
+            core.dropped.store(true, Ordering::Release);
+        }
+        core.hub.close();
+        // Nor a sweep.
+        drop(core.sweep.lock());
+        self.inner.keyspaces.write().remove(name);
+        Ok(self.inner.shared.store.drop_space(core.id)?)
+    }
+
+    /// Checks every page of every file, and every row of every keyspace: its checksum, its place, and
+    /// that the index knows it. `progress` is told what is about to be read.
+    ///
+    /// # Errors
+    /// The first damage found.
+    pub fn verify(&self, progress: &mut dyn FnMut(&str)) -> Result<VerifyReport> {
+        let store = &self.inner.shared.store;
+        let report = store.verify(&mut |space, tree| progress(&format!("{space}.{}: pages", tree.spec.name)))?;
+        for name in self.keyspaces() {
+            let Ok(keyspace) = self.keyspace(&name) else { continue };
+            for shard in 0..keyspace.core.shards.len() {
+                progress(&format!("{name}.{}: rows", keyspace.core.shards[shard].name));
+                verify_rows(&keyspace.core, shard)?;
+            }
+        }
+        Ok(report)
+    }
+
+    /// Checkpoints everything and leaves a clean mark; the next open is quick, and Volatile shards
+    /// keep their contents. Handles that are left are refused from now on.
+    ///
+    /// # Errors
+    /// If the disk fails; what was durable stays so.
+    pub fn close(self) -> Result<()> {
+        self.inner.worker.lock().take();
+        self.inner.jobs.lock().clear();
+        self.inner.shared.closed.store(true, Ordering::Release);
+        for core in self.inner.keyspaces.read().values() {
+            drop(core.writer.lock());
+            core.hub.close();
+        }
+        Ok(self.inner.shared.store.close()?)
+    }
+
+    /// Restores a snapshot as a new keyspace. Without `routes` it is split as it was. Returns once it
+    /// is durable; a stream that was cut or changed leaves nothing. `progress` is told how many rows
+    /// are in.
+    ///
+    /// # Errors
+    /// `KeyspaceExists`, damage of the stream, or if the disk fails.
+    pub fn restore(
+        &self,
+        name: &str,
+        routes: Option<Routes>,
+        stream: impl Read,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Keyspace> {
+        let _changing = self.inner.changing.lock();
+        let (reader, head) = SnapshotReader::new(stream)?;
+        let routes = match routes {
+            Some(routes) => routes,
+            None => Routes::decode_plain(&head.routes).map_err(|damage| {
+                EngineError::corrupt(Path::new("the snapshot"), Place::File, damage)
+            })?,
+        };
+        let floor = head.state.floors.iter().copied().max().unwrap_or(0);
+        let mut state = State { floors: vec![floor; routes.shards().len()], unfinished: true, ..head.state };
+        let info = self.create_space(name, &routes, state.clone())?;
+        let filled = self.fill(&info, &routes, &state, reader, progress).and_then(|()| {
+            state.unfinished = false;
+            let any_volatile = routes.shards().iter().any(|shard| shard.volatile);
+            state.reserve = reopen::first_reserve(&self.inner.shared.options, any_volatile, state.main);
+            self.raw_batch(&info, Vec::new(), &state)?;
+            Ok(self.inner.shared.store.flush().wait()?)
+        });
+        if let Err(error) = filled {
+            // What stays is dropped at the next open.
+            drop(self.inner.shared.store.drop_space(info.id));
+            return Err(error);
+        }
+        self.adopt(&SpaceInfo { state: state.encode(), ..info })
+    }
+
+    fn fill(
+        &self,
+        info: &SpaceInfo,
+        routes: &Routes,
+        state: &State,
+        reader: SnapshotReader<impl Read>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        let meta = info.trees[info.trees.len() - 1].id;
+        let mut edits = Vec::new();
+        let (mut bytes, mut rows) = (0, 0);
+        reader.run(&mut |item| {
+            let edit = match item {
+                Item::Row { key, head, body } => {
+                    rows += 1;
+                    let damaged = |damage| EngineError::corrupt(Path::new("the snapshot"), Place::File, damage);
+                    let row = record::RowHead::decode(&head).map_err(damaged)?;
+                    let shard = routes.shard_of(row.key_in(&body).map_err(damaged)?);
+                    let edit = Edit::Put { head: head.clone(), body: body.clone() };
+                    TreeEdit { tree: info.trees[shard].id, key, edit }
+                }
+                Item::Meta { key, value } => {
+                    TreeEdit { tree: meta, key, edit: Edit::Put { head: Bytes::new(), body: value } }
+                }
+            };
+            bytes += edit.key.len() + edit.edit.len();
+            edits.push(edit);
+            if bytes >= RESTORE_BATCH_BYTES {
+                bytes = 0;
+                self.raw_batch(info, std::mem::take(&mut edits), state)?;
+                progress(rows);
+            }
+            Ok(())
+        })?;
+        self.raw_batch(info, edits, state)?;
+        progress(rows);
+        Ok(())
+    }
+
+    /// A batch that the next checkpoint makes durable.
+    fn raw_batch(&self, info: &SpaceInfo, edits: Vec<TreeEdit>, state: &State) -> Result<()> {
+        let cost = Cost {
+            edit_bytes: edits.iter().map(|edit| (edit.key.len() + edit.edit.len()) as u64).sum(),
+            edits: edits.len() as u64,
+            ..Cost::default()
+        };
+        let store = &self.inner.shared.store;
+        let admission = loop {
+            match store.admit(cost) {
+                Ok(admission) => break admission,
+                Err(AdmitError::Short(ticket)) => ticket.wait()?,
+                Err(AdmitError::Refused(error)) => return Err(error.into()),
+            }
+        };
+        store.apply(admission, Batch { space: info.id, edits, record: Bytes::new(), state: state.encode() });
+        Ok(())
+    }
+}
+
+/// Rows of a snapshot that go to the store at a time.
+const RESTORE_BATCH_BYTES: usize = 1 << 20;
+
+fn is_unfinished(space: &SpaceInfo) -> bool {
+    State::decode(&space.state).is_ok_and(|state| state.unfinished)
+}
+
+fn store_options(path: &Path, options: &Options) -> StoreOptions {
+    StoreOptions {
+        path: path.to_owned(),
+        durability: options.durability,
+        buffer_bytes: options.buffer_bytes,
+        segment_bytes: options.segment_bytes,
+        journal_bytes: options.journal_bytes,
+        checkpoint_interval: match options.durability {
+            Durability::Sync => options.checkpoint_interval,
+            Durability::Batch { interval, .. } => interval,
+        },
+        space_reserve_bytes: options.space_reserve_bytes,
+        read_mode: match options.read_cache_bytes {
+            None => ReadMode::Mapped,
+            Some(bytes) => ReadMode::Pread { cache_bytes: usize::try_from(bytes).unwrap_or(usize::MAX) },
+        },
+        open_files_max: options.open_files_max,
+        read_only: options.read_only,
+    }
+}
+
+fn verify_rows(core: &Core, shard: usize) -> Result<()> {
+    let shard_of = &core.shards[shard];
+    core.store.view(shard_of.tree)?.ascend(Bound::Unbounded, &mut |key, head, body| {
+        let damaged = |damage| core.damaged(shard_of, damage);
+        let at = record::row_revision(key).map_err(damaged)?;
+        let kv = record::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
+        let known = core.routes.shard_of(&kv.key) == shard;
+        let live = kv.version != 0 && at.main.cast_signed() > core.publisher.compacted();
+        if !known || (live && shard_of.index.read().get(&kv.key, at.main).is_none()) {
+            return Err(damaged(Damage::Malformed { what: "a row that the index does not know" }));
+        }
+        Ok(true)
+    })?;
+    Ok(())
+}

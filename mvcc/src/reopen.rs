@@ -1,0 +1,291 @@
+//! Opening: journal records back to edits, rows back to indexes.
+
+use crate::core::{Core, RESERVE_AHEAD, Shard, Sweep, Writer};
+use crate::error::Result;
+use crate::lease::Lessor;
+use crate::meta::{self, StoredLease};
+use crate::options::{Durability, Face, Options};
+use crate::publish::Publisher;
+use crate::record::{Record, RowHead, State, next_history, row_revision};
+use crate::routes::Routes;
+use crate::watch::Hub;
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use polybolt_engine::run::{Clock, Signal};
+use polybolt_engine::store::Store;
+use polybolt_engine::{
+    Damage, Edit, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeEdit, TreeId,
+    TreeSpec, Watermark,
+};
+use polybolt_index::{Index, Loader, Row};
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// What every keyspace of an engine shares.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) work: Signal,
+    pub(crate) closed: Arc<AtomicBool>,
+}
+
+/// Turns journal records back into edits.
+pub(crate) struct Replayer<'a> {
+    pub(crate) options: &'a Options,
+    routes: HashMap<u32, Routes>,
+}
+
+impl<'a> Replayer<'a> {
+    pub(crate) fn new(options: &'a Options) -> Self {
+        Replayer { options, routes: HashMap::new() }
+    }
+
+    fn routes(&mut self, space: &SpaceInfo) -> Result<&Routes, EngineError> {
+        match self.routes.entry(space.id.0) {
+            std::collections::hash_map::Entry::Occupied(known) => Ok(known.into_mut()),
+            std::collections::hash_map::Entry::Vacant(unknown) => Ok(unknown.insert(decode_routes(space)?)),
+        }
+    }
+}
+
+impl Replay for Replayer<'_> {
+    fn replay(&mut self, space: &SpaceInfo, state: &[u8], record: &[u8]) -> Result<Replayed, EngineError> {
+        let damaged = |damage| damaged(space, damage);
+        let before = State::decode(state).map_err(damaged)?;
+        let Record { head, rows, rows_bytes } = Record::decode(record).map_err(damaged)?;
+        let history = if rows.is_empty() { before.history } else { next_history(before.history, &rows_bytes) };
+        if history != head.history {
+            return Err(damaged(Damage::Malformed { what: "a record does not follow from the history before it" }));
+        }
+        let mut edits = Vec::with_capacity(rows.len() + head.meta.len());
+        let routes = self.routes(space)?;
+        for (key, row, body) in rows {
+            let decoded = RowHead::decode(&row).map_err(damaged)?;
+            let shard = routes.shard_of(decoded.key_in(&body).map_err(damaged)?);
+            let edit = Edit::Put { head: row.clone(), body: body.clone() };
+            edits.push(TreeEdit { tree: space.trees[shard].id, key, edit });
+        }
+        for edit in head.meta {
+            let value = match edit.value {
+                Some(body) => Edit::Put { head: Bytes::new(), body },
+                None => Edit::Remove,
+            };
+            edits.push(TreeEdit { tree: meta_tree(space)?, key: edit.key, edit: value });
+        }
+        let state = State {
+            main: head.main,
+            compacted: head.compacted,
+            applied_index: head.applied_index,
+            reserve: head.reserve,
+            history,
+            ..before
+        };
+        Ok(Replayed { edits, state: state.encode() })
+    }
+
+    fn settled(&mut self, space: &SpaceInfo, state: &[u8], clean: bool) -> Result<Option<Bytes>, EngineError> {
+        let mut state = State::decode(state).map_err(|damage| damaged(space, damage))?;
+        let options = self.options;
+        let routes = self.routes(space)?;
+        check_routes(options, routes)?;
+        let volatile = |at: usize| routes.shards()[at].volatile;
+        let batch = options.durability != Durability::Sync;
+        let any_volatile = (0..routes.shards().len()).any(volatile);
+        if !clean && state.reserve > state.main && options.face == Face::Standalone {
+            // Anything up to the reserve may have been shown to somebody (R3, R4).
+            state.main = state.reserve;
+            let all = batch || !any_volatile;
+            for (at, floor) in state.floors.iter_mut().enumerate() {
+                if all || volatile(at) {
+                    *floor = state.main;
+                }
+            }
+        }
+        state.reserve = first_reserve(options, any_volatile, state.main);
+        Ok(Some(state.encode()))
+    }
+}
+
+/// Up to where a keyspace at `main` has to reserve, 0 if it need not.
+pub(crate) fn first_reserve(options: &Options, any_volatile: bool, main: u64) -> u64 {
+    let batch = options.durability != Durability::Sync;
+    if options.face == Face::Standalone && (batch || any_volatile) { main + RESERVE_AHEAD } else { 0 }
+}
+
+/// Refuses routes that the engine's face cannot have (R4).
+pub(crate) fn check_routes(options: &Options, routes: &Routes) -> Result<(), EngineError> {
+    let volatile = routes.shards().iter().find(|shard| shard.volatile);
+    match volatile {
+        Some(shard) if options.face == Face::Replayed => Err(EngineError::invalid(format!(
+            "shard {:?} is volatile, which a replayed engine cannot have: nothing refills it",
+            shard.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn decode_routes(space: &SpaceInfo) -> Result<Routes, EngineError> {
+    let specs: Vec<TreeSpec> = space.trees.iter().map(|tree| tree.spec.clone()).collect();
+    Routes::decode(&space.config, &specs).map_err(|damage| damaged(space, damage))
+}
+
+fn meta_tree(space: &SpaceInfo) -> Result<TreeId, EngineError> {
+    let last = space.trees.last().map(|tree| tree.id);
+    last.ok_or_else(|| damaged(space, Damage::Malformed { what: "a keyspace without trees" }))
+}
+
+fn damaged(space: &SpaceInfo, damage: Damage) -> EngineError {
+    EngineError::corrupt(Path::new(&format!("the state of keyspace {:?}", space.name)), Place::File, damage)
+}
+
+/// What the opening scan of a shard found.
+struct Scanned {
+    index: Index,
+    /// Keys whose newest version names a lease.
+    leased: HashMap<Bytes, i64>,
+}
+
+/// Opens keyspaces: scans every tree once, all processors at work.
+pub(crate) fn open_keyspaces(shared: &Shared, spaces: &[SpaceInfo], threads: usize) -> Result<Vec<Arc<Core>>> {
+    let routes: Vec<Routes> = spaces.iter().map(decode_routes).collect::<Result<_, _>>()?;
+    let tasks: Vec<(usize, usize)> = spaces
+        .iter()
+        .enumerate()
+        .flat_map(|(space, info)| (0..info.trees.len().saturating_sub(1)).map(move |shard| (space, shard)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let found: Mutex<HashMap<(usize, usize), Scanned>> = Mutex::default();
+    let failed: Mutex<Option<crate::error::Error>> = Mutex::default();
+    let run = || {
+        while let Some(&(space, shard)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match scan(&shared.store, &routes[space], shard, spaces[space].trees[shard].id) {
+                Ok(scanned) => drop(found.lock().insert((space, shard), scanned)),
+                Err(error) => {
+                    failed.lock().get_or_insert(error);
+                    return;
+                }
+            }
+        }
+    };
+    if threads <= 1 || tasks.len() <= 1 {
+        run();
+    } else {
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(tasks.len()) {
+                scope.spawn(run);
+            }
+        });
+    }
+    if let Some(error) = failed.into_inner() {
+        return Err(error);
+    }
+    let mut found = found.into_inner();
+    let mut cores = Vec::with_capacity(spaces.len());
+    for (at, (info, routes)) in spaces.iter().zip(routes).enumerate() {
+        let scanned = (0..info.trees.len() - 1).filter_map(|shard| found.remove(&(at, shard))).collect();
+        cores.push(open_keyspace(shared, info, routes, scanned)?);
+    }
+    Ok(cores)
+}
+
+fn scan(store: &Store, routes: &Routes, shard: usize, tree: TreeId) -> Result<Scanned> {
+    let mut loader = Loader::new();
+    let mut leased: HashMap<Bytes, i64> = HashMap::new();
+    let path = store.tree_stats(tree)?.path;
+    let view = store.view(tree)?;
+    store.scan(tree, &mut |tree_key, head, _| {
+        let damaged = |damage| EngineError::corrupt(&path, Place::File, damage);
+        let at = row_revision(tree_key).map_err(damaged)?;
+        let row = RowHead::decode(head).map_err(damaged)?;
+        let long;
+        let key = match row.key {
+            Some(key) => key,
+            None => {
+                let missing = Damage::Malformed { what: "a row that was just seen is not there" };
+                long = view.get(tree_key)?.ok_or_else(|| damaged(missing))?.body;
+                row.key_in(&long).map_err(damaged)?
+            }
+        };
+        // A file counts only keys that its routes give it (R9).
+        if routes.shard_of(key) != shard {
+            return Ok(());
+        }
+        let kind = if row.tombstone { Row::Tombstone } else { Row::Put { created: row.created, version: row.version } };
+        let what = |_| damaged(Damage::Malformed { what: "a row that no history allows" });
+        loader.row(key, at, kind).map_err(what)?;
+        if row.lease != 0 && !row.tombstone {
+            leased.insert(Bytes::copy_from_slice(key), row.lease);
+        } else if !leased.is_empty() {
+            leased.remove(key);
+        }
+        Ok(())
+    })?;
+    Ok(Scanned { index: loader.finish(), leased })
+}
+
+fn open_keyspace(shared: &Shared, info: &SpaceInfo, routes: Routes, scanned: Vec<Scanned>) -> Result<Arc<Core>> {
+    let Shared { store, options, clock, .. } = shared;
+    let state = State::decode(&info.state).map_err(|damage| damaged(info, damage))?;
+    let meta = meta_tree(info)?;
+    let mut lessor = Lessor::default();
+    let now = clock.monotonic();
+    store.scan(meta, &mut |_, _, _| Ok(()))?;
+    let meta_path = store.tree_stats(meta)?.path;
+    store.view(meta)?.ascend(Bound::Included(b"l"), &mut |key, _, body| {
+        let Some(id) = meta::lease_id(key) else { return Ok(false) };
+        let lease = StoredLease::decode(&body.load()?);
+        let lease = lease.map_err(|damage| EngineError::corrupt(&meta_path, Place::File, damage))?;
+        lessor.grant(id, lease.ttl, now);
+        Ok(true)
+    })?;
+    let mut shards = Vec::with_capacity(scanned.len());
+    for ((scanned, tree), floor) in scanned.into_iter().zip(&info.trees).zip(&state.floors) {
+        for (key, lease) in &scanned.leased {
+            lessor.attach(key, *lease);
+        }
+        shards.push(Shard {
+            name: tree.spec.name.clone(),
+            tree: tree.id,
+            volatile: tree.spec.class == TreeClass::Volatile,
+            index: RwLock::new(scanned.index),
+            floor: AtomicU64::new(*floor),
+        });
+    }
+    if options.face == Face::Standalone {
+        lessor.promote(now, options.lease_extend);
+    }
+    let hub = Arc::new(Hub::default());
+    let durable = store.durable();
+    let at_once = options.durability != Durability::Sync;
+    let publisher = Publisher::new(state.main, state.compacted, durable, at_once, Arc::clone(&hub));
+    let publisher = Arc::new(publisher);
+    let listener: Arc<dyn polybolt_engine::DurableListener> = Arc::<Publisher>::clone(&publisher);
+    store.listen(info.id, listener);
+    let core = Core {
+        name: info.name.clone(),
+        id: info.id,
+        store: Arc::clone(store),
+        options: Arc::clone(options),
+        clock: Arc::clone(clock),
+        routes,
+        shards,
+        meta,
+        work: shared.work.clone(),
+        writer: Mutex::new(Writer { reserved: state.reserve, state, last: durable, reserving: None }),
+        lessor: Mutex::new(lessor),
+        publisher,
+        hub,
+        pins: Arc::default(),
+        sweep: Mutex::new(Sweep::default()),
+        swept: Arc::new(Watermark::new(Position(0))),
+        dropped: AtomicBool::new(false),
+        closed: Arc::clone(&shared.closed),
+        quota: Mutex::default(),
+    };
+    Ok(Arc::new(core))
+}
