@@ -205,7 +205,12 @@ impl Engine {
         let core = cores.pop().ok_or_else(|| Refusal::KeyspaceNotFound { name: info.name.clone() })?;
         self.inner.keyspaces.write().insert(info.name.clone(), Arc::clone(&core));
         self.inner.shared.work.raise();
-        Ok(Keyspace { core })
+        Ok(self.handle(core))
+    }
+
+    /// A handle keeps the engine's jobs going.
+    fn handle(&self, core: Arc<Core>) -> Keyspace {
+        Keyspace { core, engine: Arc::<Inner>::clone(&self.inner) }
     }
 
     /// A keyspace by name.
@@ -215,7 +220,7 @@ impl Engine {
     pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
         let found = self.inner.keyspaces.read().get(name).cloned();
         let core = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
-        Ok(Keyspace { core })
+        Ok(self.handle(core))
     }
 
     /// The names of all keyspaces.
@@ -236,6 +241,7 @@ impl Engine {
             core.dropped.store(true, Ordering::Release);
         }
         core.hub.close();
+        core.swept.fail(EngineError::Closed);
         // Nor a sweep.
         drop(core.sweep.lock());
         self.inner.keyspaces.write().remove(name);
@@ -272,6 +278,7 @@ impl Engine {
         for core in self.inner.keyspaces.read().values() {
             drop(core.writer.lock());
             core.hub.close();
+            core.swept.fail(EngineError::Closed);
         }
         Ok(self.inner.shared.store.close()?)
     }

@@ -51,8 +51,13 @@ impl Housekeeper {
         self.turn = self.turn.wrapping_add(1);
         match core.sweep_step(now) {
             Ok(more) => more || wanting.len() > 1,
-            // The store takes no more writes, or never will: whoever writes next is told.
-            Err(_) => false,
+            Err(_) => {
+                // The store takes no more writes: whoever waits for a sweep is told.
+                if let Some(failure) = core.store.failure() {
+                    core.swept.fail(failure);
+                }
+                false
+            }
         }
     }
 

@@ -38,9 +38,18 @@ use std::time::Duration;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Keyspace {
     pub(crate) core: Arc<Core>,
+    /// Keeps the engine's background jobs.
+    pub(crate) engine: Arc<dyn std::any::Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for Keyspace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shared = Arc::strong_count(&self.engine);
+        f.debug_struct("Keyspace").field("name", &self.core.name).field("handles", &shared).finish()
+    }
 }
 
 /// A request of a replicated log, with its position there.

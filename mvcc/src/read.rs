@@ -189,8 +189,8 @@ impl RangeStream {
         self.point.visible.cast_signed()
     }
 
-    /// Live keys in the whole span at the revision read.
-    pub fn count(&self) -> i64 {
+    /// Live keys in the whole span at the revision read: a range's `count`.
+    pub fn total(&self) -> i64 {
         self.count
     }
 
