@@ -84,6 +84,8 @@ pub struct StoreStats {
     pub buffered_bytes: u64,
     /// Bytes of journal segments on disk.
     pub journal_bytes: u64,
+    /// Journal segments used again since open.
+    pub segments_recycled: u64,
     /// Checkpoints committed since open.
     pub checkpoints: u64,
     /// Bytes of pages that checkpoints wrote since open.
@@ -482,6 +484,7 @@ impl Store {
                 .read()
                 .as_ref()
                 .map_or(0, |journal| journal.disk_bytes()),
+            segments_recycled: self.core.journal.read().as_ref().map_or(0, |journal| journal.recycled()),
             checkpoints: counters.checkpoints.load(Ordering::Relaxed),
             page_bytes: counters.page_bytes.load(Ordering::Relaxed),
             units_reused: counters.units_reused.load(Ordering::Relaxed),

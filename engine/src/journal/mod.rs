@@ -86,6 +86,8 @@ struct Pending {
 struct Room {
     /// Bytes not yet written to, in the segment in use and the ready ones.
     free: u64,
+    /// Segments made ready again since open.
+    recycled: u64,
     /// What admitted records may still take of it.
     charged: u64,
     /// The largest charge that was refused since room last grew.
@@ -249,6 +251,7 @@ impl Journal {
             }
             let (_, segment) = room.used.pop_front().expect("front() just gave it");
             room.free += data_bytes(&segment);
+            room.recycled += 1;
             room.ready.push_back(segment);
         }
         drop(room);
@@ -260,6 +263,11 @@ impl Journal {
     pub fn is_short(&self) -> bool {
         let room = self.room.lock();
         room.wanted > 0 && room.charged + room.wanted > room.free && !self.may_grow(&room)
+    }
+
+    /// Segments made ready again since open.
+    pub fn recycled(&self) -> u64 {
+        self.room.lock().recycled
     }
 
     /// Bytes of all segment files.
