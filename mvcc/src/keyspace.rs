@@ -13,6 +13,7 @@ use crate::request::{
     DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, Op, PutRequest, PutResponse,
     RangeRequest, RangeResponse, ShardStatus, Span, TxnRequest, TxnResponse, WatchRequest,
 };
+use crate::routes::Routes;
 use crate::snapshot::Snapshot;
 use crate::txn;
 use crate::watcher::Watcher;
@@ -111,6 +112,11 @@ impl Keyspace {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.core.name
+    }
+
+    /// How it is split.
+    pub fn routes(&self) -> &Routes {
+        &self.core.routes
     }
 
     /// Reads keys. Never waits for writers. Memory: the result.

@@ -43,6 +43,7 @@ pub use error::{Error, Refusal, Result};
 pub use keyspace::{Applied, Command, Entry, Keyspace, TableEdit};
 pub use options::{Durability, Face, Options};
 pub use pending::Pending;
+pub use polybolt_engine::Error as StorageError;
 pub use polybolt_engine::disk;
 pub use polybolt_engine::recover::OpenReport;
 pub use polybolt_engine::run;

@@ -111,9 +111,8 @@ impl Watcher {
 
     /// The current revision if every matching event up to it was handed out, else None (WCH-21).
     pub fn progress(&self) -> Option<i64> {
-        let visible = self.core.publisher.visible();
-        let reached = self.feed.request.start_revision <= visible.cast_signed();
-        (reached && self.feed.is_idle()).then_some(visible.cast_signed())
+        let published = self.core.hub.progress(&self.feed)?.cast_signed();
+        (self.feed.request.start_revision <= published).then_some(published)
     }
 
     /// Reads a bounded piece of history from `next` on. Some ends the watcher.

@@ -203,6 +203,13 @@ impl Hub {
         own.synced
     }
 
+    /// Up to where everything that matches was fed and taken; None while it lags or has some queued.
+    /// Not the visible revision: that moves before its events are fed.
+    pub(crate) fn progress(&self, feed: &Feed) -> Option<u64> {
+        let state = self.state.lock();
+        feed.is_idle().then_some(state.published)
+    }
+
     /// Fails all watchers: the keyspace goes.
     pub(crate) fn close(&self) {
         let state = self.state.lock();

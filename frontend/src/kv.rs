@@ -1,0 +1,163 @@
+//! The KV service.
+
+use crate::convert;
+use crate::proto::etcdserverpb as pb;
+use crate::proto::etcdserverpb::kv_server::Kv;
+use crate::server::{Server, off_thread};
+use polybolt::{Op, RangeRequest, SpanEnd, TxnRequest};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// The KV service of a server.
+#[derive(Debug, Clone)]
+pub(crate) struct KvService(pub(crate) Arc<Server>);
+
+/// Chunks of a stream that may wait for a slow client.
+const CHUNKS_AHEAD: usize = 4;
+/// Ranges up to this limit are answered without another thread.
+const SHORT_RANGE: i64 = 64;
+
+fn is_short(request: &RangeRequest) -> bool {
+    request.count_only
+        || request.span.end == SpanEnd::Single
+        || (request.limit > 0 && request.limit <= SHORT_RANGE && request.sort_target == polybolt::SortTarget::Key)
+}
+
+fn is_short_txn(request: &TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|op| match op {
+        Op::Range(range) => is_short(range),
+        Op::Put(_) => true,
+        Op::Delete(delete) => delete.span.end == SpanEnd::Single,
+        Op::Txn(txn) => is_short_txn(txn),
+    })
+}
+
+/// True if it puts anything in either branch (QTA-6).
+fn needs_room(request: &TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).any(|op| match op {
+        Op::Put(_) => true,
+        Op::Txn(txn) => needs_room(txn),
+        _ => false,
+    })
+}
+
+fn is_read_only(request: &TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|op| matches!(op, Op::Range(_)))
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        let Self(server) = self;
+        server.metrics.ranges.inc();
+        let request = convert::range(request.into_inner())?;
+        let response = if is_short(&request) {
+            server.keyspace.range(&request)
+        } else {
+            let keyspace = server.keyspace.clone();
+            off_thread(move || keyspace.range(&request)).await?
+        };
+        let response = response.map_err(|error| convert::status(&error))?;
+        Ok(Response::new(convert::range_response(response, &|revision| server.header(revision))))
+    }
+
+    type RangeStreamStream = ReceiverStream<Result<pb::RangeStreamResponse, Status>>;
+
+    async fn range_stream(&self, request: Request<pb::RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let server = Arc::clone(&self.0);
+        server.metrics.ranges.inc();
+        let request = convert::range(request.into_inner())?;
+        let mut stream = server.keyspace.range_stream(&request).map_err(|error| convert::status(&error))?;
+        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        tokio::task::spawn_blocking(move || {
+            let mut next = stream.next();
+            loop {
+                let mut response = pb::RangeResponse::default();
+                match next {
+                    Some(Err(error)) => {
+                        drop(sender.blocking_send(Err(convert::status(&error))));
+                        return;
+                    }
+                    Some(Ok(kvs)) => response.kvs = kvs.into_iter().map(convert::kv).collect(),
+                    None => {}
+                }
+                // Header, more and count come with the last chunk (RST-2): look ahead.
+                next = stream.next();
+                let last = next.is_none();
+                if last {
+                    response.header = Some(server.header(stream.revision()));
+                    response.more = stream.more();
+                    response.count = stream.total();
+                }
+                let chunk = pb::RangeStreamResponse { range_response: Some(response) };
+                if sender.blocking_send(Ok(chunk)).is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        let Self(server) = self;
+        server.metrics.puts.inc();
+        let request = request.into_inner();
+        server.check_alarms(true)?;
+        server.check_size(&request)?;
+        match server.keyspace.put(convert::put(request)).await {
+            Ok(response) => Ok(Response::new(convert::put_response(response, &|revision| server.header(revision)))),
+            Err(error) => Err(server.refuse(error).await),
+        }
+    }
+
+    async fn delete_range(&self, request: Request<pb::DeleteRangeRequest>) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        let Self(server) = self;
+        server.metrics.deletes.inc();
+        server.check_alarms(false)?;
+        server.check_size(request.get_ref())?;
+        let request = convert::delete(request.into_inner());
+        let pending = if request.span.end == SpanEnd::Single {
+            server.keyspace.delete_range(request)
+        } else {
+            let keyspace = server.keyspace.clone();
+            off_thread(move || keyspace.delete_range(request)).await?
+        };
+        match pending.await {
+            Ok(response) => Ok(Response::new(convert::delete_response(response, &|revision| server.header(revision)))),
+            Err(error) => Err(server.refuse(error).await),
+        }
+    }
+
+    async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+        let Self(server) = self;
+        server.metrics.txns.inc();
+        let size = server.check_size(request.get_ref());
+        let request = convert::txn(request.into_inner())?;
+        if !is_read_only(&request) {
+            server.check_alarms(needs_room(&request))?;
+            size?;
+        }
+        let pending = if is_short_txn(&request) {
+            server.keyspace.txn(request)
+        } else {
+            let keyspace = server.keyspace.clone();
+            off_thread(move || keyspace.txn(request)).await?
+        };
+        match pending.await {
+            Ok(response) => Ok(Response::new(convert::txn_response(response, &|revision| server.header(revision)))),
+            Err(error) => Err(server.refuse(error).await),
+        }
+    }
+
+    async fn compact(&self, request: Request<pb::CompactionRequest>) -> Result<Response<pb::CompactionResponse>, Status> {
+        let Self(server) = self;
+        server.check_alarms(false)?;
+        let pb::CompactionRequest { revision, physical } = request.into_inner();
+        match server.keyspace.compact(revision, physical).await {
+            Ok(revision) => Ok(Response::new(pb::CompactionResponse { header: Some(server.header(revision)) })),
+            Err(error) => Err(server.refuse(error).await),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The Lease service.
+
+use crate::proto::etcdserverpb as pb;
+use crate::proto::etcdserverpb::lease_server::Lease;
+use crate::server::Server;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// The Lease service of a server.
+#[derive(Debug, Clone)]
+pub(crate) struct LeaseService(pub(crate) Arc<Server>);
+
+/// Answers that may wait for a slow client.
+const ANSWERS_AHEAD: usize = 16;
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(&self, request: Request<pb::LeaseGrantRequest>) -> Result<Response<pb::LeaseGrantResponse>, Status> {
+        let Self(server) = self;
+        server.check_alarms(true)?;
+        let pb::LeaseGrantRequest { ttl, id } = request.into_inner();
+        match server.keyspace.lease_grant(id, ttl).await {
+            Ok(granted) => Ok(Response::new(pb::LeaseGrantResponse {
+                header: Some(server.header(granted.revision)),
+                id: granted.id,
+                ttl: granted.ttl,
+                error: String::new(),
+            })),
+            Err(error) => Err(server.refuse(error).await),
+        }
+    }
+
+    async fn lease_revoke(&self, request: Request<pb::LeaseRevokeRequest>) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
+        let Self(server) = self;
+        server.check_alarms(false)?;
+        match server.keyspace.lease_revoke(request.into_inner().id).await {
+            Ok(revision) => Ok(Response::new(pb::LeaseRevokeResponse { header: Some(server.header(revision)) })),
+            Err(error) => Err(server.refuse(error).await),
+        }
+    }
+
+    type LeaseKeepAliveStream = ReceiverStream<Result<pb::LeaseKeepAliveResponse, Status>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let server = Arc::clone(&self.0);
+        let mut requests = request.into_inner();
+        let (sender, receiver) = mpsc::channel(ANSWERS_AHEAD);
+        tokio::spawn(async move {
+            loop {
+                let request = tokio::select! {
+                    () = server.stop.cancelled() => {
+                        drop(sender.send(Err(Status::unavailable("etcdserver: server stopped"))).await);
+                        return;
+                    }
+                    request = requests.message() => request,
+                };
+                let Ok(Some(pb::LeaseKeepAliveRequest { id })) = request else { return };
+                // Before the renewal: a success is never stamped later than a revoke.
+                let header = Some(server.header_now());
+                let ttl = server.keyspace.lease_keep_alive(id);
+                if sender.send(Ok(pb::LeaseKeepAliveResponse { header, id, ttl })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<pb::LeaseTimeToLiveRequest>,
+    ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
+        let Self(server) = self;
+        let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        let header = Some(server.header_now());
+        let response = match server.keyspace.lease_time_to_live(id, keys) {
+            Some(lease) => pb::LeaseTimeToLiveResponse {
+                header,
+                id,
+                ttl: lease.remaining_ttl,
+                granted_ttl: lease.granted_ttl,
+                keys: lease.keys,
+            },
+            None => pb::LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() },
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn lease_leases(&self, _: Request<pb::LeaseLeasesRequest>) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
+        let Self(server) = self;
+        let leases = server.keyspace.leases().into_iter().map(|id| pb::LeaseStatus { id }).collect();
+        Ok(Response::new(pb::LeaseLeasesResponse { header: Some(server.header_now()), leases }))
+    }
+}

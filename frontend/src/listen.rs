@@ -1,0 +1,121 @@
+//! Serving it all: gRPC and HTTP on every client URL, probes and metrics on their own.
+
+use crate::auth::AuthService;
+use crate::cluster::ClusterService;
+use crate::http;
+use crate::inspect::InspectService;
+use crate::kv::KvService;
+use crate::lease::LeaseService;
+use crate::maintenance::MaintenanceService;
+use crate::proto::etcdserverpb as pb;
+use crate::proto::v1::inspect_server::InspectServer;
+use crate::server::Server;
+use crate::watch::WatchService;
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, lookup_host};
+use tonic::service::Routes;
+
+/// What a gRPC message may have beyond the largest request.
+const MESSAGE_SLACK: usize = 512 << 10;
+/// How long open calls may go on after a stop.
+const GRACE: Duration = Duration::from_secs(5);
+/// Flow-control windows: a list of large values should not wait for the client's acknowledgements.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// Binds the address of a URL such as `http://127.0.0.1:2379`.
+///
+/// # Errors
+/// In words, what cannot be used.
+pub async fn bind(url: &str) -> Result<TcpListener, String> {
+    let address = match url.split_once("://") {
+        Some(("http", address)) => address.trim_end_matches('/'),
+        Some(("https", _)) => return Err(format!("cannot listen on {url}: this build serves http only")),
+        Some((scheme, _)) => return Err(format!("cannot listen on {url}: there is no scheme {scheme:?}, use http")),
+        None => return Err(format!("cannot listen on {url:?}: a URL such as http://127.0.0.1:2379 is needed")),
+    };
+    let bad = |error: std::io::Error| format!("cannot listen on {url}: {error}");
+    let addresses: Vec<SocketAddr> = lookup_host(address).await.map_err(bad)?.collect();
+    TcpListener::bind(&addresses[..]).await.map_err(bad)
+}
+
+/// Everything a client URL serves.
+async fn client_router(server: &Arc<Server>) -> Router {
+    let max = server.settings.max_request_bytes + MESSAGE_SLACK;
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let grpc = Routes::new(pb::kv_server::KvServer::new(KvService(Arc::clone(server))).max_decoding_message_size(max))
+        .add_service(pb::watch_server::WatchServer::new(WatchService(Arc::clone(server))).max_decoding_message_size(max))
+        .add_service(pb::lease_server::LeaseServer::new(LeaseService(Arc::clone(server))))
+        .add_service(pb::cluster_server::ClusterServer::new(ClusterService(Arc::clone(server))))
+        .add_service(pb::maintenance_server::MaintenanceServer::new(MaintenanceService(Arc::clone(server))))
+        .add_service(pb::auth_server::AuthServer::new(AuthService(Arc::clone(server))))
+        .add_service(InspectServer::new(InspectService(Arc::clone(server))))
+        .add_service(health);
+    grpc.prepare().into_axum_router().merge(http::router(server))
+}
+
+/// Serves until `server` is stopped, then lets open calls end.
+pub async fn serve(server: Arc<Server>, clients: Vec<TcpListener>, metrics: Vec<TcpListener>, streams_max: Option<u32>) {
+    let client_router = client_router(&server).await;
+    let probes = http::router(&server);
+    let mut accepting = Vec::new();
+    for listener in clients {
+        accepting.push(tokio::spawn(accept(Arc::clone(&server), listener, client_router.clone(), streams_max)));
+    }
+    for listener in metrics {
+        accepting.push(tokio::spawn(accept(Arc::clone(&server), listener, probes.clone(), streams_max)));
+    }
+    for task in accepting {
+        drop(task.await);
+    }
+}
+
+async fn accept(server: Arc<Server>, listener: TcpListener, router: Router, streams_max: Option<u32>) {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(streams_max);
+    let graceful = GracefulShutdown::new();
+    let service = TowerToHyperService::new(router);
+    loop {
+        let accepted = tokio::select! {
+            () = server.stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, or the peer went: neither ends the server.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "no TCP_NODELAY");
+        }
+        let connection = builder.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
+        tracing::warn!("some calls did not end in time and are cut off");
+    }
+}

@@ -1,0 +1,53 @@
+//! The `polybolt` command.
+#![forbid(unsafe_code)]
+
+mod serve;
+mod offline;
+mod status;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// An etcd-compatible server on an engine of several B+tree files.
+#[derive(Debug, Parser)]
+#[command(name = "polybolt", version, disable_version_flag = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves the etcd v3 API.
+    Serve(Box<serve::Serve>),
+    /// Shows sizes and counts shard by shard, of a server or of a data directory.
+    Status(status::Status),
+    /// Checks every page and every row of a data directory.
+    Verify(offline::Verify),
+    /// Works with snapshots.
+    #[command(subcommand)]
+    Snapshot(offline::Snapshot),
+    /// Shows the version.
+    Version,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Serve(serve) => serve.run(),
+        Command::Status(status) => status.run(),
+        Command::Verify(verify) => verify.run(),
+        Command::Snapshot(snapshot) => snapshot.run(),
+        Command::Version => {
+            let api = polybolt_frontend::server::ETCD_VERSION;
+            println!("polybolt {} (etcd API {api})", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("polybolt: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The Maintenance service.
+
+use crate::convert;
+use crate::proto::etcdserverpb as pb;
+use crate::proto::etcdserverpb::maintenance_server::Maintenance;
+use crate::server::{CLUSTER_VERSION, ETCD_VERSION, Server, TERM, off_thread};
+use bytes::{Bytes, BytesMut};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// The Maintenance service of a server.
+#[derive(Debug, Clone)]
+pub(crate) struct MaintenanceService(pub(crate) Arc<Server>);
+
+/// The most bytes of one message of a snapshot (MNT-3).
+const BLOB_BYTES: usize = 32 << 10;
+/// Tools expect an image of whole sectors, then its hash.
+const SECTOR_BYTES: usize = 512;
+
+#[tonic::async_trait]
+impl Maintenance for MaintenanceService {
+    async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
+        let Self(server) = self;
+        let pb::AlarmRequest { action, member_id, alarm } = request.into_inner();
+        let one = pb::AlarmMember { member_id, alarm };
+        let failed = |error: polybolt::Error| convert::status(&error);
+        let alarms = match action {
+            0 => {
+                let wanted = |member: &pb::AlarmMember| alarm == pb::AlarmType::None as i32 || member.alarm == alarm;
+                server.alarms().into_iter().filter(wanted).collect()
+            }
+            1 if alarm == pb::AlarmType::None as i32 => Vec::new(),
+            1 => {
+                server.raise(member_id, alarm).await.map_err(failed)?;
+                vec![one]
+            }
+            2 if server.disarm(member_id, alarm).await.map_err(failed)? => vec![one],
+            2 => Vec::new(),
+            _ => return Err(Status::invalid_argument(format!("etcdserver: there is no alarm action {action}"))),
+        };
+        Ok(Response::new(pb::AlarmResponse { header: Some(server.header_now()), alarms }))
+    }
+
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+        let Self(server) = self;
+        let status = server.keyspace.status();
+        let name = |alarm| pb::AlarmType::try_from(alarm).map_or("UNKNOWN", |alarm| alarm.as_str_name());
+        let mut errors: Vec<String> = server
+            .alarms()
+            .iter()
+            .map(|alarm| format!("memberID:{} alarm:{}", alarm.member_id, name(alarm.alarm)))
+            .collect();
+        errors.extend(server.engine.failure().map(|failure| failure.to_string()));
+        // There is no log of its own: a revision stands for the entry that made it.
+        let index = status.revision.cast_unsigned();
+        Ok(Response::new(pb::StatusResponse {
+            header: Some(server.header(status.revision)),
+            version: ETCD_VERSION.into(),
+            db_size: status.size.cast_signed(),
+            leader: server.member_id,
+            raft_index: index,
+            raft_term: TERM,
+            raft_applied_index: index,
+            errors,
+            db_size_in_use: status.size_in_use.cast_signed(),
+            is_learner: false,
+            storage_version: CLUSTER_VERSION.into(),
+            db_size_quota: server.settings.quota_bytes,
+            downgrade_info: Some(pb::DowngradeInfo::default()),
+        }))
+    }
+
+    async fn defragment(&self, _: Request<pb::DefragmentRequest>) -> Result<Response<pb::DefragmentResponse>, Status> {
+        let keyspace = self.0.keyspace.clone();
+        off_thread(move || keyspace.defragment()).await?.map_err(|error| convert::status(&error))?;
+        Ok(Response::new(pb::DefragmentResponse { header: None }))
+    }
+
+    async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        let Self(server) = self;
+        let keyspace = server.keyspace.clone();
+        let hash = off_thread(move || keyspace.hash()).await?.map_err(|error| convert::status(&error))?;
+        Ok(Response::new(pb::HashResponse { header: Some(server.header_now()), hash }))
+    }
+
+    async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
+        let Self(server) = self;
+        let keyspace = server.keyspace.clone();
+        let revision = request.into_inner().revision;
+        let hash = off_thread(move || keyspace.hash_kv(revision)).await?.map_err(|error| convert::status(&error))?;
+        Ok(Response::new(pb::HashKvResponse {
+            header: Some(server.header(hash.revision)),
+            hash: hash.hash,
+            compact_revision: hash.compact_revision,
+            hash_revision: hash.hash_revision,
+        }))
+    }
+
+    type SnapshotStream = ReceiverStream<Result<pb::SnapshotResponse, Status>>;
+
+    async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        let Self(server) = self;
+        let frames = server.keyspace.snapshot().map_err(|error| convert::status(&error))?;
+        // How long the stream will be is not known before its end: at least 1 until then.
+        let estimate = server.keyspace.status().size_in_use;
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let mut digest = Sha256::new();
+            let (mut buffer, mut sent) = (BytesMut::new(), 0u64);
+            let mut send = |blob: Bytes, remaining: Option<u64>| {
+                sent += blob.len() as u64;
+                let remaining_bytes = remaining.unwrap_or_else(|| estimate.saturating_sub(sent).max(1));
+                let message = pb::SnapshotResponse { header: None, remaining_bytes, blob, version: CLUSTER_VERSION.into() };
+                sender.blocking_send(Ok(message)).is_ok()
+            };
+            for frame in frames {
+                match frame {
+                    Ok(frame) => buffer.extend_from_slice(&frame),
+                    Err(error) => {
+                        drop(sender.blocking_send(Err(convert::status(&error))));
+                        return;
+                    }
+                }
+                while buffer.len() >= BLOB_BYTES {
+                    let blob = buffer.split_to(BLOB_BYTES).freeze();
+                    digest.update(&blob);
+                    if !send(blob, None) {
+                        return;
+                    }
+                }
+            }
+            // What is left is shorter than a blob, which is whole sectors: so is the image, padded.
+            buffer.resize(buffer.len().next_multiple_of(SECTOR_BYTES), 0);
+            digest.update(&buffer);
+            if send(buffer.freeze(), Some(0)) {
+                send(Bytes::copy_from_slice(&digest.finalize()), Some(0));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn move_leader(&self, request: Request<pb::MoveLeaderRequest>) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        if request.into_inner().target_id == self.0.member_id {
+            Ok(Response::new(pb::MoveLeaderResponse { header: None }))
+        } else {
+            Err(Status::failed_precondition("etcdserver: bad leader transferee"))
+        }
+    }
+
+    async fn downgrade(&self, request: Request<pb::DowngradeRequest>) -> Result<Response<pb::DowngradeResponse>, Status> {
+        let pb::DowngradeRequest { action, version } = request.into_inner();
+        let header = Some(self.0.header_now());
+        match action {
+            0 | 1 => {
+                let numbers: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
+                let numbers = numbers.filter(|numbers| matches!(numbers.len(), 2 | 3));
+                match numbers.as_deref() {
+                    None => Err(Status::invalid_argument("etcdserver: wrong downgrade target version format")),
+                    Some([3, 5, ..]) if action == 0 => {
+                        Ok(Response::new(pb::DowngradeResponse { header, version: CLUSTER_VERSION.into() }))
+                    }
+                    Some([3, 5, ..]) => Err(Status::unimplemented("polybolt's files have no older format to go back to")),
+                    Some(_) => Err(Status::invalid_argument("etcdserver: invalid downgrade target version")),
+                }
+            }
+            2 => Err(Status::failed_precondition("etcdserver: no inflight downgrade job")),
+            _ => Err(Status::unknown("etcdserver: unknown method")),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! `polybolt serve`: flags with etcd's names where etcd has the thing.
+
+use clap::{Args, ValueEnum};
+use polybolt::{Durability, Engine, Options, Refusal, Routes};
+use polybolt_frontend::auto_compact::{self, Retention};
+use polybolt_frontend::listen;
+use polybolt_frontend::server::{Server, Settings};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The served keyspace.
+pub(crate) const KEYSPACE: &str = "default";
+/// What quota 0 stands for (QTA-1).
+const QUOTA_DEFAULT: i64 = 2 << 30;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DurabilityArgument {
+    /// Every write is synced before it is acknowledged.
+    Sync,
+    /// Writes are synced every --backend-batch-interval or --backend-batch-limit writes; a crash loses the last of them.
+    Batch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CompactionMode {
+    Periodic,
+    Revision,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// This member's name.
+    #[arg(long, default_value = "default", env = "ETCD_NAME")]
+    name: String,
+    /// Where the data is.
+    #[arg(long, default_value = "polybolt.data", env = "ETCD_DATA_DIR")]
+    data_dir: PathBuf,
+    /// URLs to listen on for clients, separated by commas.
+    #[arg(long, default_value = "http://127.0.0.1:2379", value_delimiter = ',', env = "ETCD_LISTEN_CLIENT_URLS")]
+    listen_client_urls: Vec<String>,
+    /// URLs that clients are told; those it listens on if not given.
+    #[arg(long, value_delimiter = ',', env = "ETCD_ADVERTISE_CLIENT_URLS")]
+    advertise_client_urls: Vec<String>,
+    /// More URLs for /metrics and the probes only.
+    #[arg(long, value_delimiter = ',', env = "ETCD_LISTEN_METRICS_URLS")]
+    listen_metrics_urls: Vec<String>,
+    /// The most bytes of files before writes raise the NOSPACE alarm; 0 is 2 GiB, negative is none.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, env = "ETCD_QUOTA_BACKEND_BYTES")]
+    quota_backend_bytes: i64,
+    /// When a write is acknowledged.
+    #[arg(long, value_enum, default_value = "sync")]
+    durability: DurabilityArgument,
+    /// How keys are split into files: kubernetes, single, or name=prefix,... (name:volatile=prefix for one
+    /// that is not synced and empty after a crash). Fixed once the data exists.
+    #[arg(long, value_parser = Routes::parse)]
+    routes: Option<Routes>,
+    /// The longest time between syncs with --durability=batch.
+    #[arg(long, default_value = "100ms", value_parser = duration, env = "ETCD_BACKEND_BATCH_INTERVAL")]
+    backend_batch_interval: Duration,
+    /// The most writes between syncs with --durability=batch.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), env = "ETCD_BACKEND_BATCH_LIMIT")]
+    backend_batch_limit: u64,
+    /// Bytes of write buffers, after half of which a checkpoint begins.
+    #[arg(long, default_value_t = 64 << 20, value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    buffer_bytes: u64,
+    /// How --auto-compaction-retention is meant.
+    #[arg(long, value_enum, default_value = "periodic", env = "ETCD_AUTO_COMPACTION_MODE")]
+    auto_compaction_mode: CompactionMode,
+    /// What auto-compaction keeps: a duration (a bare number is hours) or a number of revisions; 0 is off.
+    #[arg(long, default_value = "0", env = "ETCD_AUTO_COMPACTION_RETENTION")]
+    auto_compaction_retention: String,
+    /// Revisions that one step of a compaction removes.
+    #[arg(long, default_value_t = 1000, alias = "experimental-compaction-batch-limit")]
+    compaction_batch_limit: usize,
+    /// The pause between steps of a compaction.
+    #[arg(long, default_value = "10ms", value_parser = duration, alias = "experimental-compaction-sleep-interval")]
+    compaction_sleep_interval: Duration,
+    /// The most operations in a txn.
+    #[arg(long, default_value_t = 128, env = "ETCD_MAX_TXN_OPS")]
+    max_txn_ops: usize,
+    /// The largest request in bytes.
+    #[arg(long, default_value_t = 1_572_864, env = "ETCD_MAX_REQUEST_BYTES")]
+    max_request_bytes: u32,
+    /// The most streams of one connection; no limit if not given.
+    #[arg(long, env = "ETCD_MAX_CONCURRENT_STREAMS")]
+    max_concurrent_streams: Option<u32>,
+    /// How often quiet watchers are told their progress.
+    #[arg(long, default_value = "10m", value_parser = duration, alias = "experimental-watch-progress-notify-interval")]
+    watch_progress_notify_interval: Duration,
+    /// debug, info, warn or error.
+    #[arg(long, default_value = "info", env = "ETCD_LOG_LEVEL")]
+    log_level: tracing::Level,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; try 100ms, 5s or 1h"))
+}
+
+impl Serve {
+    pub(crate) fn run(self) -> Result<(), String> {
+        tracing_subscriber::fmt().with_max_level(self.log_level).with_writer(std::io::stderr).with_target(false).init();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        runtime.map_err(|error| format!("cannot start threads: {error}"))?.block_on(self.serve())
+    }
+
+    fn retention(&self) -> Result<Option<Retention>, String> {
+        let text = &self.auto_compaction_retention;
+        let bad = || format!("--auto-compaction-retention {text:?} is neither a duration nor a number");
+        let number = text.parse::<i64>().ok();
+        if number == Some(0) {
+            return Ok(None);
+        }
+        match (self.auto_compaction_mode, number) {
+            (CompactionMode::Revision, Some(count)) if count > 0 => Ok(Some(Retention::Revisions(count))),
+            (CompactionMode::Periodic, Some(hours)) => {
+                let hours = u64::try_from(hours).map_err(|_| bad())?;
+                Ok(Some(Retention::Period(Duration::from_secs(hours.saturating_mul(3600)))))
+            }
+            (CompactionMode::Periodic, None) => {
+                let period = humantime::parse_duration(text).map_err(|_| bad())?;
+                Ok((!period.is_zero()).then_some(Retention::Period(period)))
+            }
+            _ => Err(bad()),
+        }
+    }
+
+    fn options(&self) -> Options {
+        let durability = match self.durability {
+            DurabilityArgument::Sync => Durability::Sync,
+            DurabilityArgument::Batch => {
+                Durability::Batch { interval: self.backend_batch_interval, limit: self.backend_batch_limit }
+            }
+        };
+        Options {
+            durability,
+            buffer_bytes: self.buffer_bytes,
+            compaction_batch_limit: self.compaction_batch_limit,
+            compaction_sleep_interval: self.compaction_sleep_interval,
+            max_txn_ops: self.max_txn_ops,
+            max_request_bytes: self.max_request_bytes.into(),
+            quota_bytes: u64::try_from(self.quota()).ok(),
+            ..Options::default()
+        }
+    }
+
+    fn quota(&self) -> i64 {
+        if self.quota_backend_bytes == 0 { QUOTA_DEFAULT } else { self.quota_backend_bytes.max(-1) }
+    }
+
+    async fn serve(self) -> Result<(), String> {
+        let retention = self.retention()?;
+        if self.watch_progress_notify_interval < Duration::from_millis(100) {
+            return Err("--watch-progress-notify-interval has to be at least 100ms".to_owned());
+        }
+        // Before anything slow, and before the ports are taken.
+        let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
+        let mut clients = Vec::new();
+        for url in &self.listen_client_urls {
+            clients.push(listen::bind(url).await?);
+        }
+        let mut metrics = Vec::new();
+        for url in &self.listen_metrics_urls {
+            metrics.push(listen::bind(url).await?);
+        }
+        let (path, options, routes) = (self.data_dir.clone(), self.options(), self.routes.clone());
+        let opened = tokio::task::spawn_blocking(move || open(&path, options, routes)).await;
+        let (engine, keyspace) = opened.map_err(|error| error.to_string())??;
+        let settings = Settings {
+            name: self.name.clone(),
+            advertise_client_urls: if self.advertise_client_urls.is_empty() {
+                self.listen_client_urls.clone()
+            } else {
+                self.advertise_client_urls.clone()
+            },
+            quota_bytes: self.quota(),
+            max_request_bytes: self.max_request_bytes as usize,
+            progress_interval: self.watch_progress_notify_interval,
+        };
+        let stop = CancellationToken::new();
+        let (served, token) = (engine.clone(), stop.clone());
+        let started = tokio::task::spawn_blocking(move || Server::start(served, keyspace, settings, token)).await;
+        let server = started.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        if let Some(retention) = retention {
+            tokio::spawn(auto_compact::run(server.clone(), retention));
+        }
+        for url in &self.listen_client_urls {
+            tracing::info!(%url, "ready to serve client requests");
+        }
+        let serving = tokio::spawn(listen::serve(server, clients, metrics, self.max_concurrent_streams));
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "stopping");
+        stop.cancel();
+        drop(serving.await);
+        let closed = tokio::task::spawn_blocking(move || engine.close()).await;
+        closed.map_err(|error| error.to_string())?.map_err(|error| format!("closing {}: {error}", self.data_dir.display()))?;
+        tracing::info!("closed");
+        Ok(())
+    }
+}
+
+fn open(path: &std::path::Path, options: Options, routes: Option<Routes>) -> Result<(Engine, polybolt::Keyspace), String> {
+    let engine = Engine::open(path, options).map_err(|error| error.to_string())?;
+    let report = engine.report();
+    let dropped = report.dropped.as_ref().map(|dropped| format!("{dropped:?}"));
+    tracing::info!(
+        path = %path.display(), created = report.created, clean = report.clean, slot = report.slot, groups = report.groups,
+        records = report.records, emptied = report.emptied, "opened"
+    );
+    if let Some(other) = &report.other_slot {
+        tracing::warn!(why = %other, "the other manifest slot could not be used");
+    }
+    if let Some(dropped) = dropped {
+        tracing::warn!(%dropped, "the unsynced end of the journal was dropped");
+    }
+    let keyspace = match engine.keyspace(KEYSPACE) {
+        Ok(keyspace) => keyspace,
+        Err(polybolt::Error::Refused(Refusal::KeyspaceNotFound { .. })) => {
+            let routes = routes.clone().unwrap_or_else(Routes::kubernetes);
+            engine.create_keyspace(KEYSPACE, routes).map_err(|error| error.to_string())?
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    if let Some(routes) = routes
+        && *keyspace.routes() != routes
+    {
+        return Err(format!("--routes: {} was created with other routes; leave the flag out to keep them", path.display()));
+    }
+    Ok((engine, keyspace))
+}

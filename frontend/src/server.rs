@@ -1,0 +1,175 @@
+//! What the services share: the keyspace, who this member is, its alarms, and how it stops.
+
+use crate::convert;
+use crate::metrics::Metrics;
+use crate::proto::etcdserverpb as pb;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use polybolt::{Engine, Error, Keyspace, Refusal, Result, TableEdit};
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+/// The version of etcd whose API this is, for clients that look (K8S-13).
+pub const ETCD_VERSION: &str = "3.6.5";
+/// The version of the cluster, and of what it stores.
+pub const CLUSTER_VERSION: &str = "3.6.0";
+/// There are no elections: the term is always the first that etcd would have.
+pub(crate) const TERM: u64 = 2;
+
+const MEMBER_TABLE: &str = "member";
+const ALARM_TABLE: &str = "alarm";
+
+/// How a server presents itself, and its limits.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The member's name.
+    pub name: String,
+    /// The URLs that clients are told.
+    pub advertise_client_urls: Vec<String>,
+    /// The quota as it is reported: negative if there is none.
+    pub quota_bytes: i64,
+    /// The largest request.
+    pub max_request_bytes: usize,
+    /// How often quiet watchers that ask for it are told their progress.
+    pub progress_interval: Duration,
+}
+
+/// One served keyspace.
+#[derive(Debug)]
+pub struct Server {
+    // Set when it starts, never changed.
+    pub(crate) engine: Engine,
+    pub(crate) keyspace: Keyspace,
+    pub(crate) settings: Settings,
+    pub(crate) member_id: u64,
+    pub(crate) cluster_id: u64,
+    pub(crate) metrics: Metrics,
+    /// Ends streams and listeners.
+    pub(crate) stop: CancellationToken,
+
+    /// (member, type); also in the table.
+    alarms: Mutex<BTreeSet<(u64, i32)>>,
+}
+
+impl Server {
+    /// Serves `keyspace`; ids are made at the first start and kept with the data.
+    ///
+    /// # Errors
+    /// If the tables cannot be read or written.
+    pub fn start(engine: Engine, keyspace: Keyspace, settings: Settings, stop: CancellationToken) -> Result<Arc<Server>> {
+        let member_id = identity(&keyspace, "member-id")?;
+        let cluster_id = identity(&keyspace, "cluster-id")?;
+        let alarms = keyspace.table_list(ALARM_TABLE)?.into_iter().filter_map(|(key, _)| alarm_of(&key)).collect();
+        let metrics = Metrics::new(&engine, &keyspace, &settings);
+        let alarms = Mutex::new(alarms);
+        Ok(Arc::new(Server { engine, keyspace, settings, member_id, cluster_id, metrics, stop, alarms }))
+    }
+
+    pub(crate) fn header(&self, revision: i64) -> pb::ResponseHeader {
+        pb::ResponseHeader { cluster_id: self.cluster_id, member_id: self.member_id, revision, raft_term: TERM }
+    }
+
+    /// A header with the current revision.
+    pub(crate) fn header_now(&self) -> pb::ResponseHeader {
+        self.header(self.keyspace.revision())
+    }
+
+    pub(crate) fn alarms(&self) -> Vec<pb::AlarmMember> {
+        let alarms = self.alarms.lock();
+        alarms.iter().map(|(member_id, alarm)| pb::AlarmMember { member_id: *member_id, alarm: *alarm }).collect()
+    }
+
+    pub(crate) fn has_alarm(&self, alarm: pb::AlarmType) -> bool {
+        self.alarms.lock().iter().any(|(_, kind)| *kind == alarm as i32)
+    }
+
+    /// Raises an alarm; it stays until it is disarmed.
+    pub(crate) async fn raise(&self, member: u64, alarm: i32) -> Result<()> {
+        if !self.alarms.lock().insert((member, alarm)) {
+            return Ok(());
+        }
+        tracing::warn!(alarm, "alarm raised");
+        let edit = TableEdit { table: ALARM_TABLE.into(), key: alarm_key(member, alarm), value: Some(Bytes::new()) };
+        self.keyspace.table_write(vec![edit]).await
+    }
+
+    /// Disarms an alarm; true if it was raised.
+    pub(crate) async fn disarm(&self, member: u64, alarm: i32) -> Result<bool> {
+        if !self.alarms.lock().contains(&(member, alarm)) {
+            return Ok(false);
+        }
+        let edit = TableEdit { table: ALARM_TABLE.into(), key: alarm_key(member, alarm), value: None };
+        self.keyspace.table_write(vec![edit]).await?;
+        Ok(self.alarms.lock().remove(&(member, alarm)))
+    }
+
+    /// Refuses writes under a CORRUPT alarm, and those that need room under NOSPACE (QTA-6, MNT-6).
+    pub(crate) fn check_alarms(&self, needs_room: bool) -> Result<(), Status> {
+        if self.has_alarm(pb::AlarmType::Corrupt) {
+            return Err(Status::data_loss("etcdserver: corrupt cluster"));
+        }
+        if needs_room && self.has_alarm(pb::AlarmType::Nospace) {
+            return Err(convert::status(&Error::Refused(Refusal::NoSpace)));
+        }
+        Ok(())
+    }
+
+    /// Refuses a request that is larger than a log entry of etcd's may be (SRV-1).
+    pub(crate) fn check_size(&self, request: &impl prost::Message) -> Result<(), Status> {
+        let (size, max) = (request.encoded_len() + ENTRY_BYTES, self.settings.max_request_bytes);
+        if size > max {
+            let (size, max) = (size as u64, max as u64);
+            return Err(convert::status(&Error::Refused(Refusal::TooLarge { size, max })));
+        }
+        Ok(())
+    }
+
+    /// The answer to a write that was refused or failed; being out of room raises the alarm (QTA-4).
+    pub(crate) async fn refuse(&self, error: Error) -> Status {
+        if matches!(error, Error::Refused(Refusal::NoSpace))
+            && let Err(error) = self.raise(self.member_id, pb::AlarmType::Nospace as i32).await
+        {
+            tracing::error!(%error, "the NOSPACE alarm could not be stored; it holds until a restart");
+        }
+        if !matches!(error, Error::Refused(_)) {
+            tracing::error!(%error, "write failed");
+        }
+        convert::status(&error)
+    }
+}
+
+/// What a log entry of etcd's has besides its request.
+const ENTRY_BYTES: usize = 32;
+
+fn identity(keyspace: &Keyspace, what: &str) -> Result<u64> {
+    let stored = keyspace.table_get(MEMBER_TABLE, what.as_bytes())?;
+    if let Some(id) = stored.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))) {
+        return Ok(id);
+    }
+    // Never 0 (CLU-2).
+    let id = RandomState::new().hash_one(what) | 1;
+    let value = Some(Bytes::copy_from_slice(&id.to_be_bytes()));
+    let key = Bytes::copy_from_slice(what.as_bytes());
+    keyspace.table_write(vec![TableEdit { table: MEMBER_TABLE.into(), key, value }]).wait()?;
+    Ok(id)
+}
+
+fn alarm_key(member: u64, alarm: i32) -> Bytes {
+    let mut key = member.to_be_bytes().to_vec();
+    key.extend_from_slice(&alarm.to_be_bytes());
+    key.into()
+}
+
+fn alarm_of(key: &[u8]) -> Option<(u64, i32)> {
+    let (member, alarm) = key.split_at_checked(8)?;
+    Some((u64::from_be_bytes(member.try_into().ok()?), i32::from_be_bytes(alarm.try_into().ok()?)))
+}
+
+/// Runs what may take long on a thread that may block.
+pub(crate) async fn off_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(run).await.map_err(|error| Status::internal(error.to_string()))
+}

@@ -1,0 +1,81 @@
+//! `polybolt status`: shard by shard.
+
+use crate::serve::KEYSPACE;
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::HumanBytes;
+use polybolt::{Engine, Options};
+use polybolt_frontend::proto::v1::inspect_client::InspectClient;
+use polybolt_frontend::proto::v1::{ShardsRequest, ShardsResponse};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// The server to ask.
+    #[arg(long, alias = "endpoints", default_value = "http://127.0.0.1:2379")]
+    endpoint: String,
+    /// Look into this data directory instead, which no server may have open.
+    #[arg(long, conflicts_with = "endpoint")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Status {
+    pub(crate) fn run(self) -> Result<(), String> {
+        let response = match &self.data_dir {
+            Some(path) => {
+                let options = Options { read_only: true, ..Options::default() };
+                let engine = Engine::open(path, options).map_err(|error| error.to_string())?;
+                let keyspace = engine.keyspace(KEYSPACE).map_err(|error| format!("{}: {error}", path.display()))?;
+                polybolt_frontend::inspect::shards(&engine, &keyspace)
+            }
+            None => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.map_err(|error| error.to_string())?.block_on(ask(&self.endpoint))?
+            }
+        };
+        print(&response);
+        Ok(())
+    }
+}
+
+async fn ask(endpoint: &str) -> Result<ShardsResponse, String> {
+    let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+    let mut client = InspectClient::connect(url).await.map_err(|error| format!("no server answers at {endpoint}: {error}"))?;
+    let response = client.shards(ShardsRequest {}).await.map_err(|error| format!("{endpoint}: {}", error.message()))?;
+    Ok(response.into_inner())
+}
+
+fn print(response: &ShardsResponse) {
+    println!(
+        "keyspace {}: revision {}, compacted {}, {} leases, {} watchers",
+        response.keyspace, response.revision, response.compact_revision, response.leases, response.watchers
+    );
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["shard", "keys", "revisions", "size", "in use", "depth", "index", "durability", "prefixes", "file"]);
+    for shard in &response.shards {
+        let prefixes: Vec<_> = shard.prefixes.iter().map(|prefix| String::from_utf8_lossy(prefix)).collect();
+        table.add_row([
+            shard.name.clone(),
+            shard.keys.to_string(),
+            shard.revisions.to_string(),
+            HumanBytes(shard.size).to_string(),
+            HumanBytes(shard.size_in_use).to_string(),
+            shard.depth.to_string(),
+            HumanBytes(shard.index_bytes).to_string(),
+            shard.durability.clone(),
+            prefixes.join(" "),
+            shard.file.clone(),
+        ]);
+    }
+    for column in 1..7 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("{table}");
+    println!(
+        "journal {}, {} segments recycled; {} checkpoints; {} syncs",
+        HumanBytes(response.journal_bytes), response.journal_segments_recycled, response.checkpoints, response.sync_calls
+    );
+}

@@ -1,0 +1,352 @@
+//! The Watch service: one task per stream, which holds all its watchers.
+//!
+//! Each watcher has a waker of its own that puts it on the stream's ready list, so that a wake-up costs
+//! what became ready, not what is watched. Everything a stream sends goes through one ordered queue,
+//! so that progress never overtakes events (WCH-25).
+
+use crate::convert;
+use crate::proto::etcdserverpb as pb;
+use crate::proto::etcdserverpb::watch_server::Watch;
+use crate::server::Server;
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use polybolt::{Event, Refusal, Span, WatchItem, WatchRequest, Watcher};
+use prost::Message;
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// The Watch service of a server.
+#[derive(Debug, Clone)]
+pub(crate) struct WatchService(pub(crate) Arc<Server>);
+
+/// Responses that may wait for a slow client; behind them watchers fall back to history.
+const RESPONSES_AHEAD: usize = 16;
+/// A fragment is split where a response would be larger than the largest request and this much.
+const FRAGMENT_SLACK: usize = 512 << 10;
+
+#[tonic::async_trait]
+impl Watch for WatchService {
+    type WatchStream = ReceiverStream<Result<pb::WatchResponse, Status>>;
+
+    async fn watch(&self, request: Request<Streaming<pb::WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        let (sender, receiver) = mpsc::channel(RESPONSES_AHEAD);
+        let stream = Stream {
+            server: Arc::clone(&self.0),
+            sender,
+            watchers: HashMap::new(),
+            keys: HashMap::new(),
+            next_key: 0,
+            next_id: 0,
+            ready: Arc::default(),
+        };
+        tokio::spawn(stream.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Watchers that have something.
+#[derive(Debug, Default)]
+struct Ready {
+    queue: Mutex<VecDeque<u64>>,
+    task: AtomicWaker,
+}
+
+/// Wakes one watcher of a stream.
+#[derive(Debug)]
+struct WatcherWaker {
+    key: u64,
+    queued: AtomicBool,
+    ready: Arc<Ready>,
+}
+
+impl Wake for WatcherWaker {
+    fn wake(self: Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.ready.queue.lock().push_back(self.key);
+            self.ready.task.wake();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: i64,
+    watcher: Watcher,
+    waker: Arc<WatcherWaker>,
+    fragment: bool,
+    notify: bool,
+    /// Got events since the last tick.
+    busy: bool,
+}
+
+struct Stream {
+    server: Arc<Server>,
+    sender: mpsc::Sender<Result<pb::WatchResponse, Status>>,
+    /// By a key that is never used twice, as an id may be.
+    watchers: HashMap<u64, Entry>,
+    keys: HashMap<i64, u64>,
+    next_key: u64,
+    next_id: i64,
+    ready: Arc<Ready>,
+}
+
+/// The client has gone.
+struct Gone;
+
+type Item = polybolt::Result<Option<WatchItem>>;
+
+impl Stream {
+    async fn run(mut self, mut requests: Streaming<pb::WatchRequest>) {
+        let interval = self.server.settings.progress_interval;
+        // A little apart from other streams (WCH-22).
+        let jitter = interval.mul_f64(f64::from((self.server.keyspace.revision() % 100) as u8) / 1000.0);
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval + jitter, interval + jitter);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let stop = self.server.stop.clone();
+        loop {
+            let outcome = tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    drop(self.sender.send(Err(Status::unavailable("etcdserver: server stopped"))).await);
+                    return;
+                }
+                request = requests.message() => match request {
+                    Ok(Some(request)) => self.handle(request).await,
+                    // The client closed its side, or went.
+                    _ => return,
+                },
+                (key, item) = next_item(&mut self.watchers, &self.ready) => self.deliver(key, item).await,
+                _ = tick.tick() => self.notify().await,
+                () = self.sender.closed() => return,
+            };
+            if outcome.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn handle(&mut self, request: pb::WatchRequest) -> Result<(), Gone> {
+        use pb::watch_request::RequestUnion;
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(request)) => self.create(request).await,
+            Some(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id })) => {
+                let Some(key) = self.keys.remove(&watch_id) else { return Ok(()) };
+                self.watchers.remove(&key);
+                let header = Some(self.server.header_now());
+                self.send(pb::WatchResponse { header, watch_id, canceled: true, ..Default::default() }).await
+            }
+            Some(RequestUnion::ProgressRequest(_)) => self.progress().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn create(&mut self, request: pb::WatchCreateRequest) -> Result<(), Gone> {
+        let header = Some(self.server.header_now());
+        let failed = |cancel_reason: String| pb::WatchResponse {
+            header,
+            watch_id: -1,
+            created: true,
+            canceled: true,
+            cancel_reason,
+            ..Default::default()
+        };
+        let id = match request.watch_id {
+            0 => {
+                while self.keys.contains_key(&self.next_id) {
+                    self.next_id += 1;
+                }
+                self.next_id
+            }
+            id if id == -1 || self.keys.contains_key(&id) => {
+                return self.send(failed("mvcc: duplicate watch ID provided on the WatchStream".into())).await;
+            }
+            id => id,
+        };
+        let mut span = Span::from_wire(request.key, request.range_end);
+        if span.key.is_empty() {
+            span.key = bytes::Bytes::from_static(b"\0");
+        }
+        let no = |filter: pb::watch_create_request::FilterType| request.filters.contains(&(filter as i32));
+        let wanted = WatchRequest {
+            span,
+            start_revision: request.start_revision,
+            no_put: no(pb::watch_create_request::FilterType::Noput),
+            no_delete: no(pb::watch_create_request::FilterType::Nodelete),
+            prev_kv: request.prev_kv,
+        };
+        let watcher = match self.server.keyspace.watch(wanted) {
+            Ok(watcher) => watcher,
+            Err(error) => return self.send(failed(error.to_string())).await,
+        };
+        if request.watch_id == 0 {
+            self.next_id += 1;
+        }
+        let key = self.next_key;
+        self.next_key += 1;
+        let waker = Arc::new(WatcherWaker { key, queued: AtomicBool::new(false), ready: Arc::clone(&self.ready) });
+        let created = pb::WatchResponse {
+            header: Some(self.server.header(watcher.created_revision())),
+            watch_id: id,
+            created: true,
+            ..Default::default()
+        };
+        self.send(created).await?;
+        // Polled once, to leave its waker.
+        Arc::clone(&waker).wake();
+        let entry = Entry { id, watcher, waker, fragment: request.fragment, notify: request.progress_notify, busy: false };
+        self.keys.insert(id, key);
+        self.watchers.insert(key, entry);
+        Ok(())
+    }
+
+    async fn deliver(&mut self, key: u64, item: Item) -> Result<(), Gone> {
+        let Some(entry) = self.watchers.get_mut(&key) else { return Ok(()) };
+        let watch_id = entry.id;
+        match item {
+            Ok(Some(WatchItem::Events { revision, events })) => {
+                entry.busy = true;
+                let fragment = entry.fragment.then_some(self.server.settings.max_request_bytes + FRAGMENT_SLACK);
+                let header = self.server.header(revision);
+                for response in responses(header, watch_id, events, fragment) {
+                    self.send(response).await?;
+                }
+                Ok(())
+            }
+            Ok(Some(WatchItem::Compacted { compact_revision })) => {
+                self.watchers.remove(&key);
+                self.keys.remove(&watch_id);
+                let header = Some(self.server.header(0));
+                self.send(pb::WatchResponse { header, watch_id, canceled: true, compact_revision, ..Default::default() }).await
+            }
+            ended => {
+                self.watchers.remove(&key);
+                self.keys.remove(&watch_id);
+                let cancel_reason = match ended {
+                    Err(error) => convert::status(&error).message().to_owned(),
+                    Ok(_) => Refusal::Closed.to_string(),
+                };
+                let header = Some(self.server.header_now());
+                self.send(pb::WatchResponse { header, watch_id, canceled: true, cancel_reason, ..Default::default() }).await
+            }
+        }
+    }
+
+    /// One answer for all watchers, if all are caught up (WCH-23); otherwise none.
+    async fn progress(&mut self) -> Result<(), Gone> {
+        let all: Option<Vec<i64>> = self.watchers.values().map(|entry| entry.watcher.progress()).collect();
+        let Some(revision) = all.and_then(|all| all.into_iter().min()) else { return Ok(()) };
+        let header = Some(self.server.header(revision));
+        self.send(pb::WatchResponse { header, watch_id: -1, ..Default::default() }).await
+    }
+
+    /// A tick: tells the quiet ones that asked for it (WCH-22).
+    async fn notify(&mut self) -> Result<(), Gone> {
+        let mut due = Vec::new();
+        for entry in self.watchers.values_mut() {
+            let quiet = !std::mem::take(&mut entry.busy);
+            if entry.notify
+                && quiet
+                && let Some(revision) = entry.watcher.progress()
+            {
+                due.push((entry.id, revision));
+            }
+        }
+        for (watch_id, revision) in due {
+            let header = Some(self.server.header(revision));
+            self.send(pb::WatchResponse { header, watch_id, ..Default::default() }).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, response: pb::WatchResponse) -> Result<(), Gone> {
+        self.sender.send(Ok(response)).await.map_err(|_| Gone)
+    }
+}
+
+/// The next item of any watcher.
+async fn next_item(watchers: &mut HashMap<u64, Entry>, ready: &Ready) -> (u64, Item) {
+    poll_fn(|cx| {
+        ready.task.register(cx.waker());
+        // Each as often as it is queued now: one that is always ready waits for its next turn.
+        let turns = ready.queue.lock().len();
+        for _ in 0..turns {
+            let Some(key) = ready.queue.lock().pop_front() else { break };
+            let Some(entry) = watchers.get_mut(&key) else { continue };
+            entry.waker.queued.store(false, Ordering::Release);
+            let waker = Waker::from(Arc::clone(&entry.waker));
+            if let Poll::Ready(item) = entry.watcher.poll_recv(&mut Context::from_waker(&waker)) {
+                // There may be more.
+                waker.wake();
+                return Poll::Ready((key, item));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// One response, or several fragments of it that are below `max` encoded bytes (WCH-18).
+fn responses(
+    header: pb::ResponseHeader,
+    watch_id: i64,
+    events: Vec<Event>,
+    max: Option<usize>,
+) -> Vec<pb::WatchResponse> {
+    let whole = |events| pb::WatchResponse { header: Some(header), watch_id, events, ..Default::default() };
+    let events: Vec<_> = events.into_iter().map(convert::event).collect();
+    let Some(max) = max.filter(|max| events.len() > 1 && whole(events.clone()).encoded_len() >= *max) else {
+        return vec![whole(events)];
+    };
+    let empty = whole(Vec::new()).encoded_len() + FRAGMENT_FLAG;
+    let mut parts = vec![whole(Vec::new())];
+    let mut bytes = empty;
+    for event in events {
+        let len = event.encoded_len();
+        // A field's tag and length come before it.
+        let len = len + 1 + prost::length_delimiter_len(len);
+        let part = parts.last_mut().expect("there is always one");
+        if !part.events.is_empty() && bytes + len >= max {
+            part.fragment = true;
+            bytes = empty + len;
+            parts.push(whole(vec![event]));
+        } else {
+            bytes += len;
+            part.events.push(event);
+        }
+    }
+    parts
+}
+
+/// Encoded bytes of the fragment flag.
+const FRAGMENT_FLAG: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polybolt::{EventKind, KeyValue};
+
+    #[test]
+    fn fragments_are_below_the_limit_and_lose_nothing() {
+        let event = |n: usize| Event {
+            kind: EventKind::Put,
+            kv: KeyValue { key: format!("k{n}").into(), value: vec![0; 100 * n].into(), ..KeyValue::default() },
+            prev_kv: None,
+        };
+        let events: Vec<_> = (0..30).map(event).collect();
+        let header = pb::ResponseHeader { revision: 7, ..Default::default() };
+        let parts = responses(header, 3, events.clone(), Some(2000));
+        assert!(parts.len() > 10);
+        assert!(parts.iter().all(|part| part.events.len() == 1 || part.encoded_len() < 2000));
+        let (last, rest) = parts.split_last().expect("parts");
+        assert!(!last.fragment && rest.iter().all(|part| part.fragment));
+        let joined: Vec<_> = parts.into_iter().flat_map(|part| part.events).collect();
+        assert_eq!(joined, events.iter().cloned().map(convert::event).collect::<Vec<_>>());
+        assert_eq!(responses(header, 3, events, None).len(), 1);
+    }
+}
