@@ -48,12 +48,7 @@ pub struct TreeSpec {
 impl TreeSpec {
     /// A durable tree with the default page size in the store's directory.
     pub fn new(name: impl Into<String>) -> Self {
-        TreeSpec {
-            name: name.into(),
-            page_bytes: limits::PAGE_BYTES_DEFAULT,
-            class: TreeClass::Durable,
-            dir: None,
-        }
+        TreeSpec { name: name.into(), page_bytes: limits::PAGE_BYTES_DEFAULT, class: TreeClass::Durable, dir: None }
     }
 }
 

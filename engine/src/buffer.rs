@@ -36,11 +36,7 @@ impl TreeBuffer {
         if let Ok(at) = entries.rising.binary_search_by(|(have, _)| have[..].cmp(key)) {
             return Some(entries.rising[at].1.clone());
         }
-        if entries.rest.is_empty() {
-            None
-        } else {
-            entries.rest.get(key).cloned()
-        }
+        if entries.rest.is_empty() { None } else { entries.rest.get(key).cloned() }
     }
 
     /// Appends to `out` up to `max` entries from `from` on, ascending.
@@ -53,11 +49,7 @@ impl TreeBuffer {
         };
         let rising = entries.rising[start..].iter().map(|(key, edit)| (key, edit));
         let rest = entries.rest.range::<[u8], _>((from, Bound::Unbounded));
-        out.extend(
-            merge(rising, rest, |a, b| a < b)
-                .take(max)
-                .map(|(key, edit)| (key.clone(), edit.clone())),
-        );
+        out.extend(merge(rising, rest, |a, b| a < b).take(max).map(|(key, edit)| (key.clone(), edit.clone())));
     }
 
     /// Appends to `out` up to `max` entries from `from` down, descending.
@@ -70,11 +62,7 @@ impl TreeBuffer {
         };
         let rising = entries.rising[..end].iter().rev().map(|(key, edit)| (key, edit));
         let rest = entries.rest.range::<[u8], _>((Bound::Unbounded, from)).rev();
-        out.extend(
-            merge(rising, rest, |a, b| a > b)
-                .take(max)
-                .map(|(key, edit)| (key.clone(), edit.clone())),
-        );
+        out.extend(merge(rising, rest, |a, b| a > b).take(max).map(|(key, edit)| (key.clone(), edit.clone())));
     }
 
     /// All entries, ascending.
@@ -133,10 +121,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn put(value: u8) -> Edit {
-        Edit::Put {
-            head: Bytes::copy_from_slice(&[value]),
-            body: Bytes::new(),
-        }
+        Edit::Put { head: Bytes::copy_from_slice(&[value]), body: Bytes::new() }
     }
 
     proptest! {

@@ -30,10 +30,7 @@ struct Cached {
 impl PageCache {
     /// A cache of at most `bytes_max` bytes of pages.
     pub fn new(bytes_max: usize) -> Self {
-        PageCache {
-            bytes_max,
-            state: Mutex::default(),
-        }
+        PageCache { bytes_max, state: Mutex::default() }
     }
 
     /// The page at `unit` of this epoch.
@@ -50,11 +47,7 @@ impl PageCache {
             return;
         }
         let mut state = self.state.lock();
-        let fresh = Cached {
-            epoch,
-            page: Arc::clone(page),
-            used: false,
-        };
+        let fresh = Cached { epoch, page: Arc::clone(page), used: false };
         state.bytes += page.len();
         match state.pages.insert(unit, fresh) {
             Some(old) => state.bytes -= old.page.len(),
@@ -62,10 +55,7 @@ impl PageCache {
         }
         while state.bytes > self.bytes_max {
             let Some(victim) = state.queue.pop_front() else { return };
-            let spared = state
-                .pages
-                .get_mut(&victim)
-                .is_some_and(|cached| std::mem::take(&mut cached.used));
+            let spared = state.pages.get_mut(&victim).is_some_and(|cached| std::mem::take(&mut cached.used));
             if spared {
                 state.queue.push_back(victim);
             } else if let Some(old) = state.pages.remove(&victim) {

@@ -57,13 +57,7 @@ impl Tree {
         let root = entry.root.unwrap_or_default();
         let end = if entry.root.is_some() { entry.end_unit } else { 1 };
         let file = Arc::new(file);
-        let published = Published {
-            root,
-            commit,
-            file: Some(Arc::clone(&file)),
-            frozen: None,
-            active: Arc::default(),
-        };
+        let published = Published { root, commit, file: Some(Arc::clone(&file)), frozen: None, active: Arc::default() };
         Tree {
             id: entry.id,
             spec: entry.spec.clone(),
@@ -71,10 +65,7 @@ impl Tree {
             emptied,
             published: RwLock::new(Arc::new(published)),
             views: Mutex::default(),
-            room: Mutex::new(Room {
-                free: FreeSpace::unknown(end),
-                pending: Pending::default(),
-            }),
+            room: Mutex::new(Room { free: FreeSpace::unknown(end), pending: Pending::default() }),
             failed: Mutex::default(),
         }
     }
@@ -117,13 +108,7 @@ impl Tree {
         };
         let (root, commit, file) = (now.root, now.commit, now.file.clone());
         drop(now);
-        self.replace(Published {
-            root,
-            commit,
-            file,
-            frozen: Some(Arc::clone(&frozen)),
-            active: Arc::default(),
-        });
+        self.replace(Published { root, commit, file, frozen: Some(Arc::clone(&frozen)), active: Arc::default() });
         Some(frozen)
     }
 
@@ -132,13 +117,7 @@ impl Tree {
         // The active buffer may not be swapped meanwhile: only `freeze` does that, and the one
         // checkpoint that runs calls both.
         let active = self.active();
-        self.replace(Published {
-            root,
-            commit,
-            file: Some(Arc::clone(&self.file)),
-            frozen: None,
-            active,
-        });
+        self.replace(Published { root, commit, file: Some(Arc::clone(&self.file)), frozen: None, active });
     }
 
     fn replace(&self, next: Published) {
@@ -155,10 +134,7 @@ impl Tree {
     pub fn oldest_view(&self) -> u64 {
         let current = self.published.read().commit;
         let views = self.views.lock();
-        let alive = views
-            .iter()
-            .filter(|(_, view)| view.strong_count() > 0)
-            .map(|(commit, _)| *commit);
+        let alive = views.iter().filter(|(_, view)| view.strong_count() > 0).map(|(commit, _)| *commit);
         alive.min().unwrap_or(current).min(current)
     }
 
@@ -207,21 +183,14 @@ pub struct SpaceWrite {
 
 impl std::fmt::Debug for Space {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Space")
-            .field("id", &self.id)
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("Space").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 impl Space {
     /// A space as the manifest has it.
     pub fn new(entry: &SpaceEntry, trees: Vec<Arc<Tree>>) -> Self {
-        let write = SpaceWrite {
-            state: entry.state.clone(),
-            last: entry.replayed_to,
-            ..SpaceWrite::default()
-        };
+        let write = SpaceWrite { state: entry.state.clone(), last: entry.replayed_to, ..SpaceWrite::default() };
         Space {
             id: entry.id,
             name: entry.name.clone(),
@@ -235,11 +204,8 @@ impl Space {
 
     /// What callers are told about it.
     pub fn info(&self) -> SpaceInfo {
-        let trees = self.trees.iter().map(|tree| TreeInfo {
-            id: tree.id,
-            spec: tree.spec.clone(),
-            emptied: tree.emptied,
-        });
+        let trees =
+            self.trees.iter().map(|tree| TreeInfo { id: tree.id, spec: tree.spec.clone(), emptied: tree.emptied });
         SpaceInfo {
             id: self.id,
             name: self.name.clone(),

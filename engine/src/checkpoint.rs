@@ -97,12 +97,7 @@ pub fn cut(core: &Core) -> Cut {
         for tree in &space.trees {
             if let Some(frozen) = tree.freeze() {
                 let (space, tree) = (Arc::clone(&space), Arc::clone(tree));
-                cut.trees.push(CutTree {
-                    space,
-                    tree,
-                    frozen,
-                    built: None,
-                });
+                cut.trees.push(CutTree { space, tree, frozen, built: None });
             }
         }
         cut.last = cut.last.max(write.last);
@@ -122,11 +117,7 @@ impl Cut {
     /// Builds the `at`th tree that is not built yet; false if all are.
     fn build_next(&mut self, core: &Core) -> Result<bool> {
         let epoch = self.epoch;
-        let Some(cut) = self
-            .trees
-            .iter_mut()
-            .find(|cut| cut.built.is_none() && !cut.space.is_dropped())
-        else {
+        let Some(cut) = self.trees.iter_mut().find(|cut| cut.built.is_none() && !cut.space.is_dropped()) else {
             return Ok(false);
         };
         match build(core, &cut.tree, &cut.frozen, epoch) {
@@ -149,11 +140,8 @@ impl Cut {
 
     /// Builds all trees; side by side unless the run has to be replayable.
     fn build_all(&mut self, core: &Core) -> Result<()> {
-        let durable: Vec<&mut CutTree> = self
-            .trees
-            .iter_mut()
-            .filter(|cut| !cut.tree.is_volatile() && cut.built.is_none())
-            .collect();
+        let durable: Vec<&mut CutTree> =
+            self.trees.iter_mut().filter(|cut| !cut.tree.is_volatile() && cut.built.is_none()).collect();
         if durable.len() > 1 {
             let epoch = self.epoch;
             let lanes = std::thread::available_parallelism().map_or(2, usize::from).min(8);
@@ -170,9 +158,7 @@ impl Cut {
             std::thread::scope(|scope| {
                 let lanes: Vec<_> = (1..lanes.min(queue.len())).map(|_| scope.spawn(work)).collect();
                 let mine = work();
-                lanes.into_iter().fold(mine, |so_far, lane| {
-                    so_far.and(lane.join().unwrap_or(Err(Error::Closed)))
-                })
+                lanes.into_iter().fold(mine, |so_far, lane| so_far.and(lane.join().unwrap_or(Err(Error::Closed))))
             })?;
         }
         while self.build_next(core)? {}
@@ -184,21 +170,14 @@ impl Cut {
         for cut in &mut self.trees {
             let Some(built) = cut.built.take() else { continue };
             let mut room = cut.tree.room.lock();
-            built
-                .written
-                .taken
-                .into_iter()
-                .for_each(|extent| room.free.release(extent));
+            built.written.taken.into_iter().for_each(|extent| room.free.release(extent));
             room.free.trim();
         }
     }
 
     /// The durable files that were written.
     fn files(&self) -> Result<Vec<Arc<dyn DiskFile>>> {
-        let built = self
-            .trees
-            .iter()
-            .filter(|cut| cut.built.is_some() && !cut.tree.is_volatile());
+        let built = self.trees.iter().filter(|cut| cut.built.is_some() && !cut.tree.is_volatile());
         built.map(|cut| cut.tree.file.disk_file()).collect()
     }
 
@@ -337,12 +316,7 @@ impl Job for CheckpointJob {
 impl CheckpointJob {
     /// The job of a store.
     pub fn new(core: Arc<Core>) -> Self {
-        CheckpointJob {
-            core,
-            stage: Stage::Idle,
-            dirty_since: None,
-            retry_at: None,
-        }
+        CheckpointJob { core, stage: Stage::Idle, dirty_since: None, retry_at: None }
     }
 
     fn advance(&mut self, now: Duration) -> Result<Next> {
@@ -384,11 +358,7 @@ impl CheckpointJob {
         let core = &self.core;
         let batches = core.uncut_batches.load(Ordering::Relaxed);
         let asked = core.flush_wanted.load(Ordering::SeqCst) > core.flushed.reached().0;
-        let short = core
-            .journal
-            .read()
-            .as_ref()
-            .is_some_and(|journal| journal.is_short() && self.can_recycle());
+        let short = core.journal.read().as_ref().is_some_and(|journal| journal.is_short() && self.can_recycle());
         if asked || short || core.is_half_full() {
             return None;
         }
@@ -409,11 +379,7 @@ impl CheckpointJob {
     /// True if a commit would let the journal use segments again.
     fn can_recycle(&self) -> bool {
         let older = self.core.committer.lock().older.journal;
-        self.core
-            .journal
-            .read()
-            .as_ref()
-            .is_some_and(|journal| journal.boundary().segment > older.segment)
+        self.core.journal.read().as_ref().is_some_and(|journal| journal.boundary().segment > older.segment)
     }
 
     fn journal_is_behind(&self, cut: &Cut) -> bool {

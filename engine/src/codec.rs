@@ -24,10 +24,7 @@ impl<'a> Reader<'a> {
 
     /// The next `len` bytes.
     pub fn take(&mut self, len: usize) -> Result<&'a [u8], Damage> {
-        let short = Damage::Truncated {
-            needed: len as u64,
-            found: self.rest.len() as u64,
-        };
+        let short = Damage::Truncated { needed: len as u64, found: self.rest.len() as u64 };
         let (taken, rest) = self.rest.split_at_checked(len).ok_or(short)?;
         self.rest = rest;
         Ok(taken)
@@ -74,9 +71,7 @@ impl<'a> Reader<'a> {
     /// UTF-8 after its u32 length.
     pub fn string(&mut self) -> Result<String, Damage> {
         let bytes = self.bytes()?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| Damage::Malformed {
-            what: "a name is not UTF-8",
-        })
+        String::from_utf8(bytes.to_vec()).map_err(|_| Damage::Malformed { what: "a name is not UTF-8" })
     }
 
     /// Reserved bytes, which must be zero.
@@ -84,9 +79,7 @@ impl<'a> Reader<'a> {
         if self.take(len)?.iter().all(|&byte| byte == 0) {
             return Ok(());
         }
-        Err(Damage::Malformed {
-            what: "reserved bytes are not zero",
-        })
+        Err(Damage::Malformed { what: "reserved bytes are not zero" })
     }
 
     /// Nothing may be left.
@@ -94,9 +87,7 @@ impl<'a> Reader<'a> {
         if self.rest.is_empty() {
             return Ok(());
         }
-        Err(Damage::Malformed {
-            what: "bytes are left over after the last field",
-        })
+        Err(Damage::Malformed { what: "bytes are left over after the last field" })
     }
 }
 

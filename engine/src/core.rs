@@ -121,9 +121,7 @@ pub struct Counters {
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core")
-            .field("path", &self.options.path)
-            .finish_non_exhaustive()
+        f.debug_struct("Core").field("path", &self.options.path).finish_non_exhaustive()
     }
 }
 
@@ -239,17 +237,11 @@ impl Core {
             return Err(AdmitError::Refused(Error::ReadOnly));
         }
         if self.full.load(Ordering::Acquire) && !cost.frees_space {
-            return Err(AdmitError::Refused(Error::NoSpace {
-                path: self.options.path.clone(),
-            }));
+            return Err(AdmitError::Refused(Error::NoSpace { path: self.options.path.clone() }));
         }
         if cost.record_bytes > crate::limits::RECORD_BYTES_MAX as u64 {
             let (size, max) = (cost.record_bytes, crate::limits::RECORD_BYTES_MAX as u64);
-            return Err(AdmitError::Refused(Error::TooLarge {
-                what: "a journal record",
-                size,
-                max,
-            }));
+            return Err(AdmitError::Refused(Error::TooLarge { what: "a journal record", size, max }));
         }
         let bytes = cost.edit_bytes + cost.edits * EDIT_OVERHEAD;
         let mut admission = self.take_budget(bytes)?;
@@ -273,11 +265,7 @@ impl Core {
         }
         budget.used += bytes;
         drop(budget);
-        Ok(Admission {
-            core: Arc::clone(self),
-            bytes,
-            journal: 0,
-        })
+        Ok(Admission { core: Arc::clone(self), bytes, journal: 0 })
     }
 
     /// Gives budget back.
@@ -347,10 +335,7 @@ impl Core {
     /// Closes tree files that are open beyond the limit.
     pub fn close_idle_files(&self) {
         let spaces = self.catalog.spaces();
-        let open = spaces
-            .iter()
-            .flat_map(|space| &space.trees)
-            .filter(|tree| tree.file.is_open());
+        let open = spaces.iter().flat_map(|space| &space.trees).filter(|tree| tree.file.is_open());
         for tree in open.skip(self.options.open_files_max) {
             tree.file.close_idle();
         }

@@ -137,21 +137,12 @@ impl Error {
         if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) && op != "sync" {
             return Error::NoSpace { path: path.to_owned() };
         }
-        Error::Io {
-            op,
-            path: path.to_owned(),
-            offset,
-            source: Arc::new(source),
-        }
+        Error::Io { op, path: path.to_owned(), offset, source: Arc::new(source) }
     }
 
     /// An [`Error::Corrupt`].
     pub fn corrupt(file: &Path, place: Place, damage: Damage) -> Self {
-        Error::Corrupt {
-            file: file.to_owned(),
-            place,
-            damage,
-        }
+        Error::Corrupt { file: file.to_owned(), place, damage }
     }
 
     /// An [`Error::Invalid`].
@@ -168,34 +159,16 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Io {
-                op,
-                path,
-                offset: Some(at),
-                source,
-            } => {
+            Error::Io { op, path, offset: Some(at), source } => {
                 write!(f, "cannot {op} {} at offset {at}: {source}", path.display())
             }
-            Error::Io {
-                op,
-                path,
-                offset: None,
-                source,
-            } => write!(f, "cannot {op} {}: {source}", path.display()),
+            Error::Io { op, path, offset: None, source } => write!(f, "cannot {op} {}: {source}", path.display()),
             Error::Corrupt { file, place, damage } => write!(f, "{}{place} is damaged: {damage}", file.display()),
             Error::Locked { path, holder } if holder.is_empty() => {
-                write!(
-                    f,
-                    "{} is locked: another process has this data directory open",
-                    path.display()
-                )
+                write!(f, "{} is locked: another process has this data directory open", path.display())
             }
             Error::Locked { path, holder } => {
-                write!(
-                    f,
-                    "{} is locked: another process ({holder}) has this data directory open",
-                    path.display()
-                )
+                write!(f, "{} is locked: another process ({holder}) has this data directory open", path.display())
             }
             Error::NotAStore { path, why } => write!(f, "{} is not a polybolt data directory: {why}", path.display()),
             Error::Unsupported { file, found, supported } => {
@@ -203,11 +176,7 @@ impl fmt::Display for Error {
             }
             Error::TooLarge { what, size, max } => write!(f, "{what} of {size} is over the maximum of {max}"),
             Error::NoSpace { path } => {
-                write!(
-                    f,
-                    "no space left to grow {}: free some disk space and try again",
-                    path.display()
-                )
+                write!(f, "no space left to grow {}: free some disk space and try again", path.display())
             }
             Error::Poisoned { cause } => {
                 write!(

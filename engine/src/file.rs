@@ -115,10 +115,7 @@ impl TreeFile {
         let tree = TreeFile::new(disk, spec, mode);
         file.write_at(&tree.header(), 0)?;
         file.sync_data()?;
-        *tree.opened.write() = Some(Arc::new(Opened {
-            file,
-            mapped: RwLock::new(None),
-        }));
+        *tree.opened.write() = Some(Arc::new(Opened { file, mapped: RwLock::new(None) }));
         Ok(tree)
     }
 
@@ -132,10 +129,7 @@ impl TreeFile {
             disk: Arc::clone(disk),
             path: spec.path,
             engine: spec.engine,
-            stamp: Stamp {
-                engine: spec.engine as u64,
-                file: spec.tree,
-            },
+            stamp: Stamp { engine: spec.engine as u64, file: spec.tree },
             page_bytes: spec.page_bytes,
             mode,
             cache: PageCache::new(cache_bytes),
@@ -213,10 +207,7 @@ impl TreeFile {
         let mut unit = vec![0; UNIT_BYTES];
         file.read_at(&mut unit, 0)?;
         self.check_header(&unit)?;
-        let opened = Arc::new(Opened {
-            file,
-            mapped: RwLock::new(None),
-        });
+        let opened = Arc::new(Opened { file, mapped: RwLock::new(None) });
         *slot = Some(Arc::clone(&opened));
         Ok(opened)
     }
@@ -233,16 +224,7 @@ impl TreeFile {
         unit.extend_from_slice(&[1, 0]); // checksums are crc32, the codec is plain
         unit.resize(UNIT_BYTES, 0);
         let at = PagePtr { unit: 0, epoch: 0 };
-        layout::seal(
-            &mut unit,
-            self.stamp,
-            at,
-            Head {
-                kind: Kind::FileHeader,
-                height: 0,
-                count: 0,
-            },
-        );
+        layout::seal(&mut unit, self.stamp, at, Head { kind: Kind::FileHeader, height: 0, count: 0 });
         unit
     }
 
@@ -250,16 +232,12 @@ impl TreeFile {
         let damaged = |damage| self.damaged(0, damage);
         let mut reader = Reader::new(&unit[HEADER_BYTES..]);
         if reader.array::<8>().map_err(damaged)? != *MAGIC {
-            return Err(damaged(Damage::Malformed {
-                what: "it does not begin like a tree file",
-            }));
+            return Err(damaged(Damage::Malformed { what: "it does not begin like a tree file" }));
         }
         let version = reader.u32().map_err(damaged)?;
         let features = [reader.u64(), reader.u64(), reader.u64()];
         let [_, Ok(read_only), Ok(incompatible)] = features else {
-            return Err(damaged(Damage::Malformed {
-                what: "its header is short",
-            }));
+            return Err(damaged(Damage::Malformed { what: "its header is short" }));
         };
         let engine = reader.u128().map_err(damaged)?;
         let tree = reader.u32().map_err(damaged)?;
@@ -279,11 +257,7 @@ impl TreeFile {
             });
         }
         let same = |field, expected: u64, found: u64| {
-            if expected == found {
-                Ok(())
-            } else {
-                Err(damaged(Damage::Mismatch { field, expected, found }))
-            }
+            if expected == found { Ok(()) } else { Err(damaged(Damage::Mismatch { field, expected, found })) }
         };
         same("engine id", self.engine as u64, engine as u64)?;
         same("file id", u64::from(self.stamp.file.0), u64::from(tree))?;
@@ -297,12 +271,7 @@ impl TreeFile {
         if self.mode != ReadMode::Mapped {
             return Ok(None);
         }
-        if let Some(mapped) = opened
-            .mapped
-            .read()
-            .as_ref()
-            .filter(|mapped| mapped.mapping.bytes().len() >= end)
-        {
+        if let Some(mapped) = opened.mapped.read().as_ref().filter(|mapped| mapped.mapping.bytes().len() >= end) {
             return Ok(Some(Arc::clone(mapped)));
         }
         let mut slot = opened.mapped.write();
@@ -314,10 +283,7 @@ impl TreeFile {
         };
         let found = mapping.bytes().len();
         if found < end {
-            let damage = Damage::Truncated {
-                needed: end as u64,
-                found: found as u64,
-            };
+            let damage = Damage::Truncated { needed: end as u64, found: found as u64 };
             return Err(Error::corrupt(&self.path, Place::File, damage));
         }
         let mapped = Arc::new(Mapped::new(mapping, slot.as_deref()));
@@ -351,9 +317,7 @@ impl PageSource for TreeFile {
             return Ok(PageRef::Owned(page));
         }
         let mut bytes = vec![0; self.page_bytes];
-        opened
-            .file
-            .read_at(&mut bytes, u64::from(ptr.unit) * UNIT_BYTES as u64)?;
+        opened.file.read_at(&mut bytes, u64::from(ptr.unit) * UNIT_BYTES as u64)?;
         page::check(&bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
         let page: Arc<[u8]> = bytes.into();
         self.cache.put(ptr.unit, ptr.epoch, &page);
@@ -363,26 +327,17 @@ impl PageSource for TreeFile {
     fn extent(&self, extent: ExtentRef) -> Result<Bytes> {
         let opened = self.opened()?;
         let mut bytes = vec![0; extent.units() as usize * UNIT_BYTES];
-        opened
-            .file
-            .read_at(&mut bytes, u64::from(extent.ptr.unit) * UNIT_BYTES as u64)?;
+        opened.file.read_at(&mut bytes, u64::from(extent.ptr.unit) * UNIT_BYTES as u64)?;
         let damaged = |damage| self.damaged(extent.ptr.unit, damage);
         let head = layout::check(&bytes, self.stamp, extent.ptr, Kind::Overflow, 0).map_err(damaged)?;
         if head.count != extent.len {
             let (expected, found) = (u64::from(extent.len), u64::from(head.count));
-            return Err(damaged(Damage::Mismatch {
-                field: "length of a body",
-                expected,
-                found,
-            }));
+            return Err(damaged(Damage::Mismatch { field: "length of a body", expected, found }));
         }
         let body = Bytes::from(bytes).slice(HEADER_BYTES..HEADER_BYTES + extent.len as usize);
         let computed = crc32fast::hash(&body);
         if computed != extent.crc {
-            return Err(damaged(Damage::Checksum {
-                stored: extent.crc,
-                computed,
-            }));
+            return Err(damaged(Damage::Checksum { stored: extent.crc, computed }));
         }
         Ok(body)
     }
@@ -427,11 +382,7 @@ impl TreeWriter<'_> {
         layout::seal(&mut bytes, self.tree.stamp, ptr, head);
         self.collected += bytes.len();
         self.pages.push((ptr.unit, bytes));
-        if self.collected >= COLLECT_BYTES_MAX {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        if self.collected >= COLLECT_BYTES_MAX { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -458,11 +409,7 @@ impl TreeWriter<'_> {
                 run.extend_from_slice(&page);
             }
         }
-        if run.is_empty() {
-            Ok(())
-        } else {
-            self.write_run(start, &run)
-        }
+        if run.is_empty() { Ok(()) } else { self.write_run(start, &run) }
     }
 
     fn write_run(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
@@ -475,10 +422,7 @@ impl PageSink for TreeWriter<'_> {
     fn allocate(&mut self, units: u32) -> Result<PagePtr> {
         let unit = self.space.allocate(units)?;
         self.written.taken.push(Extent { unit, units });
-        Ok(PagePtr {
-            unit,
-            epoch: self.epoch,
-        })
+        Ok(PagePtr { unit, epoch: self.epoch })
     }
 
     fn write(&mut self, ptr: PagePtr, page: Vec<u8>, head: Head) -> Result<()> {
@@ -491,15 +435,7 @@ impl PageSink for TreeWriter<'_> {
         bytes.extend_from_slice(body);
         bytes.resize(bytes.len().next_multiple_of(UNIT_BYTES), 0);
         let count = u32::try_from(body.len()).expect("a body is at most BODY_BYTES_MAX");
-        self.put(
-            ptr,
-            bytes,
-            Head {
-                kind: Kind::Overflow,
-                height: 0,
-                count,
-            },
-        )
+        self.put(ptr, bytes, Head { kind: Kind::Overflow, height: 0, count })
     }
 
     fn free(&mut self, ptr: PagePtr, units: u32) {
@@ -523,12 +459,7 @@ mod tests {
     use crate::tree::{self, Edit, Root};
 
     fn spec(path: PathBuf) -> FileSpec {
-        FileSpec {
-            path,
-            engine: 77,
-            tree: TreeId(4),
-            page_bytes: 4096,
-        }
+        FileSpec { path, engine: 77, tree: TreeId(4), page_bytes: 4096 }
     }
 
     fn filled(disk: &Arc<dyn Disk>, path: PathBuf, mode: ReadMode) -> (TreeFile, FreeSpace, Root) {
@@ -537,13 +468,7 @@ mod tests {
         let edits: Vec<_> = (0..500u32)
             .map(|at| {
                 let body = vec![at as u8; if at == 100 { 9000 } else { 40 }];
-                (
-                    Bytes::copy_from_slice(&at.to_be_bytes()),
-                    Edit::Put {
-                        head: Bytes::new(),
-                        body: body.into(),
-                    },
-                )
+                (Bytes::copy_from_slice(&at.to_be_bytes()), Edit::Put { head: Bytes::new(), body: body.into() })
             })
             .collect();
         let mut writer = file.writer(&mut space, 5).unwrap();
@@ -584,10 +509,7 @@ mod tests {
             assert!(fork.flip_bit(Path::new("/s/t"), at, (at % 8) as u8));
             let disk: Arc<dyn Disk> = Arc::new(fork);
             let error = read_all(&TreeFile::new(&disk, spec("/s/t".into()), ReadMode::default()), root).unwrap_err();
-            assert!(
-                matches!(error, Error::Corrupt { .. } | Error::Unsupported { .. }),
-                "byte {at}: {error}"
-            );
+            assert!(matches!(error, Error::Corrupt { .. } | Error::Unsupported { .. }), "byte {at}: {error}");
             assert!(error.to_string().starts_with("/s/t"), "{error}");
         }
     }
@@ -603,29 +525,11 @@ mod tests {
         let mut page = vec![0; 4096];
         raw.read_at(&mut page, u64::from(ptr.unit) * 4096).unwrap();
         raw.write_at(&page, u64::from(ptr.unit + 1) * 4096).unwrap();
-        assert!(
-            file.page(
-                PagePtr {
-                    unit: ptr.unit + 1,
-                    ..ptr
-                },
-                root.height
-            )
-            .is_err()
-        );
-        let other = FileSpec {
-            tree: TreeId(5),
-            ..spec("/s/t".into())
-        };
+        assert!(file.page(PagePtr { unit: ptr.unit + 1, ..ptr }, root.height).is_err());
+        let other = FileSpec { tree: TreeId(5), ..spec("/s/t".into()) };
         let error = TreeFile::new(&disk, other, ReadMode::default()).open().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "/s/t, unit 0 (offset 0), is damaged: file id is 4, expected 5"
-        );
-        let other = FileSpec {
-            page_bytes: 8192,
-            ..spec("/s/t".into())
-        };
+        assert_eq!(error.to_string(), "/s/t, unit 0 (offset 0), is damaged: file id is 4, expected 5");
+        let other = FileSpec { page_bytes: 8192, ..spec("/s/t".into()) };
         let error = TreeFile::new(&disk, other, ReadMode::default()).open().unwrap_err();
         assert!(error.to_string().contains("pages of 4096 bytes"), "{error}");
     }
@@ -638,13 +542,7 @@ mod tests {
         let (file, mut space, root) = filled(&disk, "/s/t".into(), ReadMode::default());
         let before = space.end();
         sim.set_capacity(Some(sim.used() + 4096));
-        let edits = vec![(
-            Bytes::from_static(b"z"),
-            Edit::Put {
-                head: Bytes::new(),
-                body: vec![1; 50_000].into(),
-            },
-        )];
+        let edits = vec![(Bytes::from_static(b"z"), Edit::Put { head: Bytes::new(), body: vec![1; 50_000].into() })];
         let mut writer = file.writer(&mut space, 6).unwrap();
         tree::edit(&file, &mut writer, root, &edits).unwrap();
         assert!(matches!(writer.finish(), Err(Error::NoSpace { .. })));

@@ -5,7 +5,7 @@
 //!
 //! Reading order: [`disk`] (the one door to files), [`run`] (who does background work and when),
 //! [`page`] (bytes to meaning), [`space`] (which units of a file are free), [`tree`] (pages to
-//! ordered keys), [`file`] (one tree file), [`manifest`] (the one commit point), [`journal`]
+//! ordered keys), [`mod@file`] (one tree file), [`manifest`] (the one commit point), [`journal`]
 //! (sequential durability), [`buffer`] and [`view`] (what is applied but not yet in a file),
 //! [`checkpoint`] (the dangerous sequence), [`recover`] and [`verify`], and [`store`], which ties
 //! them together. A file imports only from lines above it; `tests/tidy.rs` keeps that true.

@@ -101,13 +101,7 @@ impl Manifest {
         for word in [self.sequence, self.epoch, self.session, u64::from(self.clean)] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        let JournalStart {
-            segment,
-            offset,
-            sequence,
-            chain,
-            position,
-        } = self.journal;
+        let JournalStart { segment, offset, sequence, chain, position } = self.journal;
         for word in [segment, offset, sequence, u64::from(chain), position.0] {
             out.extend_from_slice(&word.to_le_bytes());
         }
@@ -133,39 +127,25 @@ impl Manifest {
         let damaged = |damage| Error::corrupt(file, Place::File, damage);
         let mut reader = Reader::new(bytes);
         if reader.array::<8>().map_err(damaged)? != *MAGIC {
-            return Err(damaged(Damage::Malformed {
-                what: "it does not begin like a manifest",
-            }));
+            return Err(damaged(Damage::Malformed { what: "it does not begin like a manifest" }));
         }
         let version = reader.u32().map_err(damaged)?;
         let stored = reader.u32().map_err(damaged)?;
         let sealed = reader.rest();
         let body = reader.u64().map_err(damaged)?;
-        let features: [u64; 3] = [
-            reader.u64().map_err(damaged)?,
-            reader.u64().map_err(damaged)?,
-            reader.u64().map_err(damaged)?,
-        ];
+        let features: [u64; 3] =
+            [reader.u64().map_err(damaged)?, reader.u64().map_err(damaged)?, reader.u64().map_err(damaged)?];
         if version != VERSION || features[1] | features[2] != 0 {
             return Err(Error::Unsupported {
                 file: file.to_owned(),
-                found: format!(
-                    "manifest format {version} with features {:#x}/{:#x}",
-                    features[1], features[2]
-                ),
+                found: format!("manifest format {version} with features {:#x}/{:#x}", features[1], features[2]),
                 supported: format!("format {VERSION} without features"),
             });
         }
         let whole = (HEAD_BYTES as u64 - 16).saturating_add(body);
-        let sealed = usize::try_from(whole)
-            .ok()
-            .and_then(|whole| sealed.get(..whole))
-            .ok_or_else(|| {
-                damaged(Damage::Truncated {
-                    needed: whole.saturating_add(16),
-                    found: bytes.len() as u64,
-                })
-            })?;
+        let sealed = usize::try_from(whole).ok().and_then(|whole| sealed.get(..whole)).ok_or_else(|| {
+            damaged(Damage::Truncated { needed: whole.saturating_add(16), found: bytes.len() as u64 })
+        })?;
         let computed = crc32fast::hash(sealed);
         if computed != stored {
             return Err(damaged(Damage::Checksum { stored, computed }));
@@ -181,40 +161,18 @@ impl Manifest {
         let (sequence, epoch, session) = (reader.u64()?, reader.u64()?, reader.u64()?);
         let clean = reader.u64()? == 1;
         let (segment, offset, group) = (reader.u64()?, reader.u64()?, reader.u64()?);
-        let chain = u32::try_from(reader.u64()?).map_err(|_| Damage::Malformed {
-            what: "chain is over 32 bits",
-        })?;
+        let chain = u32::try_from(reader.u64()?).map_err(|_| Damage::Malformed { what: "chain is over 32 bits" })?;
         let position = Position(reader.u64()?);
         let (next_space, next_tree) = (reader.u32()?, reader.u32()?);
         reader.zeros(64)?;
         let count = reader.u32()? as usize;
         if count > limits::SPACES_MAX {
-            return Err(Damage::Malformed {
-                what: "it has more spaces than a store can have",
-            });
+            return Err(Damage::Malformed { what: "it has more spaces than a store can have" });
         }
-        let spaces = (0..count)
-            .map(|_| SpaceEntry::decode(&mut reader))
-            .collect::<Result<_, _>>()?;
+        let spaces = (0..count).map(|_| SpaceEntry::decode(&mut reader)).collect::<Result<_, _>>()?;
         reader.finish()?;
-        let journal = JournalStart {
-            segment,
-            offset,
-            sequence: group,
-            chain,
-            position,
-        };
-        Ok(Manifest {
-            engine,
-            sequence,
-            epoch,
-            session,
-            clean,
-            journal,
-            next_space,
-            next_tree,
-            spaces,
-        })
+        let journal = JournalStart { segment, offset, sequence: group, chain, position };
+        Ok(Manifest { engine, sequence, epoch, session, clean, journal, next_space, next_tree, spaces })
     }
 }
 
@@ -241,17 +199,8 @@ impl SpaceEntry {
         let replayed_to = Position(reader.u64()?);
         reader.zeros(16)?;
         let count = reader.u32()?;
-        let trees = (0..count)
-            .map(|_| TreeEntry::decode(reader))
-            .collect::<Result<_, _>>()?;
-        Ok(SpaceEntry {
-            id,
-            name,
-            config,
-            state,
-            replayed_to,
-            trees,
-        })
+        let trees = (0..count).map(|_| TreeEntry::decode(reader)).collect::<Result<_, _>>()?;
+        Ok(SpaceEntry { id, name, config, state, replayed_to, trees })
     }
 }
 
@@ -262,12 +211,7 @@ impl TreeEntry {
         let page_bytes = u32::try_from(self.spec.page_bytes).expect("a page has at most 64 KiB");
         out.extend_from_slice(&page_bytes.to_le_bytes());
         out.push(u8::from(self.spec.class == TreeClass::Volatile));
-        let dir = self
-            .spec
-            .dir
-            .as_ref()
-            .map(|dir| dir.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let dir = self.spec.dir.as_ref().map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default();
         put_bytes(out, dir.as_bytes());
         out.push(u8::from(self.root.is_some()));
         if let Some(root) = self.root {
@@ -285,9 +229,7 @@ impl TreeEntry {
             0 => TreeClass::Durable,
             1 => TreeClass::Volatile,
             _ => {
-                return Err(Damage::Malformed {
-                    what: "a tree has an unknown class",
-                });
+                return Err(Damage::Malformed { what: "a tree has an unknown class" });
             }
         };
         let dir = Some(reader.string()?).filter(|dir| !dir.is_empty()).map(PathBuf::from);
@@ -295,24 +237,12 @@ impl TreeEntry {
             0 => None,
             1 => Some(Root::decode(reader)?),
             _ => {
-                return Err(Damage::Malformed {
-                    what: "a root is neither there nor absent",
-                });
+                return Err(Damage::Malformed { what: "a root is neither there nor absent" });
             }
         };
         let end_unit = reader.u32()?;
         reader.zeros(32)?;
-        Ok(TreeEntry {
-            id,
-            spec: TreeSpec {
-                name,
-                page_bytes,
-                class,
-                dir,
-            },
-            root,
-            end_unit,
-        })
+        Ok(TreeEntry { id, spec: TreeSpec { name, page_bytes, class, dir }, root, end_unit })
     }
 }
 
@@ -364,9 +294,7 @@ impl Slots {
                 other => other,
             }
         };
-        Ok(Slots {
-            files: [open(0)?, open(1)?],
-        })
+        Ok(Slots { files: [open(0)?, open(1)?] })
     }
 
     /// Reads both slots and chooses. Damage in one is reported, damage in both is an error, and so
@@ -384,30 +312,12 @@ impl Slots {
             (Ok(a), Ok(b)) if a.engine != b.engine => Err(Error::corrupt(
                 &dir.join(SLOT_NAMES[1]),
                 Place::File,
-                Damage::Malformed {
-                    what: "it is of another store than the first slot",
-                },
+                Damage::Malformed { what: "it is of another store than the first slot" },
             )),
-            (Ok(a), Ok(b)) if a.sequence >= b.sequence => Ok(Chosen {
-                manifest: a,
-                slot: 0,
-                other: None,
-            }),
-            (Ok(_), Ok(b)) => Ok(Chosen {
-                manifest: b,
-                slot: 1,
-                other: None,
-            }),
-            (Ok(manifest), Err(error)) => Ok(Chosen {
-                manifest,
-                slot: 0,
-                other: Some(error),
-            }),
-            (Err(error), Ok(manifest)) => Ok(Chosen {
-                manifest,
-                slot: 1,
-                other: Some(error),
-            }),
+            (Ok(a), Ok(b)) if a.sequence >= b.sequence => Ok(Chosen { manifest: a, slot: 0, other: None }),
+            (Ok(_), Ok(b)) => Ok(Chosen { manifest: b, slot: 1, other: None }),
+            (Ok(manifest), Err(error)) => Ok(Chosen { manifest, slot: 0, other: Some(error) }),
+            (Err(error), Ok(manifest)) => Ok(Chosen { manifest, slot: 1, other: Some(error) }),
             (Err(first), Err(second)) => Err(if first.is_not_found() { second } else { first }),
         }
     }
@@ -425,29 +335,15 @@ mod tests {
     use super::*;
 
     fn sample() -> Manifest {
-        let spec = TreeSpec {
-            dir: Some("/fast".into()),
-            ..TreeSpec::new("pods")
-        };
-        let tree = TreeEntry {
-            id: TreeId(4),
-            spec,
-            root: None,
-            end_unit: 9,
-        };
+        let spec = TreeSpec { dir: Some("/fast".into()), ..TreeSpec::new("pods") };
+        let tree = TreeEntry { id: TreeId(4), spec, root: None, end_unit: 9 };
         Manifest {
             engine: 7,
             sequence: 3,
             epoch: 12,
             session: 2,
             clean: true,
-            journal: JournalStart {
-                segment: 1,
-                offset: 512,
-                sequence: 9,
-                chain: 77,
-                position: Position(5),
-            },
+            journal: JournalStart { segment: 1, offset: 512, sequence: 9, chain: 77, position: Position(5) },
             next_space: 2,
             next_tree: 5,
             spaces: vec![SpaceEntry {

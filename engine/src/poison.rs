@@ -29,9 +29,7 @@ impl Poison {
             if cause.is_none() {
                 *cause = Some(match error {
                     Error::Poisoned { .. } | Error::Closed => error.clone(),
-                    other => Error::Poisoned {
-                        cause: other.to_string().into(),
-                    },
+                    other => Error::Poisoned { cause: other.to_string().into() },
                 });
             }
             self.set.store(true, Ordering::Release);

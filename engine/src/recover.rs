@@ -69,10 +69,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, options: StoreOptions, replay: &mut dyn 
     let path = options.path.clone();
     let fresh = is_fresh(&*disk, &path, options.read_only)?;
     let lock = lock(&*disk, &path, options.read_only)?;
-    let mut report = OpenReport {
-        created: fresh,
-        ..OpenReport::default()
-    };
+    let mut report = OpenReport { created: fresh, ..OpenReport::default() };
     if fresh {
         create(&*disk, &path)?;
     }
@@ -80,11 +77,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, options: StoreOptions, replay: &mut dyn 
     report.clean = chosen.manifest.clean;
     report.slot = chosen.slot;
     report.other_slot = chosen.other.as_ref().map(ToString::to_string);
-    let slots = if options.read_only {
-        None
-    } else {
-        Some(Slots::open(&*disk, &path, &chosen)?)
-    };
+    let slots = if options.read_only { None } else { Some(Slots::open(&*disk, &path, &chosen)?) };
     let older = chosen.manifest.clone();
     let was = chosen.manifest.clone();
     let mut manifest = chosen.manifest;
@@ -101,25 +94,14 @@ pub(crate) fn open(disk: Arc<dyn Disk>, options: StoreOptions, replay: &mut dyn 
     let segments = segment::open_all(&*core.disk, &segment::directory(&path), mode)?;
     let last = replay_journal(&core, &was, &segments, &mut report, replay)?;
     settle(&core, was.clean, replay)?;
-    let start = JournalStart {
-        segment: last.1,
-        offset: segment::SEGMENT_DATA,
-        sequence: 1,
-        chain: 0,
-        position: last.0,
-    };
+    let start =
+        JournalStart { segment: last.1, offset: segment::SEGMENT_DATA, sequence: 1, chain: 0, position: last.0 };
     if !read_only {
         let session = was.session + 1;
         begin_session(&core, start, session)?;
     }
     core.durable.advance(start.position);
-    Ok(Opened {
-        core,
-        lock,
-        report,
-        start,
-        segments,
-    })
+    Ok(Opened { core, lock, report, start, segments })
 }
 
 /// True if the directory may become a new store; an error if it holds something else.
@@ -138,12 +120,7 @@ fn is_fresh(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<bool> {
     if names.iter().any(is_slot) {
         return Ok(false);
     }
-    let refuse = |why: String| {
-        Err(Error::NotAStore {
-            path: path.to_owned(),
-            why,
-        })
-    };
+    let refuse = |why: String| Err(Error::NotAStore { path: path.to_owned(), why });
     if read_only {
         return refuse("there is no manifest in it".to_owned());
     }
@@ -152,10 +129,9 @@ fn is_fresh(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<bool> {
         |name: &&String| name.as_str() == LOCK_NAME || name.ends_with(".new") || name.as_str() == "lost+found";
     match names.iter().find(|name| !harmless(name)) {
         None => Ok(true),
-        Some(name) if name.ends_with(".tree") || name == "journal" => refuse(format!(
-            "it holds {name} but neither {} nor {}",
-            SLOT_NAMES[0], SLOT_NAMES[1]
-        )),
+        Some(name) if name.ends_with(".tree") || name == "journal" => {
+            refuse(format!("it holds {name} but neither {} nor {}", SLOT_NAMES[0], SLOT_NAMES[1]))
+        }
         Some(name) => refuse(format!("it holds {name}; choose an empty directory")),
     }
 }
@@ -170,10 +146,7 @@ fn lock(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<Option<Box<dyn 
 }
 
 fn is_read_only(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
-    )
+    matches!(error.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem)
 }
 
 fn create(disk: &dyn Disk, path: &Path) -> Result<()> {
@@ -200,9 +173,7 @@ fn create(disk: &dyn Disk, path: &Path) -> Result<()> {
 fn choose(disk: &dyn Disk, path: &Path) -> Result<Chosen> {
     let chosen = Slots::choose(disk, path)?;
     if chosen.manifest.spaces.windows(2).any(|pair| pair[0].id >= pair[1].id) {
-        let damage = Damage::Malformed {
-            what: "its spaces are out of order",
-        };
+        let damage = Damage::Malformed { what: "its spaces are out of order" };
         return Err(Error::corrupt(&path.join(SLOT_NAMES[chosen.slot]), Place::File, damage));
     }
     Ok(chosen)
@@ -218,10 +189,7 @@ fn remove_strays(core: &Core, manifest: &Manifest) -> Result<()> {
             let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
                 continue;
             };
-            known
-                .entry(dir.to_owned())
-                .or_default()
-                .insert(name.to_string_lossy().into_owned());
+            known.entry(dir.to_owned()).or_default().insert(name.to_string_lossy().into_owned());
         }
     }
     // Other directories may be shared with other stores: only our own is swept.
@@ -261,19 +229,14 @@ fn open_space(core: &Arc<Core>, entry: &SpaceEntry, manifest: &Manifest, read_on
                 TreeFile::create(&core.disk, spec, core.options.read_mode)?
             }
             Err(error) if error.is_not_found() => {
-                let damage = Damage::Malformed {
-                    what: "the manifest names it, but it is not there",
-                };
+                let damage = Damage::Malformed { what: "the manifest names it, but it is not there" };
                 return Err(Error::corrupt(&spec.path, Place::File, damage));
             }
             other => other.map(|()| file)?,
         };
         // Thousands of trees: the opening scan opens each again, and closes it.
         file.close_idle();
-        let kept = TreeEntry {
-            root: tree.root.filter(|_| keeps),
-            ..tree.clone()
-        };
+        let kept = TreeEntry { root: tree.root.filter(|_| keeps), ..tree.clone() };
         emptied += u64::from(volatile && !keeps);
         trees.push(Arc::new(Tree::new(&kept, file, manifest.sequence, volatile && !keeps)));
     }
@@ -299,11 +262,7 @@ fn replay_journal(
     report: &mut OpenReport,
     replay: &mut dyn Replay,
 ) -> Result<(Position, u64)> {
-    let replayed_to: BTreeMap<_, _> = manifest
-        .spaces
-        .iter()
-        .map(|space| (space.id, space.replayed_to))
-        .collect();
+    let replayed_to: BTreeMap<_, _> = manifest.spaces.iter().map(|space| (space.id, space.replayed_to)).collect();
     let mut each = |position: Position, id, record: &[u8]| {
         // Records of a dropped space, and those that its trees have already.
         let Some(space) = core.catalog.space(id).filter(|_| replayed_to[&id] < position) else {
@@ -313,10 +272,7 @@ fn replay_journal(
         let done = replay.replay(&info, &info.state, record)?;
         let mut write = space.write.lock();
         for edit in done.edits {
-            let tree = space
-                .trees
-                .iter()
-                .find(|tree| tree.id == edit.tree && !tree.is_volatile());
+            let tree = space.trees.iter().find(|tree| tree.id == edit.tree && !tree.is_volatile());
             if let Some(tree) = tree {
                 tree.active().set(edit.key, edit.edit);
             }
@@ -332,12 +288,7 @@ fn replay_journal(
     report.spanning_groups = found.spanning;
     report.dropped = found.dropped;
     let last = replayed_to.values().copied().max().unwrap_or_default().max(found.last);
-    let highest = segments
-        .iter()
-        .filter_map(|(_, segment)| segment.head)
-        .map(|head| head.number)
-        .max()
-        .unwrap_or(0);
+    let highest = segments.iter().filter_map(|(_, segment)| segment.head).map(|head| head.number).max().unwrap_or(0);
     Ok((last, highest.max(found.last_segment) + 1))
 }
 

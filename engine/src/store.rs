@@ -54,9 +54,7 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store")
-            .field("path", &self.core.options.path)
-            .finish_non_exhaustive()
+        f.debug_struct("Store").field("path", &self.core.options.path).finish_non_exhaustive()
     }
 }
 
@@ -113,13 +111,7 @@ impl Store {
         replay: &mut dyn Replay,
     ) -> Result<Store> {
         check_options(&options)?;
-        let Opened {
-            core,
-            lock,
-            report,
-            start,
-            segments,
-        } = recover::open(disk, options, replay)?;
+        let Opened { core, lock, report, start, segments } = recover::open(disk, options, replay)?;
         let mut jobs: Vec<Box<dyn Job>> = Vec::new();
         if !core.options.read_only {
             core.batch_position.store(start.position.0, Ordering::SeqCst);
@@ -172,13 +164,7 @@ impl Store {
                 workers.push(worker);
             }
         }
-        Ok(Store {
-            core,
-            report,
-            jobs: Mutex::new(jobs),
-            workers: Mutex::new(workers),
-            lock: Mutex::new(lock),
-        })
+        Ok(Store { core, report, jobs: Mutex::new(jobs), workers: Mutex::new(workers), lock: Mutex::new(lock) })
     }
 
     /// The jobs of a store with a [`Runtime::Manual`].
@@ -215,22 +201,13 @@ impl Store {
         }
         if committer.manifest.spaces.len() >= limits::SPACES_MAX {
             let (size, max) = (committer.manifest.spaces.len() as u64 + 1, limits::SPACES_MAX as u64);
-            return Err(Error::TooLarge {
-                what: "a count of spaces",
-                size,
-                max,
-            });
+            return Err(Error::TooLarge { what: "a count of spaces", size, max });
         }
         let id = SpaceId(committer.manifest.next_space);
         let entries: Vec<TreeEntry> = spec
             .trees
             .into_iter()
-            .map(|spec| TreeEntry {
-                id: recover::next_tree(&mut committer.manifest),
-                spec,
-                root: None,
-                end_unit: 1,
-            })
+            .map(|spec| TreeEntry { id: recover::next_tree(&mut committer.manifest), spec, root: None, end_unit: 1 })
             .collect();
         committer.manifest.next_space += 1;
         // A journal record of this space can only come later; one of an earlier space is not its own.
@@ -272,21 +249,12 @@ impl Store {
                     dirs.push(dir.to_owned());
                 }
             }
-            let spec = crate::file::FileSpec {
-                path: path.clone(),
-                engine,
-                tree: tree.id,
-                page_bytes: tree.spec.page_bytes,
-            };
+            let spec =
+                crate::file::FileSpec { path: path.clone(), engine, tree: tree.id, page_bytes: tree.spec.page_bytes };
             let file = TreeFile::create(&core.disk, spec, core.options.read_mode)?;
             made.push(path);
             let built = Tree::new(tree, file, sequence, false);
-            built
-                .room
-                .lock()
-                .free
-                .learn(&mut vec![Extent { unit: 0, units: 1 }])
-                .map_err(|_| Error::Closed)?;
+            built.room.lock().free.learn(&mut [Extent { unit: 0, units: 1 }]).map_err(|_| Error::Closed)?;
             Ok(Arc::new(built))
         };
         let trees: Result<Vec<_>> = entry.trees.iter().map(&mut make).collect();
@@ -339,10 +307,7 @@ impl Store {
     /// If the space or a tree is not one of this store's.
     pub fn apply(&self, mut admission: Admission, batch: Batch) -> Position {
         let core = &self.core;
-        let space = core
-            .catalog
-            .space(batch.space)
-            .expect("a batch names a space of its store");
+        let space = core.catalog.space(batch.space).expect("a batch names a space of its store");
         let mut write = space.write.lock();
         let mut buffer: Option<(TreeId, Arc<crate::buffer::TreeBuffer>)> = None;
         for edit in batch.edits {
@@ -412,11 +377,7 @@ impl Store {
         let tree = self.tree(tree)?;
         if self.core.options.read_only {
             return tree.view().ascend(std::ops::Bound::Unbounded, &mut |key, head, body| {
-                visit(
-                    key,
-                    head,
-                    u32::try_from(body.len()).expect("a body is at most BODY_BYTES_MAX"),
-                )?;
+                visit(key, head, u32::try_from(body.len()).expect("a body is at most BODY_BYTES_MAX"))?;
                 Ok(true)
             });
         }
@@ -478,23 +439,14 @@ impl Store {
         let spaces = self.core.catalog.spaces();
         StoreStats {
             buffered_bytes: self.core.buffered(),
-            journal_bytes: self
-                .core
-                .journal
-                .read()
-                .as_ref()
-                .map_or(0, |journal| journal.disk_bytes()),
+            journal_bytes: self.core.journal.read().as_ref().map_or(0, |journal| journal.disk_bytes()),
             segments_recycled: self.core.journal.read().as_ref().map_or(0, |journal| journal.recycled()),
             checkpoints: counters.checkpoints.load(Ordering::Relaxed),
             page_bytes: counters.page_bytes.load(Ordering::Relaxed),
             units_reused: counters.units_reused.load(Ordering::Relaxed),
             no_space: counters.no_space.load(Ordering::Relaxed),
             sync_calls: self.core.disk.sync_calls(),
-            open_files: spaces
-                .iter()
-                .flat_map(|space| &space.trees)
-                .filter(|tree| tree.file.is_open())
-                .count() as u64,
+            open_files: spaces.iter().flat_map(|space| &space.trees).filter(|tree| tree.file.is_open()).count() as u64,
         }
     }
 
@@ -562,10 +514,7 @@ impl Store {
         }
         core.poison.check()?;
         // A checkpoint that was under way is abandoned: what it had cut is cut again.
-        core.catalog
-            .spaces()
-            .iter()
-            .for_each(|space| space.write.lock().dirty = true);
+        core.catalog.spaces().iter().for_each(|space| space.write.lock().dirty = true);
         let cut = checkpoint::cut(core);
         checkpoint::write_through(core, cut, |_| ())?;
         let spaces = core.catalog.spaces();
@@ -593,19 +542,14 @@ impl Store {
     }
 
     fn tree(&self, id: TreeId) -> Result<Arc<Tree>> {
-        self.core
-            .catalog
-            .tree(id)
-            .ok_or_else(|| Error::invalid(format!("there is no tree {id}")))
+        self.core.catalog.tree(id).ok_or_else(|| Error::invalid(format!("there is no tree {id}")))
     }
 }
 
 fn check_options(options: &StoreOptions) -> Result<()> {
     let sector = crate::disk::SECTOR_BYTES as u64;
-    if options.segment_bytes % sector != 0 || options.segment_bytes < 2 * sector {
-        return Err(Error::invalid(
-            "segment_bytes has to be a multiple of 512, at least 1024",
-        ));
+    if !options.segment_bytes.is_multiple_of(sector) || options.segment_bytes < 2 * sector {
+        return Err(Error::invalid("segment_bytes has to be a multiple of 512, at least 1024"));
     }
     if options.journal_bytes < 2 * options.segment_bytes {
         return Err(Error::invalid("journal_bytes has to allow two segments"));
@@ -620,11 +564,7 @@ fn check_space(spec: &SpaceSpec) -> Result<()> {
     check_name("space", &spec.name)?;
     if spec.state.len() > limits::STATE_BYTES_MAX {
         let (size, max) = (spec.state.len() as u64, limits::STATE_BYTES_MAX as u64);
-        return Err(Error::TooLarge {
-            what: "a space's state",
-            size,
-            max,
-        });
+        return Err(Error::TooLarge { what: "a space's state", size, max });
     }
     for (at, tree) in spec.trees.iter().enumerate() {
         check_tree(tree)?;

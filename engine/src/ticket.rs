@@ -36,10 +36,7 @@ struct Waiting {
 impl Watermark {
     /// A watermark that has reached `at`.
     pub fn new(at: Position) -> Self {
-        Watermark {
-            reached: AtomicU64::new(at.0),
-            ..Watermark::default()
-        }
+        Watermark { reached: AtomicU64::new(at.0), ..Watermark::default() }
     }
 
     /// The highest position reached.
@@ -73,11 +70,7 @@ impl Watermark {
 
     /// A ticket for `at`.
     pub fn ticket(self: &Arc<Self>, at: Position) -> Ticket {
-        Ticket {
-            mark: Arc::clone(self),
-            at,
-            task: None,
-        }
+        Ticket { mark: Arc::clone(self), at, task: None }
     }
 
     fn outcome(&self, at: Position, waiting: &Waiting) -> Option<Result<()>> {

@@ -62,23 +62,13 @@ fn verify_tree(tree: &Tree, report: &mut VerifyReport) -> Result<()> {
     }
     let mut accounted = FreeSpace::unknown(room.free.end());
     let twice = |extent: Extent| {
-        file.damaged(
-            extent.unit,
-            Damage::Malformed {
-                what: "a unit is used twice, or is used and free",
-            },
-        )
+        file.damaged(extent.unit, Damage::Malformed { what: "a unit is used twice, or is used and free" })
     };
     accounted.learn(&mut used).map_err(twice)?;
     if room.free.is_known()
         && let Some(lost) = accounted.extents().next()
     {
-        return Err(file.damaged(
-            lost.unit,
-            Damage::Malformed {
-                what: "a unit is neither reached nor free",
-            },
-        ));
+        return Err(file.damaged(lost.unit, Damage::Malformed { what: "a unit is neither reached nor free" }));
     }
     report.trees += 1;
     report.pages += shape.leaves + shape.branches;

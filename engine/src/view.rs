@@ -54,13 +54,7 @@ impl View {
 
     /// A view of a buffer alone.
     pub fn of_buffer(active: Arc<TreeBuffer>) -> Self {
-        View::new(Arc::new(Published {
-            root: Root::default(),
-            commit: 0,
-            file: None,
-            frozen: None,
-            active,
-        }))
+        View::new(Arc::new(Published { root: Root::default(), commit: 0, file: None, frozen: None, active }))
     }
 
     /// The value of a key. O(log n).
@@ -74,10 +68,7 @@ impl View {
         let Some(entry) = tree::get(&**file, self.published.root, key)? else {
             return Ok(None);
         };
-        Ok(Some(Stored {
-            head: entry.head,
-            body: entry.body.load(&**file)?,
-        }))
+        Ok(Some(Stored { head: entry.head, body: entry.body.load(&**file)? }))
     }
 
     /// The head of a key's value; never reads an overflow extent. O(log n).
@@ -112,11 +103,7 @@ impl View {
                 let found = match entry {
                     None => None,
                     Some(entry) => {
-                        let body = if with_body {
-                            entry.body.load(&**file)?
-                        } else {
-                            Bytes::new()
-                        };
+                        let body = if with_body { entry.body.load(&**file)? } else { Bytes::new() };
                         Some(Stored { head: entry.head, body })
                     }
                 };
@@ -158,10 +145,7 @@ impl View {
     }
 
     fn buffered(&self, key: &[u8]) -> Option<Edit> {
-        self.published
-            .active
-            .get(key)
-            .or_else(|| self.published.frozen.as_ref()?.get(key))
+        self.published.active.get(key).or_else(|| self.published.frozen.as_ref()?.get(key))
     }
 }
 
@@ -222,12 +206,7 @@ struct Walk<'a> {
 
 impl<'a> Layer<'a> {
     fn new(buffer: &'a TreeBuffer, from: Bound<&[u8]>, up: bool) -> Self {
-        let mut layer = Layer {
-            buffer,
-            run: Vec::new().into_iter(),
-            head: None,
-            ended: false,
-        };
+        let mut layer = Layer { buffer, run: Vec::new().into_iter(), head: None, ended: false };
         layer.fill(from, up);
         layer.head = layer.run.next();
         layer
@@ -271,12 +250,7 @@ impl<'a> Walk<'a> {
                 Some(cursor)
             }
         };
-        Ok(Walk {
-            up,
-            layers,
-            file: published.file.as_deref(),
-            cursor,
-        })
+        Ok(Walk { up, layers, file: published.file.as_deref(), cursor })
     }
 
     fn run(&mut self, visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>) -> Result<()> {
@@ -285,12 +259,8 @@ impl<'a> Walk<'a> {
             let mut newest: Option<usize> = None;
             for (at, layer) in self.layers.iter().enumerate() {
                 if let Some((key, _)) = &layer.head
-                    && newest.is_none_or(|best| {
-                        self.layers[best]
-                            .head
-                            .as_ref()
-                            .is_some_and(|(have, _)| first(key, have))
-                    })
+                    && newest
+                        .is_none_or(|best| self.layers[best].head.as_ref().is_some_and(|(have, _)| first(key, have)))
                 {
                     newest = Some(at);
                 }
@@ -302,11 +272,7 @@ impl<'a> Walk<'a> {
                 (Some(_), None) => false,
                 (Some(at), Some(key)) => self.layers[at].head.as_ref().is_some_and(|(have, _)| first(key, have)),
             };
-            let more = if from_tree {
-                self.show_tree(visit)?
-            } else {
-                self.show_layer(newest, visit)?
-            };
+            let more = if from_tree { self.show_tree(visit)? } else { self.show_layer(newest, visit)? };
             if !more {
                 return Ok(());
             }

@@ -4,6 +4,7 @@
 //! follow from its number, so the whole truth about a recovered store is one number: the last batch
 //! it holds. That number may not be below what was acknowledged, nor above what was applied, and
 //! every tree must hold exactly what the batches up to it left.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use bytes::Bytes;
 use polybolt_engine::disk::Disk;
@@ -25,33 +26,18 @@ const BATCHES: u64 = 44;
 const KEPT: u64 = 12;
 
 fn body(batch: u64) -> Bytes {
-    let len = if batch % 9 == 4 {
-        9_000
-    } else {
-        40 + (batch % 7) as usize * 60
-    };
+    let len = if batch % 9 == 4 { 9_000 } else { 40 + (batch % 7) as usize * 60 };
     Bytes::from(vec![batch as u8; len])
 }
 
 fn edits(batch: u64, trees: &[TreeId]) -> Vec<TreeEdit> {
     let mut edits = Vec::new();
     for tree in trees {
-        let put = Edit::Put {
-            head: Bytes::from(batch.to_string()),
-            body: body(batch),
-        };
-        edits.push(TreeEdit {
-            tree: *tree,
-            key: Bytes::copy_from_slice(&batch.to_be_bytes()),
-            edit: put,
-        });
+        let put = Edit::Put { head: Bytes::from(batch.to_string()), body: body(batch) };
+        edits.push(TreeEdit { tree: *tree, key: Bytes::copy_from_slice(&batch.to_be_bytes()), edit: put });
         if batch > KEPT {
             let key = Bytes::copy_from_slice(&(batch - KEPT).to_be_bytes());
-            edits.push(TreeEdit {
-                tree: *tree,
-                key,
-                edit: Edit::Remove,
-            });
+            edits.push(TreeEdit { tree: *tree, key, edit: Edit::Remove });
         }
     }
     edits
@@ -68,10 +54,7 @@ impl Replay for Numbers {
         let batch = number(&record[..8]);
         assert_eq!(number(state) + 1, batch, "records are replayed in order");
         let trees: Vec<TreeId> = space.trees.iter().map(|tree| tree.id).collect();
-        Ok(Replayed {
-            edits: edits(batch, &trees),
-            state: Bytes::copy_from_slice(&record[..8]),
-        })
+        Ok(Replayed { edits: edits(batch, &trees), state: Bytes::copy_from_slice(&record[..8]) })
     }
 
     fn settled(&mut self, _: &SpaceInfo, _: &[u8], _: bool) -> Result<Option<Bytes>> {
@@ -99,24 +82,11 @@ fn options(setup: Setup) -> StoreOptions {
 
 fn spec(setup: Setup) -> SpaceSpec {
     let class = |at: usize| {
-        if setup.volatile && at == 2 {
-            TreeClass::Volatile
-        } else {
-            TreeClass::Durable
-        }
+        if setup.volatile && at == 2 { TreeClass::Volatile } else { TreeClass::Durable }
     };
-    let tree = |at: usize| TreeSpec {
-        page_bytes: 4096,
-        class: class(at),
-        ..TreeSpec::new(format!("t{at}"))
-    };
+    let tree = |at: usize| TreeSpec { page_bytes: 4096, class: class(at), ..TreeSpec::new(format!("t{at}")) };
     let state = Bytes::copy_from_slice(&0u64.to_be_bytes());
-    SpaceSpec {
-        name: "space".into(),
-        config: Bytes::new(),
-        state,
-        trees: (0..3).map(tree).collect(),
-    }
+    SpaceSpec { name: "space".into(), config: Bytes::new(), state, trees: (0..3).map(tree).collect() }
 }
 
 /// A store with its jobs in the hands of a seed.
@@ -168,12 +138,7 @@ impl Driven {
             match self.store.admit(cost) {
                 Ok(admission) => {
                     let state = Bytes::copy_from_slice(&batch.to_be_bytes());
-                    let batch = Batch {
-                        space: info.id,
-                        edits,
-                        record: record.into(),
-                        state,
-                    };
+                    let batch = Batch { space: info.id, edits, record: record.into(), state };
                     let position = self.store.apply(admission, batch);
                     return Some(self.store.ticket(position));
                 }
@@ -234,14 +199,8 @@ impl Driven {
             };
             view.ascend(Bound::Unbounded, collect).unwrap();
             let lost = setup.volatile && at == 2 && tree.emptied;
-            let first = if lost {
-                last + 1
-            } else {
-                (last.saturating_sub(KEPT) + 1).max(1)
-            };
-            let want: Vec<_> = (first..=last)
-                .map(|at| (at, at.to_string().into_bytes(), body(at)))
-                .collect();
+            let first = if lost { last + 1 } else { (last.saturating_sub(KEPT) + 1).max(1) };
+            let want: Vec<_> = (first..=last).map(|at| (at, at.to_string().into_bytes(), body(at))).collect();
             assert_eq!(found, want, "tree {at} after batch {last}");
             assert_eq!(scanned, want.len());
         }
@@ -276,11 +235,7 @@ fn recover(disk: &SimDisk, setup: Setup, promised: &Promised, made: bool, seen: 
     }
     let info = driven.space();
     let last = number(&info.state);
-    assert!(
-        last >= promised.acknowledged,
-        "batch {} was acknowledged, {last} is there",
-        promised.acknowledged
-    );
+    assert!(last >= promised.acknowledged, "batch {} was acknowledged, {last} is there", promised.acknowledged);
     assert!(last <= promised.applied, "batch {last} was never applied");
     driven.check(&info, last, setup);
     let emptied = info.trees.iter().any(|tree| tree.emptied);
@@ -330,15 +285,9 @@ fn at_call(call: u64, setup: Setup, seed: u64, seen: &mut Seen) {
     let (disk, promised, made) = run_to(call, setup, seed);
     assert!(disk.crashed());
     seen.crashes += 1;
-    eprintln!(
-        "{setup:?}, seed {seed}, call {call} ({}), {promised:?}",
-        disk.last_call()
-    );
+    eprintln!("{setup:?}, seed {seed}, call {call} ({}), {promised:?}", disk.last_call());
     let kill = disk.after_crash(Survive::All);
-    for survive in [Survive::Nothing, Survive::All]
-        .into_iter()
-        .chain((0..8).map(Survive::Mix))
-    {
+    for survive in [Survive::Nothing, Survive::All].into_iter().chain((0..8).map(Survive::Mix)) {
         recover(&disk.after_crash(survive), setup, &promised, made, seen);
     }
     // Killed first, then the power goes while nothing has happened since.
@@ -370,52 +319,28 @@ fn every_call(setup: Setup, seed: u64) {
 }
 
 const SYNC: Durability = Durability::Sync;
-const BATCH: Durability = Durability::Batch {
-    interval: Duration::from_millis(20),
-    limit: 5,
-};
+const BATCH: Durability = Durability::Batch { interval: Duration::from_millis(20), limit: 5 };
 
 #[test]
 fn sync_survives_every_call() {
-    every_call(
-        Setup {
-            durability: SYNC,
-            volatile: false,
-        },
-        11,
-    );
+    every_call(Setup { durability: SYNC, volatile: false }, 11);
 }
 
 #[test]
 fn batch_survives_every_call() {
-    every_call(
-        Setup {
-            durability: BATCH,
-            volatile: false,
-        },
-        12,
-    );
+    every_call(Setup { durability: BATCH, volatile: false }, 12);
 }
 
 #[test]
 fn a_volatile_tree_is_whole_or_empty_and_never_harms_the_others() {
-    every_call(
-        Setup {
-            durability: SYNC,
-            volatile: true,
-        },
-        13,
-    );
+    every_call(Setup { durability: SYNC, volatile: true }, 13);
 }
 
 #[test]
 fn a_dropped_space_stays_dropped() {
     let disk = SimDisk::new(1);
     disk.create_dir("/data".as_ref()).unwrap();
-    let setup = Setup {
-        durability: SYNC,
-        volatile: false,
-    };
+    let setup = Setup { durability: SYNC, volatile: false };
     let mut driven = open(&disk, setup, 1).unwrap();
     let info = driven.store.create_space(spec(setup)).unwrap();
     driven.run(&info, 1, 9, &mut Promised::default(), &mut Rng::new(1));
@@ -431,9 +356,6 @@ fn a_dropped_space_stays_dropped() {
 
 #[test]
 fn errors_name_themselves() {
-    let error = Error::NotAStore {
-        path: "/x".into(),
-        why: "it holds y".into(),
-    };
+    let error = Error::NotAStore { path: "/x".into(), why: "it holds y".into() };
     assert_eq!(error.to_string(), "/x is not a polybolt data directory: it holds y");
 }

@@ -40,17 +40,26 @@ impl Cluster for ClusterService {
         Err(alone())
     }
 
-    async fn member_remove(&self, request: Request<pb::MemberRemoveRequest>) -> Result<Response<pb::MemberRemoveResponse>, Status> {
+    async fn member_remove(
+        &self,
+        request: Request<pb::MemberRemoveRequest>,
+    ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
         self.check_known(request.into_inner().id)?;
         Err(Status::unavailable("etcdserver: unhealthy cluster"))
     }
 
-    async fn member_update(&self, request: Request<pb::MemberUpdateRequest>) -> Result<Response<pb::MemberUpdateResponse>, Status> {
+    async fn member_update(
+        &self,
+        request: Request<pb::MemberUpdateRequest>,
+    ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
         self.check_known(request.into_inner().id)?;
         Err(alone())
     }
 
-    async fn member_promote(&self, request: Request<pb::MemberPromoteRequest>) -> Result<Response<pb::MemberPromoteResponse>, Status> {
+    async fn member_promote(
+        &self,
+        request: Request<pb::MemberPromoteRequest>,
+    ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         self.check_known(request.into_inner().id)?;
         Err(Status::failed_precondition("etcdserver: can only promote a learner member"))
     }

@@ -4,8 +4,8 @@ use crate::proto::{etcdserverpb as pb, mvccpb};
 use bytes::Bytes;
 use polybolt::{
     Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Error, Event, EventKind, KeyValue, Op,
-    OpResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, Refusal, SortOrder, SortTarget, Span,
-    TxnRequest, TxnResponse,
+    OpResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, Refusal, SortOrder, SortTarget, Span, TxnRequest,
+    TxnResponse,
 };
 use tonic::{Code, Status};
 
@@ -82,10 +82,15 @@ pub(crate) fn delete(request: pb::DeleteRangeRequest) -> DeleteRequest {
 /// The operand that counts is the one that matches the target (TXN-9).
 fn compare(compare: pb::Compare) -> Compare {
     use pb::compare::TargetUnion;
-    let number = |matching: fn(&TargetUnion) -> Option<i64>| compare.target_union.as_ref().and_then(matching).unwrap_or(0);
+    let number =
+        |matching: fn(&TargetUnion) -> Option<i64>| compare.target_union.as_ref().and_then(matching).unwrap_or(0);
     let target = match compare.target {
         0 => CompareTarget::Version(number(|union| if let TargetUnion::Version(n) = union { Some(*n) } else { None })),
-        1 => CompareTarget::Create(number(|union| if let TargetUnion::CreateRevision(n) = union { Some(*n) } else { None })),
+        1 => CompareTarget::Create(number(
+            |union| {
+                if let TargetUnion::CreateRevision(n) = union { Some(*n) } else { None }
+            },
+        )),
         2 => CompareTarget::Mod(number(|union| if let TargetUnion::ModRevision(n) = union { Some(*n) } else { None })),
         3 => CompareTarget::Value(match &compare.target_union {
             Some(TargetUnion::Value(value)) => value.clone(),

@@ -50,9 +50,11 @@ async fn health(State(server): Shared, RawQuery(query): RawQuery) -> Response {
         Ok(kind) => (!excluded(kind.as_str_name())).then(|| format!("ALARM {}", kind.as_str_name())),
         Err(_) => Some("ALARM UNKNOWN".to_owned()),
     });
-    let reason = alarm
-        .or_else(|| read_check(&server).and_then(|()| write_check(&server)).err().map(|error| format!("RANGE ERROR:{error}")));
-    let (code, health) = if reason.is_some() { (StatusCode::SERVICE_UNAVAILABLE, "false") } else { (StatusCode::OK, "true") };
+    let reason = alarm.or_else(|| {
+        read_check(&server).and_then(|()| write_check(&server)).err().map(|error| format!("RANGE ERROR:{error}"))
+    });
+    let (code, health) =
+        if reason.is_some() { (StatusCode::SERVICE_UNAVAILABLE, "false") } else { (StatusCode::OK, "true") };
     let reason = reason.unwrap_or_default();
     // Field order as etcd has it.
     let body = format!("{{\"health\":\"{health}\",\"reason\":{}}}", serde_json::Value::from(reason));
@@ -60,7 +62,8 @@ async fn health(State(server): Shared, RawQuery(query): RawQuery) -> Response {
 }
 
 async fn version() -> Response {
-    let body = serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": CLUSTER_VERSION, "storage": CLUSTER_VERSION });
+    let body =
+        serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": CLUSTER_VERSION, "storage": CLUSTER_VERSION });
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 

@@ -65,7 +65,10 @@ impl Kv for KvService {
 
     type RangeStreamStream = ReceiverStream<Result<pb::RangeStreamResponse, Status>>;
 
-    async fn range_stream(&self, request: Request<pb::RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+    async fn range_stream(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let server = Arc::clone(&self.0);
         server.metrics.ranges.inc();
         let request = convert::range(request.into_inner())?;
@@ -112,7 +115,10 @@ impl Kv for KvService {
         }
     }
 
-    async fn delete_range(&self, request: Request<pb::DeleteRangeRequest>) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+    async fn delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         let Self(server) = self;
         server.metrics.deletes.inc();
         server.check_alarms(false)?;
@@ -151,7 +157,10 @@ impl Kv for KvService {
         }
     }
 
-    async fn compact(&self, request: Request<pb::CompactionRequest>) -> Result<Response<pb::CompactionResponse>, Status> {
+    async fn compact(
+        &self,
+        request: Request<pb::CompactionRequest>,
+    ) -> Result<Response<pb::CompactionResponse>, Status> {
         let Self(server) = self;
         server.check_alarms(false)?;
         let pb::CompactionRequest { revision, physical } = request.into_inner();

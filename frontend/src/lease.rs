@@ -17,7 +17,10 @@ const ANSWERS_AHEAD: usize = 16;
 
 #[tonic::async_trait]
 impl Lease for LeaseService {
-    async fn lease_grant(&self, request: Request<pb::LeaseGrantRequest>) -> Result<Response<pb::LeaseGrantResponse>, Status> {
+    async fn lease_grant(
+        &self,
+        request: Request<pb::LeaseGrantRequest>,
+    ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         let Self(server) = self;
         server.check_alarms(true)?;
         let pb::LeaseGrantRequest { ttl, id } = request.into_inner();
@@ -32,7 +35,10 @@ impl Lease for LeaseService {
         }
     }
 
-    async fn lease_revoke(&self, request: Request<pb::LeaseRevokeRequest>) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
+    async fn lease_revoke(
+        &self,
+        request: Request<pb::LeaseRevokeRequest>,
+    ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         let Self(server) = self;
         server.check_alarms(false)?;
         match server.keyspace.lease_revoke(request.into_inner().id).await {
@@ -59,7 +65,9 @@ impl Lease for LeaseService {
                     }
                     request = requests.message() => request,
                 };
-                let Ok(Some(pb::LeaseKeepAliveRequest { id })) = request else { return };
+                let Ok(Some(pb::LeaseKeepAliveRequest { id })) = request else {
+                    return;
+                };
                 // Before the renewal: a success is never stamped later than a revoke.
                 let header = Some(server.header_now());
                 let ttl = server.keyspace.lease_keep_alive(id);
@@ -91,7 +99,10 @@ impl Lease for LeaseService {
         Ok(Response::new(response))
     }
 
-    async fn lease_leases(&self, _: Request<pb::LeaseLeasesRequest>) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
+    async fn lease_leases(
+        &self,
+        _: Request<pb::LeaseLeasesRequest>,
+    ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         let Self(server) = self;
         let leases = server.keyspace.leases().into_iter().map(|id| pb::LeaseStatus { id }).collect();
         Ok(Response::new(pb::LeaseLeasesResponse { header: Some(server.header_now()), leases }))

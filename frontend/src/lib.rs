@@ -7,7 +7,14 @@
 #![forbid(unsafe_code)]
 
 /// Messages and services, generated from `proto/`.
-#[expect(missing_docs, unused_qualifications, clippy::all, reason = "generated")]
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    reason = "generated"
+)]
 pub mod proto {
     /// Keys and events.
     pub mod mvccpb {

@@ -38,8 +38,12 @@ pub async fn bind(url: &str) -> Result<TcpListener, String> {
     let address = match url.split_once("://") {
         Some(("http", address)) => address.trim_end_matches('/'),
         Some(("https", _)) => return Err(format!("cannot listen on {url}: this build serves http only")),
-        Some((scheme, _)) => return Err(format!("cannot listen on {url}: there is no scheme {scheme:?}, use http")),
-        None => return Err(format!("cannot listen on {url:?}: a URL such as http://127.0.0.1:2379 is needed")),
+        Some((scheme, _)) => {
+            return Err(format!("cannot listen on {url}: there is no scheme {scheme:?}, use http"));
+        }
+        None => {
+            return Err(format!("cannot listen on {url:?}: a URL such as http://127.0.0.1:2379 is needed"));
+        }
     };
     let bad = |error: std::io::Error| format!("cannot listen on {url}: {error}");
     let addresses: Vec<SocketAddr> = lookup_host(address).await.map_err(bad)?.collect();
@@ -52,7 +56,9 @@ async fn client_router(server: &Arc<Server>) -> Router {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let grpc = Routes::new(pb::kv_server::KvServer::new(KvService(Arc::clone(server))).max_decoding_message_size(max))
-        .add_service(pb::watch_server::WatchServer::new(WatchService(Arc::clone(server))).max_decoding_message_size(max))
+        .add_service(
+            pb::watch_server::WatchServer::new(WatchService(Arc::clone(server))).max_decoding_message_size(max),
+        )
         .add_service(pb::lease_server::LeaseServer::new(LeaseService(Arc::clone(server))))
         .add_service(pb::cluster_server::ClusterServer::new(ClusterService(Arc::clone(server))))
         .add_service(pb::maintenance_server::MaintenanceServer::new(MaintenanceService(Arc::clone(server))))
@@ -63,7 +69,12 @@ async fn client_router(server: &Arc<Server>) -> Router {
 }
 
 /// Serves until `server` is stopped, then lets open calls end.
-pub async fn serve(server: Arc<Server>, clients: Vec<TcpListener>, metrics: Vec<TcpListener>, streams_max: Option<u32>) {
+pub async fn serve(
+    server: Arc<Server>,
+    clients: Vec<TcpListener>,
+    metrics: Vec<TcpListener>,
+    streams_max: Option<u32>,
+) {
     let client_router = client_router(&server).await;
     let probes = http::router(&server);
     let mut accepting = Vec::new();

@@ -39,7 +39,9 @@ impl Maintenance for MaintenanceService {
             }
             2 if server.disarm(member_id, alarm).await.map_err(failed)? => vec![one],
             2 => Vec::new(),
-            _ => return Err(Status::invalid_argument(format!("etcdserver: there is no alarm action {action}"))),
+            _ => {
+                return Err(Status::invalid_argument(format!("etcdserver: there is no alarm action {action}")));
+            }
         };
         Ok(Response::new(pb::AlarmResponse { header: Some(server.header_now()), alarms }))
     }
@@ -113,7 +115,8 @@ impl Maintenance for MaintenanceService {
             let mut send = |blob: Bytes, remaining: Option<u64>| {
                 sent += blob.len() as u64;
                 let remaining_bytes = remaining.unwrap_or_else(|| estimate.saturating_sub(sent).max(1));
-                let message = pb::SnapshotResponse { header: None, remaining_bytes, blob, version: CLUSTER_VERSION.into() };
+                let message =
+                    pb::SnapshotResponse { header: None, remaining_bytes, blob, version: CLUSTER_VERSION.into() };
                 sender.blocking_send(Ok(message)).is_ok()
             };
             for frame in frames {
@@ -142,7 +145,10 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
-    async fn move_leader(&self, request: Request<pb::MoveLeaderRequest>) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+    async fn move_leader(
+        &self,
+        request: Request<pb::MoveLeaderRequest>,
+    ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
         if request.into_inner().target_id == self.0.member_id {
             Ok(Response::new(pb::MoveLeaderResponse { header: None }))
         } else {
@@ -150,7 +156,10 @@ impl Maintenance for MaintenanceService {
         }
     }
 
-    async fn downgrade(&self, request: Request<pb::DowngradeRequest>) -> Result<Response<pb::DowngradeResponse>, Status> {
+    async fn downgrade(
+        &self,
+        request: Request<pb::DowngradeRequest>,
+    ) -> Result<Response<pb::DowngradeResponse>, Status> {
         let pb::DowngradeRequest { action, version } = request.into_inner();
         let header = Some(self.0.header_now());
         match action {
@@ -162,7 +171,9 @@ impl Maintenance for MaintenanceService {
                     Some([3, 5, ..]) if action == 0 => {
                         Ok(Response::new(pb::DowngradeResponse { header, version: CLUSTER_VERSION.into() }))
                     }
-                    Some([3, 5, ..]) => Err(Status::unimplemented("polybolt's files have no older format to go back to")),
+                    Some([3, 5, ..]) => {
+                        Err(Status::unimplemented("polybolt's files have no older format to go back to"))
+                    }
                     Some(_) => Err(Status::invalid_argument("etcdserver: invalid downgrade target version")),
                 }
             }

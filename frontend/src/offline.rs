@@ -64,6 +64,7 @@ pub(crate) struct Restore {
 }
 
 impl Snapshot {
+    #[expect(clippy::disallowed_methods, reason = "the user's own file, not one of a store")]
     pub(crate) fn run(self) -> Result<(), String> {
         let Snapshot::Restore(Restore { file, data_dir, routes }) = self;
         let opened = File::open(&file).map_err(|error| format!("{}: {error}", file.display()))?;

@@ -5,6 +5,7 @@ use polybolt::{Durability, Engine, Options, Refusal, Routes};
 use polybolt_frontend::auto_compact::{self, Retention};
 use polybolt_frontend::listen;
 use polybolt_frontend::server::{Server, Settings};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -100,7 +101,9 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 impl Serve {
     pub(crate) fn run(self) -> Result<(), String> {
-        tracing_subscriber::fmt().with_max_level(self.log_level).with_writer(std::io::stderr).with_target(false).init();
+        let ansi = std::io::stderr().is_terminal();
+        let log = tracing_subscriber::fmt().with_max_level(self.log_level).with_target(false);
+        log.with_ansi(ansi).with_writer(std::io::stderr).init();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         runtime.map_err(|error| format!("cannot start threads: {error}"))?.block_on(self.serve())
     }
@@ -198,13 +201,19 @@ impl Serve {
         stop.cancel();
         drop(serving.await);
         let closed = tokio::task::spawn_blocking(move || engine.close()).await;
-        closed.map_err(|error| error.to_string())?.map_err(|error| format!("closing {}: {error}", self.data_dir.display()))?;
+        closed
+            .map_err(|error| error.to_string())?
+            .map_err(|error| format!("closing {}: {error}", self.data_dir.display()))?;
         tracing::info!("closed");
         Ok(())
     }
 }
 
-fn open(path: &std::path::Path, options: Options, routes: Option<Routes>) -> Result<(Engine, polybolt::Keyspace), String> {
+fn open(
+    path: &std::path::Path,
+    options: Options,
+    routes: Option<Routes>,
+) -> Result<(Engine, polybolt::Keyspace), String> {
     let engine = Engine::open(path, options).map_err(|error| error.to_string())?;
     let report = engine.report();
     let dropped = report.dropped.as_ref().map(|dropped| format!("{dropped:?}"));
@@ -229,7 +238,10 @@ fn open(path: &std::path::Path, options: Options, routes: Option<Routes>) -> Res
     if let Some(routes) = routes
         && *keyspace.routes() != routes
     {
-        return Err(format!("--routes: {} was created with other routes; leave the flag out to keep them", path.display()));
+        return Err(format!(
+            "--routes: {} was created with other routes; leave the flag out to keep them",
+            path.display()
+        ));
     }
     Ok((engine, keyspace))
 }

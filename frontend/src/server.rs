@@ -60,7 +60,12 @@ impl Server {
     ///
     /// # Errors
     /// If the tables cannot be read or written.
-    pub fn start(engine: Engine, keyspace: Keyspace, settings: Settings, stop: CancellationToken) -> Result<Arc<Server>> {
+    pub fn start(
+        engine: Engine,
+        keyspace: Keyspace,
+        settings: Settings,
+        stop: CancellationToken,
+    ) -> Result<Arc<Server>> {
         let member_id = identity(&keyspace, "member-id")?;
         let cluster_id = identity(&keyspace, "cluster-id")?;
         let alarms = keyspace.table_list(ALARM_TABLE)?.into_iter().filter_map(|(key, _)| alarm_of(&key)).collect();

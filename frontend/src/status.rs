@@ -40,7 +40,8 @@ impl Status {
 
 async fn ask(endpoint: &str) -> Result<ShardsResponse, String> {
     let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let mut client = InspectClient::connect(url).await.map_err(|error| format!("no server answers at {endpoint}: {error}"))?;
+    let mut client =
+        InspectClient::connect(url).await.map_err(|error| format!("no server answers at {endpoint}: {error}"))?;
     let response = client.shards(ShardsRequest {}).await.map_err(|error| format!("{endpoint}: {}", error.message()))?;
     Ok(response.into_inner())
 }
@@ -51,8 +52,19 @@ fn print(response: &ShardsResponse) {
         response.keyspace, response.revision, response.compact_revision, response.leases, response.watchers
     );
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["shard", "keys", "revisions", "size", "in use", "depth", "index", "durability", "prefixes", "file"]);
+    table.load_preset(presets::NOTHING);
+    table.set_header([
+        "shard",
+        "keys",
+        "revisions",
+        "size",
+        "in use",
+        "depth",
+        "index",
+        "durability",
+        "prefixes",
+        "file",
+    ]);
     for shard in &response.shards {
         let prefixes: Vec<_> = shard.prefixes.iter().map(|prefix| String::from_utf8_lossy(prefix)).collect();
         table.add_row([
@@ -76,6 +88,9 @@ fn print(response: &ShardsResponse) {
     println!("{table}");
     println!(
         "journal {}, {} segments recycled; {} checkpoints; {} syncs",
-        HumanBytes(response.journal_bytes), response.journal_segments_recycled, response.checkpoints, response.sync_calls
+        HumanBytes(response.journal_bytes),
+        response.journal_segments_recycled,
+        response.checkpoints,
+        response.sync_calls
     );
 }

@@ -34,7 +34,10 @@ const FRAGMENT_SLACK: usize = 512 << 10;
 impl Watch for WatchService {
     type WatchStream = ReceiverStream<Result<pb::WatchResponse, Status>>;
 
-    async fn watch(&self, request: Request<Streaming<pb::WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<Streaming<pb::WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let (sender, receiver) = mpsc::channel(RESPONSES_AHEAD);
         let stream = Stream {
             server: Arc::clone(&self.0),
@@ -136,7 +139,9 @@ impl Stream {
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => self.create(request).await,
             Some(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id })) => {
-                let Some(key) = self.keys.remove(&watch_id) else { return Ok(()) };
+                let Some(key) = self.keys.remove(&watch_id) else {
+                    return Ok(());
+                };
                 self.watchers.remove(&key);
                 let header = Some(self.server.header_now());
                 self.send(pb::WatchResponse { header, watch_id, canceled: true, ..Default::default() }).await
@@ -199,14 +204,17 @@ impl Stream {
         self.send(created).await?;
         // Polled once, to leave its waker.
         Arc::clone(&waker).wake();
-        let entry = Entry { id, watcher, waker, fragment: request.fragment, notify: request.progress_notify, busy: false };
+        let entry =
+            Entry { id, watcher, waker, fragment: request.fragment, notify: request.progress_notify, busy: false };
         self.keys.insert(id, key);
         self.watchers.insert(key, entry);
         Ok(())
     }
 
     async fn deliver(&mut self, key: u64, item: Item) -> Result<(), Gone> {
-        let Some(entry) = self.watchers.get_mut(&key) else { return Ok(()) };
+        let Some(entry) = self.watchers.get_mut(&key) else {
+            return Ok(());
+        };
         let watch_id = entry.id;
         match item {
             Ok(Some(WatchItem::Events { revision, events })) => {
@@ -222,7 +230,14 @@ impl Stream {
                 self.watchers.remove(&key);
                 self.keys.remove(&watch_id);
                 let header = Some(self.server.header(0));
-                self.send(pb::WatchResponse { header, watch_id, canceled: true, compact_revision, ..Default::default() }).await
+                self.send(pb::WatchResponse {
+                    header,
+                    watch_id,
+                    canceled: true,
+                    compact_revision,
+                    ..Default::default()
+                })
+                .await
             }
             ended => {
                 self.watchers.remove(&key);
@@ -232,7 +247,8 @@ impl Stream {
                     Ok(_) => Refusal::Closed.to_string(),
                 };
                 let header = Some(self.server.header_now());
-                self.send(pb::WatchResponse { header, watch_id, canceled: true, cancel_reason, ..Default::default() }).await
+                self.send(pb::WatchResponse { header, watch_id, canceled: true, cancel_reason, ..Default::default() })
+                    .await
             }
         }
     }
@@ -240,7 +256,9 @@ impl Stream {
     /// One answer for all watchers, if all are caught up (WCH-23); otherwise none.
     async fn progress(&mut self) -> Result<(), Gone> {
         let all: Option<Vec<i64>> = self.watchers.values().map(|entry| entry.watcher.progress()).collect();
-        let Some(revision) = all.and_then(|all| all.into_iter().min()) else { return Ok(()) };
+        let Some(revision) = all.and_then(|all| all.into_iter().min()) else {
+            return Ok(());
+        };
         let header = Some(self.server.header(revision));
         self.send(pb::WatchResponse { header, watch_id: -1, ..Default::default() }).await
     }
@@ -276,7 +294,9 @@ async fn next_item(watchers: &mut HashMap<u64, Entry>, ready: &Ready) -> (u64, I
         // Each as often as it is queued now: one that is always ready waits for its next turn.
         let turns = ready.queue.lock().len();
         for _ in 0..turns {
-            let Some(key) = ready.queue.lock().pop_front() else { break };
+            let Some(key) = ready.queue.lock().pop_front() else {
+                break;
+            };
             let Some(entry) = watchers.get_mut(&key) else { continue };
             entry.waker.queued.store(false, Ordering::Release);
             let waker = Waker::from(Arc::clone(&entry.waker));

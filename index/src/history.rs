@@ -26,11 +26,7 @@ impl Newest {
     }
 
     pub(crate) fn hit(&self) -> Option<Hit> {
-        self.is_live().then_some(Hit {
-            modified: self.at,
-            created: self.created,
-            version: self.version,
-        })
+        self.is_live().then_some(Hit { modified: self.at, created: self.created, version: self.version })
     }
 }
 

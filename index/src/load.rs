@@ -53,10 +53,7 @@ impl Loader {
     /// come before all calls of `row`.
     pub fn base(&mut self, key: &[u8], at: Revision, row: Row) -> Result<(), LoadError> {
         if self.index.find(key).is_some() {
-            return Err(LoadError {
-                at,
-                why: "is the second of its key in the base",
-            });
+            return Err(LoadError { at, why: "is the second of its key in the base" });
         }
         self.last = self.last.max(Some(at));
         self.add(key, at, row)
@@ -65,10 +62,7 @@ impl Loader {
     /// Adds a row.
     pub fn row(&mut self, key: &[u8], at: Revision, row: Row) -> Result<(), LoadError> {
         if self.last.is_some_and(|last| at <= last) {
-            return Err(LoadError {
-                at,
-                why: "is out of order",
-            });
+            return Err(LoadError { at, why: "is out of order" });
         }
         self.last = Some(at);
         self.add(key, at, row)
@@ -83,16 +77,10 @@ impl Loader {
         let write = match row {
             Row::Tombstone => Write::Tombstone,
             Row::Put { version: 0, .. } => {
-                return Err(LoadError {
-                    at,
-                    why: "is a put of version 0",
-                });
+                return Err(LoadError { at, why: "is a put of version 0" });
             }
             Row::Put { created, .. } if created > at.main => {
-                return Err(LoadError {
-                    at,
-                    why: "was created after itself",
-                });
+                return Err(LoadError { at, why: "was created after itself" });
             }
             Row::Put { created, version } => Write::Put(Some((created, version))),
         };

@@ -96,9 +96,7 @@ impl Index {
     ///
     /// Requires: `at` is above every revision of the key.
     pub fn put(&mut self, key: &[u8], at: Revision) -> Hit {
-        self.write(key, at, Write::Put(None))
-            .hit()
-            .expect("a put leaves the key live")
+        self.write(key, at, Write::Put(None)).hit().expect("a put leaves the key live")
     }
 
     /// A delete at `at`; returns what it ended, or None if the key was not live (then nothing
@@ -211,12 +209,7 @@ pub(crate) fn child_of(children: &[Child], key: &[u8]) -> usize {
 impl Child {
     fn of(node: Node) -> Self {
         let (live, changed) = node.sums();
-        Child {
-            low: node.low().into(),
-            live,
-            changed,
-            node,
-        }
+        Child { low: node.low().into(), live, changed, node }
     }
 }
 
@@ -240,10 +233,7 @@ impl Node {
             Node::Leaf(entries) => {
                 let live = entries.iter().filter(|entry| entry.newest.is_live()).count() as u64;
                 // A leaf does not keep births: the newest change of any entry is a safe bound.
-                (
-                    live,
-                    entries.iter().map(|entry| entry.newest.at.main).max().unwrap_or(0),
-                )
+                (live, entries.iter().map(|entry| entry.newest.at.main).max().unwrap_or(0))
             }
             Node::Inner(children) => {
                 let live = children.iter().map(|child| child.live).sum();
@@ -272,25 +262,11 @@ impl Node {
                 }
                 match place {
                     Ok(at) => entries[at].newest = newest,
-                    Err(at) => entries.insert(
-                        at,
-                        Entry {
-                            key: key.into(),
-                            newest,
-                        },
-                    ),
+                    Err(at) => entries.insert(at, Entry { key: key.into(), newest }),
                 }
                 let was_live = before.is_some_and(|before| before.is_live());
                 let (born, died) = (newest.is_live() && !was_live, was_live && !newest.is_live());
-                (
-                    newest,
-                    Change {
-                        born,
-                        died,
-                        at: at.main,
-                    },
-                    before.is_none(),
-                )
+                (newest, Change { born, died, at: at.main }, before.is_none())
             }
             Node::Inner(children) => {
                 let which = child_of(children, key);
@@ -400,11 +376,7 @@ fn succeed(
                     graves.remove(grave);
                 }
             }
-            ring.push(Older {
-                state,
-                superseded: at.main,
-                report,
-            })
+            ring.push(Older { state, superseded: at.main, report })
         }
     };
     let live = before.filter(Newest::is_live);
@@ -413,10 +385,5 @@ fn succeed(
         Write::Put(Some(stored)) => stored,
         Write::Put(None) => live.map_or((at.main, 1), |before| (before.created, before.version + 1)),
     };
-    Newest {
-        at,
-        version,
-        created,
-        older,
-    }
+    Newest { at, version, created, older }
 }

@@ -16,19 +16,12 @@ struct Model {
 impl Model {
     fn of_key(&self, key: &[u8]) -> impl DoubleEndedIterator<Item = (Revision, Option<(u64, u64)>)> + '_ {
         let key = key.to_vec();
-        self.rows
-            .iter()
-            .filter(move |(_, (have, _))| *have == key)
-            .map(|(at, (_, row))| (*at, *row))
+        self.rows.iter().filter(move |(_, (have, _))| *have == key).map(|(at, (_, row))| (*at, *row))
     }
 
     fn get(&self, key: &[u8], at: u64) -> Option<Hit> {
         let (modified, row) = self.of_key(key).rfind(|(row, _)| row.main <= at)?;
-        row.map(|(created, version)| Hit {
-            modified,
-            created,
-            version,
-        })
+        row.map(|(created, version)| Hit { modified, created, version })
     }
 
     fn put(&mut self, key: &[u8], at: Revision) -> Hit {
@@ -37,11 +30,7 @@ impl Model {
             _ => (at.main, 1),
         };
         self.rows.insert(at, (key.to_vec(), Some((created, version))));
-        Hit {
-            modified: at,
-            created,
-            version,
-        }
+        Hit { modified: at, created, version }
     }
 
     fn tombstone(&mut self, key: &[u8], at: Revision) -> Option<Hit> {
@@ -56,8 +45,7 @@ impl Model {
 
     fn live(&self, range: KeyRange<'_>, at: u64) -> Vec<(Vec<u8>, Hit)> {
         let keys = self.keys().into_iter().filter(|key| range.contains(key));
-        keys.filter_map(|key| self.get(&key, at).map(|hit| (key, hit)))
-            .collect()
+        keys.filter_map(|key| self.get(&key, at).map(|hit| (key, hit))).collect()
     }
 
     /// What CMP-4 removes at `upto`, as far as it is still there.
@@ -80,11 +68,7 @@ fn walked(index: &Index, range: KeyRange<'_>, at: u64, limit: usize, up: bool) -
     let mut found = Vec::new();
     let visit = &mut |key: &[u8], hit| {
         found.push((key.to_vec(), hit));
-        if found.len() == limit {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if found.len() == limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     if up {
         index.walk(range, at, visit)
@@ -114,10 +98,7 @@ fn check_reads(index: &Index, model: &Model, from: u64, newest: u64) {
     for key in model.keys() {
         let mut since = Vec::new();
         index.since(&key, Revision::new(from, 0), &mut since);
-        let alive = model
-            .of_key(&key)
-            .map(|(at, _)| at)
-            .filter(|at| at.main >= from && !model.gone.contains(at));
+        let alive = model.of_key(&key).map(|(at, _)| at).filter(|at| at.main >= from && !model.gone.contains(at));
         assert_eq!(since, alive.collect::<Vec<_>>(), "{key:?} since {from}");
     }
 }
@@ -196,14 +177,8 @@ proptest! {
 
 fn check_partial(index: &Index, model: &Model, from: u64, newest: u64) {
     for at in [from, newest] {
-        assert_eq!(
-            walked(index, KeyRange::ALL, at, usize::MAX, true),
-            model.live(KeyRange::ALL, at)
-        );
-        assert_eq!(
-            index.count(KeyRange::ALL, at),
-            model.live(KeyRange::ALL, at).len() as u64
-        );
+        assert_eq!(walked(index, KeyRange::ALL, at, usize::MAX, true), model.live(KeyRange::ALL, at));
+        assert_eq!(index.count(KeyRange::ALL, at), model.live(KeyRange::ALL, at).len() as u64);
     }
 }
 
@@ -252,10 +227,7 @@ fn compaction_keeps_what_etcd_keeps() {
         }
         let mut removed = Vec::new();
         assert_eq!(index.sweep(upto, 100, &mut removed), Swept::Done);
-        let below = history
-            .iter()
-            .map(|(main, sub, _)| Revision::new(*main, *sub))
-            .filter(|at| at.main <= upto);
+        let below = history.iter().map(|(main, sub, _)| Revision::new(*main, *sub)).filter(|at| at.main <= upto);
         let survivors: Vec<_> = below.filter(|at| !removed.contains(at)).collect();
         let want: Vec<_> = want.map(|(main, sub)| Revision::new(main, sub)).into_iter().collect();
         assert_eq!(survivors, want, "compacted at {upto}");
@@ -290,10 +262,7 @@ fn counts_and_limits_cost_what_they_return() {
         run();
         VISITED.with(std::cell::Cell::get)
     };
-    let range = KeyRange {
-        start: b"k001000",
-        end: Some(b"k019000"),
-    };
+    let range = KeyRange { start: b"k001000", end: Some(b"k019000") };
     let counted = cost(&mut || assert_eq!(index.count(range, u64::MAX), 18_000));
     // The test tree has a fanout of 4: its paths are some ten nodes deep.
     assert!(counted <= 2 * 4 * 14, "{counted} nodes for a count");
@@ -313,20 +282,10 @@ fn counts_and_limits_cost_what_they_return() {
 #[test]
 fn rows_out_of_order_are_refused() {
     let mut loader = Loader::new();
-    loader
-        .base(b"a", Revision::new(5, 0), Row::Put { created: 5, version: 1 })
-        .unwrap();
+    loader.base(b"a", Revision::new(5, 0), Row::Put { created: 5, version: 1 }).unwrap();
     assert!(loader.base(b"a", Revision::new(6, 0), Row::Tombstone).is_err());
     let error = loader.row(b"b", Revision::new(4, 0), Row::Tombstone).unwrap_err();
     assert_eq!(error.to_string(), "the row at revision 4.0 is out of order");
-    assert!(
-        loader
-            .row(b"b", Revision::new(7, 0), Row::Put { created: 8, version: 1 })
-            .is_err()
-    );
-    assert!(
-        loader
-            .row(b"b", Revision::new(8, 0), Row::Put { created: 8, version: 0 })
-            .is_err()
-    );
+    assert!(loader.row(b"b", Revision::new(7, 0), Row::Put { created: 8, version: 1 }).is_err());
+    assert!(loader.row(b"b", Revision::new(8, 0), Row::Put { created: 8, version: 0 }).is_err());
 }

@@ -34,11 +34,7 @@ impl Index {
     /// How many keys of `range` are live at main `at`. O(log n) at the newest revision; at an older
     /// one it looks into what was born or died since.
     pub fn count(&self, range: KeyRange<'_>, at: u64) -> u64 {
-        if range.is_empty() {
-            0
-        } else {
-            self.count_in(&self.root, range, at)
-        }
+        if range.is_empty() { 0 } else { self.count_in(&self.root, range, at) }
     }
 
     fn ascend(
@@ -52,10 +48,7 @@ impl Index {
         match node {
             Node::Leaf(entries) => {
                 let first = entries.partition_point(|entry| *entry.key < *range.start);
-                for entry in entries[first..]
-                    .iter()
-                    .take_while(|entry| range.is_below_end(&entry.key))
-                {
+                for entry in entries[first..].iter().take_while(|entry| range.is_below_end(&entry.key)) {
                     if let Some(hit) = self.ring.at(&entry.newest, at) {
                         visit(&entry.key, hit)?;
                     }
@@ -87,11 +80,7 @@ impl Index {
                 }
             }
             Node::Inner(children) => {
-                for child in covered(children, range)
-                    .iter()
-                    .rev()
-                    .filter(|child| may_show(child, at))
-                {
+                for child in covered(children, range).iter().rev().filter(|child| may_show(child, at)) {
                     self.descend(&child.node, range, at, visit)?;
                 }
             }
@@ -104,9 +93,7 @@ impl Index {
         match node {
             Node::Leaf(entries) => {
                 let first = entries.partition_point(|entry| *entry.key < *range.start);
-                let inside = entries[first..]
-                    .iter()
-                    .take_while(|entry| range.is_below_end(&entry.key));
+                let inside = entries[first..].iter().take_while(|entry| range.is_below_end(&entry.key));
                 inside.filter(|entry| self.ring.at(&entry.newest, at).is_some()).count() as u64
             }
             Node::Inner(children) => {
@@ -116,11 +103,8 @@ impl Index {
                 for (which, child) in covered.iter().enumerate() {
                     // All but the outermost lie inside the range; those may stick out.
                     let whole = (which > 0 || *child.low >= *range.start) && (which < last || range.end.is_none());
-                    count += if whole && child.changed <= at {
-                        child.live
-                    } else {
-                        self.count_in(&child.node, range, at)
-                    };
+                    count +=
+                        if whole && child.changed <= at { child.live } else { self.count_in(&child.node, range, at) };
                 }
                 count
             }

@@ -53,7 +53,9 @@ impl Core {
                 }
             }
         }
-        let Some((tree, removed)) = sweep.left.last() else { return Ok(true) };
+        let Some((tree, removed)) = sweep.left.last() else {
+            return Ok(true);
+        };
         let edits: Vec<TreeEdit> = removed
             .iter()
             .map(|at| TreeEdit { tree: *tree, key: Bytes::copy_from_slice(&record::row_key(*at)), edit: Edit::Remove })

@@ -129,8 +129,7 @@ pub(crate) struct StoredRow {
 impl Core {
     /// True if mains have to be reserved ahead, durably.
     pub(crate) fn reserves(&self) -> bool {
-        self.options.face == Face::Standalone
-            && (self.is_batch() || self.shards.iter().any(|shard| shard.volatile))
+        self.options.face == Face::Standalone && (self.is_batch() || self.shards.iter().any(|shard| shard.volatile))
     }
 
     /// True if visible is applied.
@@ -162,7 +161,9 @@ impl Core {
 
     /// True if the files are over the quota.
     pub(crate) fn over_quota(&self) -> bool {
-        let Some(quota) = self.options.quota_bytes else { return false };
+        let Some(quota) = self.options.quota_bytes else {
+            return false;
+        };
         let now = self.clock.monotonic();
         let mut looked = self.quota.lock();
         if looked.0.is_zero() || now.saturating_sub(looked.0) >= QUOTA_LOOKS {
@@ -210,7 +211,11 @@ impl Core {
             };
             let index = self.shards[shard].index.read();
             let range = KeyRange { start: &start, end: end.as_deref() };
-            if up { index.walk(range, at, visit) } else { index.walk_back(range, at, visit) }
+            if up {
+                index.walk(range, at, visit)
+            } else {
+                index.walk_back(range, at, visit)
+            }
             drop(index);
             if out.len() - before < run || out.len() >= full {
                 return;
@@ -274,7 +279,7 @@ impl Core {
     /// One row.
     pub(crate) fn fetch_one(&self, found: &Found) -> Result<KeyValue> {
         let mut kvs = self.fetch(std::slice::from_ref(found), false)?;
-        kvs.pop().ok_or_else(|| Error::Storage(polybolt_engine::Error::Closed))
+        kvs.pop().ok_or(Error::Storage(polybolt_engine::Error::Closed))
     }
 
     /// An error about a shard's file.
@@ -284,7 +289,14 @@ impl Core {
     }
 
     /// Rows of one shard with revisions in `[from, to]`, ascending, at most `max`.
-    pub(crate) fn rows(&self, shard: &Shard, from: Revision, to: u64, max: usize, out: &mut Vec<StoredRow>) -> Result<()> {
+    pub(crate) fn rows(
+        &self,
+        shard: &Shard,
+        from: Revision,
+        to: u64,
+        max: usize,
+        out: &mut Vec<StoredRow>,
+    ) -> Result<()> {
         let full = out.len().saturating_add(max);
         let start = record::row_key(from);
         let view = self.store.view(shard.tree)?;

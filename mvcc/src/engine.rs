@@ -117,7 +117,8 @@ impl Engine {
             work: Default::default(),
             closed: Arc::new(AtomicBool::new(false)),
         };
-        let (unfinished, spaces): (Vec<SpaceInfo>, Vec<SpaceInfo>) = shared.store.spaces().into_iter().partition(is_unfinished);
+        let (unfinished, spaces): (Vec<SpaceInfo>, Vec<SpaceInfo>) =
+            shared.store.spaces().into_iter().partition(is_unfinished);
         if !shared.options.read_only {
             for space in unfinished {
                 shared.store.drop_space(space.id)?;
@@ -300,9 +301,8 @@ impl Engine {
         let (reader, head) = SnapshotReader::new(stream)?;
         let routes = match routes {
             Some(routes) => routes,
-            None => Routes::decode_plain(&head.routes).map_err(|damage| {
-                EngineError::corrupt(Path::new("the snapshot"), Place::File, damage)
-            })?,
+            None => Routes::decode_plain(&head.routes)
+                .map_err(|damage| EngineError::corrupt(Path::new("the snapshot"), Place::File, damage))?,
         };
         let floor = head.state.floors.iter().copied().max().unwrap_or(0);
         let mut state = State { floors: vec![floor; routes.shards().len()], unfinished: true, ..head.state };

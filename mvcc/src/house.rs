@@ -47,7 +47,9 @@ impl Housekeeper {
     /// One step of one keyspace's sweep; true if there may be more.
     fn sweep(&mut self, cores: &[Arc<Core>], now: Duration) -> bool {
         let wanting: Vec<&Arc<Core>> = cores.iter().filter(|core| core.wants_sweep()).collect();
-        let Some(core) = wanting.get(self.turn % wanting.len().max(1)) else { return false };
+        let Some(core) = wanting.get(self.turn % wanting.len().max(1)) else {
+            return false;
+        };
         self.turn = self.turn.wrapping_add(1);
         match core.sweep_step(now) {
             Ok(more) => more || wanting.len() > 1,

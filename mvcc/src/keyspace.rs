@@ -395,11 +395,19 @@ impl Keyspace {
             status.size_in_use += meta.in_use;
         }
         for (shard, options) in core.shards.iter().zip(core.routes.shards()) {
-            let Ok(tree) = core.store.tree_stats(shard.tree) else { continue };
+            let Ok(tree) = core.store.tree_stats(shard.tree) else {
+                continue;
+            };
             let index = shard.index.read().stats();
             status.size += tree.size;
             status.size_in_use += tree.in_use;
-            let durability = if shard.volatile { "volatile" } else if core.is_batch() { "batch" } else { "sync" };
+            let durability = if shard.volatile {
+                "volatile"
+            } else if core.is_batch() {
+                "batch"
+            } else {
+                "sync"
+            };
             status.shards.push(ShardStatus {
                 name: shard.name.clone(),
                 prefixes: options.prefixes.clone(),
@@ -436,7 +444,9 @@ impl Keyspace {
         let prefix = meta::table_prefix(table);
         let mut found = Vec::new();
         view.ascend(Bound::Included(&prefix), &mut |key, _, body| {
-            let Some(key) = key.strip_prefix(&prefix[..]) else { return Ok(false) };
+            let Some(key) = key.strip_prefix(&prefix[..]) else {
+                return Ok(false);
+            };
             found.push((Bytes::copy_from_slice(key), body.load()?));
             Ok(true)
         })?;

@@ -25,14 +25,10 @@ pub(crate) fn range(source: &dyn Source, request: &RangeRequest, revision: u64) 
         return Ok(response);
     }
     let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
-    let filtered = [
-        request.min_mod_revision,
-        request.max_mod_revision,
-        request.min_create_revision,
-        request.max_create_revision,
-    ]
-    .iter()
-    .any(|bound| *bound != 0);
+    let filtered =
+        [request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision]
+            .iter()
+            .any(|bound| *bound != 0);
     let by_key = request.sort_target == SortTarget::Key;
     let down = request.sort_order == SortOrder::Descend && by_key;
     // RNG-20: without an order the limit is applied before the sort.

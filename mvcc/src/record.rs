@@ -200,7 +200,9 @@ pub(crate) fn open_row(tree_key: &[u8], head: &Bytes, body: &Bytes) -> Result<Ke
     let (key, value) = match row.key {
         Some(key) => (head.slice_ref(key), body.clone()),
         None if body.len() >= row.key_len => (body.slice(..row.key_len), body.slice(row.key_len..)),
-        None => return Err(Damage::Malformed { what: "a row's body is shorter than its key" }),
+        None => {
+            return Err(Damage::Malformed { what: "a row's body is shorter than its key" });
+        }
     };
     let at = row_revision(tree_key)?;
     Ok(KeyValue {
@@ -318,7 +320,11 @@ impl Record {
             let key = at + 6;
             let head_at = key + ROW_KEY_BYTES;
             let body_at = head_at + head;
-            rows.push((record.slice(key..head_at), record.slice(head_at..body_at), record.slice(body_at..body_at + body)));
+            rows.push((
+                record.slice(key..head_at),
+                record.slice(head_at..body_at),
+                record.slice(body_at..body_at + body),
+            ));
             at = body_at + body;
         }
         let mut reader = Reader::new(&record[rows_end..tail]);
@@ -399,7 +405,9 @@ impl State {
         let unfinished = match reader.u8()? {
             0 => false,
             1 => true,
-            _ => return Err(Damage::Malformed { what: "a keyspace state has flags that this build does not know" }),
+            _ => {
+                return Err(Damage::Malformed { what: "a keyspace state has flags that this build does not know" });
+            }
         };
         reader.zeros(15)?;
         reader.finish()?;
@@ -460,7 +468,15 @@ mod tests {
 
     #[test]
     fn a_state_survives() {
-        let state = State { main: 9, compacted: -1, applied_index: 3, reserve: 100, history: 5, floors: vec![0, 7], unfinished: true };
+        let state = State {
+            main: 9,
+            compacted: -1,
+            applied_index: 3,
+            reserve: 100,
+            history: 5,
+            floors: vec![0, 7],
+            unfinished: true,
+        };
         assert_eq!(State::decode(&state.encode()).unwrap(), state);
     }
 }

@@ -237,7 +237,9 @@ fn open_keyspace(shared: &Shared, info: &SpaceInfo, routes: Routes, scanned: Vec
     store.scan(meta, &mut |_, _, _| Ok(()))?;
     let meta_path = store.tree_stats(meta)?.path;
     store.view(meta)?.ascend(Bound::Included(b"l"), &mut |key, _, body| {
-        let Some(id) = meta::lease_id(key) else { return Ok(false) };
+        let Some(id) = meta::lease_id(key) else {
+            return Ok(false);
+        };
         let lease = StoredLease::decode(&body.load()?);
         let lease = lease.map_err(|damage| EngineError::corrupt(&meta_path, Place::File, damage))?;
         lessor.grant(id, lease.ttl, now);

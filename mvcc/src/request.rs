@@ -28,46 +28,31 @@ pub enum SpanEnd {
 impl Span {
     /// The one key.
     pub fn key(key: impl Into<Bytes>) -> Self {
-        Span {
-            key: key.into(),
-            end: SpanEnd::Single,
-        }
+        Span { key: key.into(), end: SpanEnd::Single }
     }
 
     /// All keys from `key` on.
     pub fn from_key(key: impl Into<Bytes>) -> Self {
-        Span {
-            key: key.into(),
-            end: SpanEnd::Open,
-        }
+        Span { key: key.into(), end: SpanEnd::Open }
     }
 
     /// `[key, end)`.
     pub fn range(key: impl Into<Bytes>, end: impl Into<Bytes>) -> Self {
-        Span {
-            key: key.into(),
-            end: SpanEnd::Before(end.into()),
-        }
+        Span { key: key.into(), end: SpanEnd::Before(end.into()) }
     }
 
     /// All keys that start with `prefix`; all keys if it is empty.
     pub fn prefix(prefix: impl Into<Bytes>) -> Self {
         let key: Bytes = prefix.into();
         if key.is_empty() {
-            return Span {
-                key: Bytes::from_static(b"\0"),
-                end: SpanEnd::Open,
-            };
+            return Span { key: Bytes::from_static(b"\0"), end: SpanEnd::Open };
         }
         let end = key.iter().rposition(|&byte| byte != 0xff).map(|last| {
             let mut end = key[..=last].to_vec();
             end[last] += 1;
             end
         });
-        Span {
-            key,
-            end: end.map_or(SpanEnd::Open, |end| SpanEnd::Before(end.into())),
-        }
+        Span { key, end: end.map_or(SpanEnd::Open, |end| SpanEnd::Before(end.into())) }
     }
 
     /// From the wire: `range_end` empty is one key, a zero byte is open, else exclusive (RNG-2..4).
@@ -214,11 +199,7 @@ pub struct PutRequest {
 impl PutRequest {
     /// Key and value, no lease.
     pub fn new(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
-        PutRequest {
-            key: key.into(),
-            value: value.into(),
-            ..PutRequest::default()
-        }
+        PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() }
     }
 }
 

@@ -133,8 +133,9 @@ impl Routes {
         }
         let mut shards: Vec<ShardOptions> = Vec::new();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty() && *part != DEFAULT_SHARD) {
-            let (name, prefix) =
-                part.split_once('=').ok_or_else(|| format!("{part:?} is not name=prefix (nor kubernetes, nor single)"))?;
+            let (name, prefix) = part
+                .split_once('=')
+                .ok_or_else(|| format!("{part:?} is not name=prefix (nor kubernetes, nor single)"))?;
             let (name, volatile) = match name.split_once(':') {
                 Some((name, "volatile")) => (name, true),
                 Some((_, what)) => return Err(format!("{what:?} is nothing that a shard can be; try volatile")),

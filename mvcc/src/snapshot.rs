@@ -262,7 +262,9 @@ impl<R: Read> SnapshotReader<R> {
                     }
                     return Ok(());
                 }
-                _ => return Err(damaged(at, Damage::Malformed { what: "a frame of an unknown kind" })),
+                _ => {
+                    return Err(damaged(at, Damage::Malformed { what: "a frame of an unknown kind" }));
+                }
             }
         }
     }
@@ -291,7 +293,9 @@ impl<R: Read> SnapshotReader<R> {
         let needed = self.offset + buf.len() as u64;
         self.input.read_exact(buf).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => damaged(self.offset, Damage::Truncated { needed, found: self.offset }),
-            _ => Error::Storage(polybolt_engine::Error::io("read", Path::new("the snapshot"), Some(self.offset), error)),
+            _ => {
+                Error::Storage(polybolt_engine::Error::io("read", Path::new("the snapshot"), Some(self.offset), error))
+            }
         })?;
         self.offset = needed;
         Ok(())

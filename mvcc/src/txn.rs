@@ -176,7 +176,8 @@ impl<'a> Evaluation<'a> {
             Some(old) if request.ignore_lease => old.lease,
             _ => request.lease,
         };
-        let (created, version) = before.as_ref().map_or((self.main(), 1), |found| (found.hit.created, found.hit.version + 1));
+        let (created, version) =
+            before.as_ref().map_or((self.main(), 1), |found| (found.hit.created, found.hit.version + 1));
         let put = Put { value, lease, created, version };
         self.push(Change { key: request.key.clone(), put: Some(put), before });
         let prev_kv = if request.prev_kv { old } else { None };

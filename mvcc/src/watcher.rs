@@ -93,7 +93,9 @@ impl Watcher {
             Ok(Poll::Ready(item)) => Poll::Ready(Ok(item)),
             Ok(Poll::Pending) => {
                 // More history to read: come back, but let others have their turn.
-                if !self.feed.is_idle() && !matches!(self.feed.take_next(), Some(next) if next > self.core.publisher.visible()) {
+                if !self.feed.is_idle()
+                    && !matches!(self.feed.take_next(), Some(next) if next > self.core.publisher.visible())
+                {
                     cx.waker().wake_by_ref();
                 }
                 Poll::Pending
@@ -159,9 +161,12 @@ impl Watcher {
                 (EventKind::Put, row.kv.clone())
             };
             let created = !row.tombstone && row.kv.create_revision == row.kv.mod_revision;
-            let prev_kv = if self.feed.request.prev_kv && !created { self.before(&row.kv.key, row.at.main)? } else { None };
+            let prev_kv =
+                if self.feed.request.prev_kv && !created { self.before(&row.kv.key, row.at.main)? } else { None };
             bytes += kv.key.len() + kv.value.len();
-            let Some(event) = self.feed.select(&Event { kind, kv, prev_kv }) else { continue };
+            let Some(event) = self.feed.select(&Event { kind, kv, prev_kv }) else {
+                continue;
+            };
             match found.last_mut() {
                 Some((main, events)) if *main == row.at.main => events.push(event),
                 _ => found.push((row.at.main, vec![event])),
@@ -177,7 +182,9 @@ impl Watcher {
             return Ok(None);
         }
         let shard = core.routes.shard_of(key);
-        let Some(hit) = core.shards[shard].index.read().get(key, main - 1) else { return Ok(None) };
+        let Some(hit) = core.shards[shard].index.read().get(key, main - 1) else {
+            return Ok(None);
+        };
         let found = crate::core::Found { key: bytes::Bytes::copy_from_slice(key), hit, shard, own: None };
         core.fetch_one(&found).map(Some)
     }

@@ -55,7 +55,7 @@ fn txn(step: u64) -> TxnRequest {
         let key = format!("{prefix}{}", step % 5);
         Op::Put(PutRequest { lease, ..PutRequest::new(key, value(step)) })
     };
-    let lease = if step > 3 && step % 4 == 0 { LEASE } else { 0 };
+    let lease = if step > 3 && step.is_multiple_of(4) { LEASE } else { 0 };
     let middle = match step % 7 {
         3 => Op::Delete(DeleteRequest { span: Span::key(format!("m{}", (step + 2) % 5)), prev_kv: false }),
         _ => put("m", 0),
@@ -105,7 +105,8 @@ fn open(disk: &SimDisk, setup: Setup, seed: u64) -> Result<Driven> {
         admission_timeout: Duration::from_secs(3600),
         ..Options::default()
     };
-    let engine = Engine::open_with("/data/store", options, Runtime { disk, clock: Arc::new(clock.clone()), threads: false })?;
+    let engine =
+        Engine::open_with("/data/store", options, Runtime { disk, clock: Arc::new(clock.clone()), threads: false })?;
     let jobs = Seeded::new(engine.take_jobs(), clock, seed);
     Ok(Driven { engine, jobs })
 }
@@ -166,8 +167,16 @@ impl Driven {
     }
 
     /// Runs steps; stops early if the disk does.
-    fn run(&mut self, ks: &Keyspace, setup: Setup, steps: std::ops::RangeInclusive<u64>, promised: &mut Promised, rng: &mut Rng) -> Option<()> {
-        let request = WatchRequest { span: Span::prefix(""), start_revision: 0, no_put: false, no_delete: false, prev_kv: true };
+    fn run(
+        &mut self,
+        ks: &Keyspace,
+        setup: Setup,
+        steps: std::ops::RangeInclusive<u64>,
+        promised: &mut Promised,
+        rng: &mut Rng,
+    ) -> Option<()> {
+        let request =
+            WatchRequest { span: Span::prefix(""), start_revision: 0, no_put: false, no_delete: false, prev_kv: true };
         let mut watcher = ks.watch(request).unwrap();
         let mut next_event = ks.revision() + 1;
         let mut waiting: Vec<Answer> = Vec::new();
@@ -263,7 +272,12 @@ fn check(ks: &Keyspace, setup: Setup, last: i64, states: &BTreeMap<i64, State>) 
             Err(error) => panic!("{error}"),
         }
     }
-    let leased: Vec<Bytes> = state_at(ks, 0, &["a"]).unwrap().into_iter().filter(|(_, live)| live.4 == LEASE).map(|(key, _)| key.into()).collect();
+    let leased: Vec<Bytes> = state_at(ks, 0, &["a"])
+        .unwrap()
+        .into_iter()
+        .filter(|(_, live)| live.4 == LEASE)
+        .map(|(key, _)| key.into())
+        .collect();
     match ks.lease_time_to_live(LEASE, true) {
         Some(lease) => assert_eq!(lease.keys, leased),
         None => assert!(leased.is_empty()),
@@ -282,8 +296,16 @@ struct Seen {
     overflow: u64,
 }
 
-fn recover(disk: &SimDisk, setup: Setup, promised: &Promised, made: bool, states: &BTreeMap<i64, State>, seen: &mut Seen) {
-    let mut driven = open(disk, setup, 1).unwrap_or_else(|error| panic!("a crash must not keep it from opening: {error}"));
+fn recover(
+    disk: &SimDisk,
+    setup: Setup,
+    promised: &Promised,
+    made: bool,
+    states: &BTreeMap<i64, State>,
+    seen: &mut Seen,
+) {
+    let mut driven =
+        open(disk, setup, 1).unwrap_or_else(|error| panic!("a crash must not keep it from opening: {error}"));
     let report = driven.engine.report().clone();
     seen.fallbacks += u64::from(report.other_slot.is_some());
     seen.spanning += report.spanning_groups;
@@ -416,7 +438,10 @@ fn every_call(setup: Setup, seed: u64) {
     assert!(seen.fallbacks > 0 && seen.recovery_crashes > 0 && seen.overflow > 0, "{seen:?}");
     assert!(promised.reused > 0, "{promised:?}");
     if setup.is_sync() {
-        assert!(seen.spanning > 0 && seen.replayed > 0 && seen.dropped > 0 && promised.recycled > 0, "{seen:?} {promised:?}");
+        assert!(
+            seen.spanning > 0 && seen.replayed > 0 && seen.dropped > 0 && promised.recycled > 0,
+            "{seen:?} {promised:?}"
+        );
     }
     assert_eq!(seen.emptied > 0, setup.volatile);
 }

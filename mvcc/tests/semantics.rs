@@ -114,7 +114,10 @@ fn a_stream_is_the_range_in_chunks_at_one_revision() {
         kvs.extend(chunk.unwrap());
     }
     assert_eq!((kvs, stream.total()), (whole.kvs, whole.count));
-    assert!(matches!(ks.range_stream(&RangeRequest { sort_order: SortOrder::Descend, ..request }), Err(Error::Refused(Refusal::Unsupported { .. }))));
+    assert!(matches!(
+        ks.range_stream(&RangeRequest { sort_order: SortOrder::Descend, ..request }),
+        Err(Error::Refused(Refusal::Unsupported { .. }))
+    ));
 }
 
 #[test]
@@ -154,7 +157,8 @@ fn txns_txn_1_to_24() {
     };
     // Over three shards, one revision; later operations see earlier ones.
     let delete_x = Op::Delete(DeleteRequest { span: Span::key("x"), prev_kv: true });
-    let nested = Op::Txn(TxnRequest { compare: vec![version("new", 0)], success: vec![get_op("new")], ..TxnRequest::default() });
+    let nested =
+        Op::Txn(TxnRequest { compare: vec![version("new", 0)], success: vec![get_op("new")], ..TxnRequest::default() });
     let request = TxnRequest {
         compare: vec![version("a", 1)],
         success: vec![put_op("a"), put_op("new"), delete_x, get_op("new"), nested],
@@ -356,7 +360,13 @@ fn hash_kv_known_answers_hsh_9() {
         (1_122_462_288, 1171, 1242),
         (724_436_716, 1242, 1883),
     ];
-    let b = [(1_913_897_190, -1, 73), (224_860_069, 73, 145), (1_565_167_519, 145, 217), (1_566_261_620, 217, 289), (2_037_173_024, 289, 361)];
+    let b = [
+        (1_913_897_190, -1, 73),
+        (224_860_069, 73, 145),
+        (1_565_167_519, 145, 217),
+        (1_566_261_620, 217, 289),
+        (2_037_173_024, 289, 361),
+    ];
     for (variant_b, expected) in [(false, &a[..]), (true, &b[..])] {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::open(dir.path(), Options::default()).unwrap();

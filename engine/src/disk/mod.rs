@@ -1,7 +1,7 @@
 //! The one door to files.
 //!
 //! Every durable byte goes through [`Disk`] and [`DiskFile`]. [`os`] is the real one and the only
-//! file of this workspace that says `std::fs`; [`sim`] remembers what was synced and what was only
+//! file of this workspace that says `std::fs`; `sim` remembers what was synced and what was only
 //! written, and can crash, fail or flip bits at any call.
 //!
 //! What we assume of a disk: after `sync_data` returns Ok all writes to that file issued before it

@@ -62,11 +62,7 @@ impl Disk for OsDisk {
             }
         }
         let file = open(&options, path)?;
-        Ok(Arc::new(OsFile {
-            file,
-            path: path.to_owned(),
-            syncs: Arc::clone(&self.syncs),
-        }))
+        Ok(Arc::new(OsFile { file, path: path.to_owned(), syncs: Arc::clone(&self.syncs) }))
     }
 
     fn list(&self, dir: &Path) -> Result<Vec<String>> {
@@ -98,10 +94,7 @@ impl Disk for OsDisk {
     }
 
     fn lock(&self, path: &Path, holder: &str) -> Result<Box<dyn DiskLock>> {
-        let mut file = open(
-            OpenOptions::new().read(true).write(true).create(true).truncate(false),
-            path,
-        )?;
+        let mut file = open(OpenOptions::new().read(true).write(true).create(true).truncate(false), path)?;
         if let Err(error) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             if error != rustix::io::Errno::WOULDBLOCK {
                 return Err(Error::io("lock", path, None, error.into()));
@@ -109,10 +102,7 @@ impl Disk for OsDisk {
             let mut holder = String::new();
             // Only for the message: whoever holds the lock may be writing it now.
             drop(file.read_to_string(&mut holder));
-            return Err(Error::Locked {
-                path: path.to_owned(),
-                holder: holder.trim().to_owned(),
-            });
+            return Err(Error::Locked { path: path.to_owned(), holder: holder.trim().to_owned() });
         }
         let failed = |error| Error::io("write", path, None, error);
         file.set_len(0).map_err(failed)?;
@@ -143,9 +133,7 @@ impl Disk for OsDisk {
                 .chunks(files.len().div_ceil(8))
                 .map(|chunk| scope.spawn(move || chunk.iter().try_for_each(|file| file.sync_data())))
                 .collect();
-            threads
-                .into_iter()
-                .try_for_each(|thread| thread.join().unwrap_or(Err(Error::Closed)))
+            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(Error::Closed)))
         })
     }
 
@@ -175,10 +163,7 @@ impl DiskFile for OsFile {
         self.file.read_exact_at(buf, offset).map_err(|error| {
             if error.kind() == ErrorKind::UnexpectedEof {
                 let found = self.file.metadata().map_or(0, |meta| meta.len());
-                let damage = Damage::Truncated {
-                    needed: offset + buf.len() as u64,
-                    found,
-                };
+                let damage = Damage::Truncated { needed: offset + buf.len() as u64, found };
                 return Error::corrupt(&self.path, Place::Offset(offset), damage);
             }
             Error::io("read", &self.path, Some(offset), error)
@@ -186,9 +171,7 @@ impl DiskFile for OsFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(self.failed("write", Some(offset)))
+        self.file.write_all_at(bytes, offset).map_err(self.failed("write", Some(offset)))
     }
 
     fn sync_data(&self) -> Result<()> {

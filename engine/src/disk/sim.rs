@@ -200,11 +200,7 @@ impl State {
             return self.check(what, path);
         }
         let calls = self.calls;
-        if let Some((_, _, fault)) = self
-            .faults
-            .iter()
-            .find(|(at, times, _)| calls >= *at && calls < at + times)
-        {
+        if let Some((_, _, fault)) = self.faults.iter().find(|(at, times, _)| calls >= *at && calls < at + times) {
             let kind = match fault {
                 Fault::Eio => io::Error::other("simulated input/output error"),
                 Fault::Enospc => io::ErrorKind::StorageFull.into(),
@@ -224,12 +220,7 @@ impl State {
 
     fn room(&self, path: &Path, id: u64, len: u64) -> Result<()> {
         let have = self.files.get(&id).map_or(0, |file| file.current.len);
-        let used: u64 = self
-            .entries
-            .values()
-            .filter_map(|id| self.files.get(id))
-            .map(|file| file.current.len)
-            .sum();
+        let used: u64 = self.entries.values().filter_map(|id| self.files.get(id)).map(|file| file.current.len).sum();
         if len > have && self.capacity.is_some_and(|max| used + (len - have) > max) {
             return Err(Error::NoSpace { path: path.to_owned() });
         }
@@ -281,16 +272,12 @@ impl SimDisk {
             capacity: None,
             last_call: String::new(),
         };
-        SimDisk {
-            state: Arc::new(Mutex::new(state)),
-        }
+        SimDisk { state: Arc::new(Mutex::new(state)) }
     }
 
     /// A copy that lives on its own.
     pub fn fork(&self) -> SimDisk {
-        SimDisk {
-            state: Arc::new(Mutex::new(self.state.lock().clone())),
-        }
+        SimDisk { state: Arc::new(Mutex::new(self.state.lock().clone())) }
     }
 
     /// Stops the disk at the `call`th call from its beginning: that call and all later ones fail;
@@ -327,12 +314,7 @@ impl SimDisk {
     /// Bytes of all files together.
     pub fn used(&self) -> u64 {
         let state = self.state.lock();
-        state
-            .entries
-            .values()
-            .filter_map(|id| state.files.get(id))
-            .map(|file| file.current.len)
-            .sum()
+        state.entries.values().filter_map(|id| state.files.get(id)).map(|file| file.current.len).sum()
     }
 
     /// Calls counted so far.
@@ -406,9 +388,7 @@ impl SimDisk {
                 state.entries = entries;
             }
         }
-        SimDisk {
-            state: Arc::new(Mutex::new(state)),
-        }
+        SimDisk { state: Arc::new(Mutex::new(state)) }
     }
 
     fn link(&self, path: &Path) -> Result<u64> {
@@ -472,11 +452,7 @@ impl Disk for SimDisk {
                 *state.entries.get(path).ok_or_else(missing)?
             }
         };
-        Ok(Arc::new(SimFile {
-            disk: self.clone(),
-            id,
-            path: path.to_owned(),
-        }))
+        Ok(Arc::new(SimFile { disk: self.clone(), id, path: path.to_owned() }))
     }
 
     fn list(&self, dir: &Path) -> Result<Vec<String>> {
@@ -533,9 +509,8 @@ impl Disk for SimDisk {
         let mut state = self.state.lock();
         state.syncs += 1;
         state.call("sync", dir)?;
-        let (synced, rest) = std::mem::take(&mut state.entry_log)
-            .into_iter()
-            .partition(|change| change.dir() == Some(dir));
+        let (synced, rest) =
+            std::mem::take(&mut state.entry_log).into_iter().partition(|change| change.dir() == Some(dir));
         state.entry_log = rest;
         let synced: Vec<EntryChange> = synced;
         for change in synced {
@@ -548,15 +523,9 @@ impl Disk for SimDisk {
         let mut state = self.state.lock();
         state.check("lock", path)?;
         if !state.locks.insert(path.to_owned()) {
-            return Err(Error::Locked {
-                path: path.to_owned(),
-                holder: String::new(),
-            });
+            return Err(Error::Locked { path: path.to_owned(), holder: String::new() });
         }
-        Ok(Box::new(SimLock {
-            disk: self.clone(),
-            path: path.to_owned(),
-        }))
+        Ok(Box::new(SimLock { disk: self.clone(), path: path.to_owned() }))
     }
 
     fn entropy(&self) -> u128 {
@@ -624,28 +593,15 @@ impl DiskFile for SimFile {
         let state = self.disk.state.lock();
         state.check("read", &self.path)?;
         let found = state.files.get(&self.id).map_or(0, |file| file.current.len);
-        if state
-            .files
-            .get(&self.id)
-            .is_some_and(|file| file.current.read(offset, buf))
-        {
+        if state.files.get(&self.id).is_some_and(|file| file.current.read(offset, buf)) {
             return Ok(());
         }
-        let damage = Damage::Truncated {
-            needed: offset + buf.len() as u64,
-            found,
-        };
+        let damage = Damage::Truncated { needed: offset + buf.len() as u64, found };
         Err(Error::corrupt(&self.path, Place::Offset(offset), damage))
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.change(
-            "write",
-            Change::Write {
-                offset,
-                bytes: bytes.into(),
-            },
-        )
+        self.change("write", Change::Write { offset, bytes: bytes.into() })
     }
 
     fn sync_data(&self) -> Result<()> {

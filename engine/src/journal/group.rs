@@ -55,10 +55,7 @@ impl GroupHead {
     pub fn encode(&self) -> ([u8; GROUP_HEAD_BYTES], u32) {
         let mut out = [0; GROUP_HEAD_BYTES];
         out[..4].copy_from_slice(MAGIC);
-        for (at, word) in [self.session, self.segment, self.sequence, self.first.0, self.length]
-            .iter()
-            .enumerate()
-        {
+        for (at, word) in [self.session, self.segment, self.sequence, self.first.0, self.length].iter().enumerate() {
             out[8 + at * 8..16 + at * 8].copy_from_slice(&word.to_le_bytes());
         }
         for (at, word) in [self.records, self.body, self.chain].iter().enumerate() {
@@ -73,9 +70,7 @@ impl GroupHead {
     pub fn decode(bytes: &[u8]) -> Result<(Self, u32), Damage> {
         let mut reader = Reader::new(bytes);
         if reader.array::<4>()? != *MAGIC {
-            return Err(Damage::Malformed {
-                what: "there is no group header",
-            });
+            return Err(Damage::Malformed { what: "there is no group header" });
         }
         let stored = reader.u32()?;
         let sealed = reader.rest().get(..GROUP_HEAD_BYTES - 8).unwrap_or_default();

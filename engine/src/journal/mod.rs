@@ -106,10 +106,7 @@ struct Room {
 
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Journal")
-            .field("dir", &self.options.dir)
-            .field("session", &self.session)
-            .finish()
+        f.debug_struct("Journal").field("dir", &self.options.dir).field("session", &self.session).finish()
     }
 }
 
@@ -142,10 +139,7 @@ pub struct JournalParts {
 impl Journal {
     /// The journal of a new session.
     pub fn new(parts: JournalParts) -> Arc<Self> {
-        let mut room = Room {
-            next_file: 0,
-            ..Room::default()
-        };
+        let mut room = Room { next_file: 0, ..Room::default() };
         for (index, segment) in parts.segments {
             room.next_file = room.next_file.max(index + 1);
             room.total += segment.bytes;
@@ -168,10 +162,7 @@ impl Journal {
             signal: Signal::default(),
             checkpoint: parts.checkpoint,
             awaited: parts.awaited,
-            pending: Mutex::new(Pending {
-                last: parts.start.position.0,
-                ..Pending::default()
-            }),
+            pending: Mutex::new(Pending { last: parts.start.position.0, ..Pending::default() }),
             room: Mutex::new(room),
             boundary: Mutex::new(parts.start),
             durable: parts.durable,
@@ -189,10 +180,7 @@ impl Journal {
         }
         room.wanted = room.wanted.max(charge);
         let ticket = self.grown.ticket(Position(self.grown.reached().0 + 1));
-        let stuck = room
-            .failed
-            .clone()
-            .filter(|_| room.charged == 0 && room.used.len() <= 1);
+        let stuck = room.failed.clone().filter(|_| room.charged == 0 && room.used.len() <= 1);
         drop(room);
         self.signal.raise();
         self.checkpoint.raise();

@@ -66,22 +66,9 @@ pub fn replay(
     each: &mut dyn FnMut(Position, SpaceId, &[u8]) -> Result<()>,
 ) -> Result<Replayed> {
     let mut tape = Tape::new(segments, engine, session)?;
-    let last_segment = tape
-        .segments
-        .keys()
-        .next_back()
-        .copied()
-        .unwrap_or(0)
-        .max(start.segment);
-    let mut found = Replayed {
-        last: start.position,
-        last_segment,
-        ..Replayed::default()
-    };
-    let mut spot = Spot {
-        segment: start.segment,
-        offset: start.offset,
-    };
+    let last_segment = tape.segments.keys().next_back().copied().unwrap_or(0).max(start.segment);
+    let mut found = Replayed { last: start.position, last_segment, ..Replayed::default() };
+    let mut spot = Spot { segment: start.segment, offset: start.offset };
     let (mut sequence, mut chain) = (start.sequence, start.chain);
     let tag = session_tag(session, engine);
     while let Some((head, crc, body, after)) = tape.group(spot)? {
@@ -115,19 +102,14 @@ impl<'a> Tape<'a> {
         for (_, segment) in segments {
             let Some(head) = segment.head else { continue };
             if head.engine != engine {
-                let damage = Damage::Malformed {
-                    what: "it is a journal segment of another store",
-                };
+                let damage = Damage::Malformed { what: "it is a journal segment of another store" };
                 return Err(Error::corrupt(segment.file.path(), Place::File, damage));
             }
             if head.session == session {
                 of_session.insert(head.number, segment);
             }
         }
-        Ok(Tape {
-            segments: of_session,
-            loaded: None,
-        })
+        Ok(Tape { segments: of_session, loaded: None })
     }
 
     /// The bytes of a segment; None if there is no such segment.
@@ -151,17 +133,12 @@ impl<'a> Tape<'a> {
             return Ok(None);
         };
         if at.offset + SEGMENT_DATA > bytes.len() as u64 {
-            at = Spot {
-                segment: at.segment + 1,
-                offset: SEGMENT_DATA,
-            };
+            at = Spot { segment: at.segment + 1, offset: SEGMENT_DATA };
         }
         let Some(bytes) = self.load(at.segment)? else {
             return Ok(None);
         };
-        let header = bytes
-            .get(at.offset as usize..at.offset as usize + GROUP_HEAD_BYTES)
-            .unwrap_or_default();
+        let header = bytes.get(at.offset as usize..at.offset as usize + GROUP_HEAD_BYTES).unwrap_or_default();
         let Ok((head, crc)) = GroupHead::decode(header) else {
             return Ok(None);
         };
@@ -197,16 +174,9 @@ impl<'a> Tape<'a> {
         let later: Vec<u64> = self.segments.range(spot.segment..).map(|(number, _)| *number).collect();
         for number in later {
             let len = self.load(number)?.map_or(0, <[u8]>::len) as u64;
-            let mut offset = if number == spot.segment {
-                spot.offset + SECTOR_BYTES as u64
-            } else {
-                SEGMENT_DATA
-            };
+            let mut offset = if number == spot.segment { spot.offset + SECTOR_BYTES as u64 } else { SEGMENT_DATA };
             while offset + SECTOR_BYTES as u64 <= len {
-                let behind = Spot {
-                    segment: number,
-                    offset,
-                };
+                let behind = Spot { segment: number, offset };
                 if let Some((head, _, body, _)) = self.candidate(behind)? {
                     let good = head.session == tag && head.sequence > sequence && crc32fast::hash(&body) == head.body;
                     if good {
@@ -220,17 +190,11 @@ impl<'a> Tape<'a> {
         let Some(bytes) = self.load(spot.segment)? else {
             return Ok(None);
         };
-        let header = bytes
-            .get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES)
-            .unwrap_or_default();
+        let header = bytes.get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES).unwrap_or_default();
         match GroupHead::decode(header) {
             Ok((head, _)) if head.session == tag && head.sequence == sequence => {
                 let file = self.segments[&spot.segment].file.path().to_owned();
-                Ok(Some(Dropped {
-                    file,
-                    offset: spot.offset,
-                    bytes: head.length + GROUP_HEAD_BYTES as u64,
-                }))
+                Ok(Some(Dropped { file, offset: spot.offset, bytes: head.length + GROUP_HEAD_BYTES as u64 }))
             }
             _ => Ok(None),
         }
@@ -241,22 +205,12 @@ impl<'a> Tape<'a> {
         let Some(bytes) = self.load(spot.segment)? else {
             return Ok(None);
         };
-        let header = bytes
-            .get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES)
-            .unwrap_or_default();
-        if GroupHead::decode(header).is_err() {
-            Ok(None)
-        } else {
-            self.group(spot)
-        }
+        let header = bytes.get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES).unwrap_or_default();
+        if GroupHead::decode(header).is_err() { Ok(None) } else { self.group(spot) }
     }
 
     fn damage(&self, spot: Spot, damage: Damage) -> Error {
-        let file = self
-            .segments
-            .get(&spot.segment)
-            .map(|segment| segment.file.path().to_owned())
-            .unwrap_or_default();
+        let file = self.segments.get(&spot.segment).map(|segment| segment.file.path().to_owned()).unwrap_or_default();
         Error::corrupt(&file, Place::Offset(spot.offset), damage)
     }
 }

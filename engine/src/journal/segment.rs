@@ -53,21 +53,14 @@ impl SegmentHead {
                 return Ok(None);
             }
             let features = [reader.u64()?, reader.u64()?, reader.u64()?];
-            let head = SegmentHead {
-                engine: reader.u128()?,
-                session: reader.u64()?,
-                number: reader.u64()?,
-            };
+            let head = SegmentHead { engine: reader.u128()?, session: reader.u64()?, number: reader.u64()? };
             Ok(Some((version, features, head)))
         };
         match parse().map_err(|damage| Error::corrupt(file, Place::Offset(0), damage))? {
             Some((version, features, _)) if version != VERSION || features[1] | features[2] != 0 => {
                 Err(Error::Unsupported {
                     file: file.to_owned(),
-                    found: format!(
-                        "journal format {version} with features {:#x}/{:#x}",
-                        features[1], features[2]
-                    ),
+                    found: format!("journal format {version} with features {:#x}/{:#x}", features[1], features[2]),
                     supported: format!("format {VERSION} without features"),
                 })
             }

@@ -129,23 +129,13 @@ impl JournalJob {
         if pending.records == 0 {
             return Pending::default();
         }
-        let empty = Pending {
-            bytes: std::mem::take(&mut self.spare),
-            last: pending.last,
-            ..Pending::default()
-        };
+        let empty = Pending { bytes: std::mem::take(&mut self.spare), last: pending.last, ..Pending::default() };
         std::mem::replace(&mut *pending, empty)
     }
 
     /// Writes a group behind the last one, over as many segments as it takes.
     fn write(&mut self, pending: Pending) -> Result<Written> {
-        let Pending {
-            mut bytes,
-            records,
-            last,
-            charged,
-            spaces,
-        } = pending;
+        let Pending { mut bytes, records, last, charged, spaces } = pending;
         let mut files = Vec::with_capacity(1);
         let (number, offset) = self.place()?;
         let body = &bytes[GROUP_HEAD_BYTES..];
@@ -167,10 +157,7 @@ impl JournalJob {
         let mut rest = &bytes[..];
         let mut at = offset;
         while !rest.is_empty() {
-            let tail = self
-                .tail
-                .as_mut()
-                .expect("place() gave a segment, and so does next_segment()");
+            let tail = self.tail.as_mut().expect("place() gave a segment, and so does next_segment()");
             let fits = tail.segment.bytes.saturating_sub(at).min(rest.len() as u64);
             let (now, later) = rest.split_at(usize::try_from(fits).expect("a part of a slice"));
             if at == SEGMENT_DATA {
@@ -210,10 +197,7 @@ impl JournalJob {
 
     /// Where the next group goes: behind the last one, or to a fresh segment if that one is full.
     fn place(&mut self) -> Result<(u64, u64)> {
-        let full = self
-            .tail
-            .as_ref()
-            .is_none_or(|tail| tail.offset + SEGMENT_DATA > tail.segment.bytes);
+        let full = self.tail.as_ref().is_none_or(|tail| tail.offset + SEGMENT_DATA > tail.segment.bytes);
         if full {
             self.next_segment()?;
         }
@@ -229,11 +213,7 @@ impl JournalJob {
         self.next_number += 1;
         room.used.push_back((number, segment.clone()));
         drop(room);
-        self.tail = Some(Tail {
-            segment,
-            number,
-            offset: SEGMENT_DATA,
-        });
+        self.tail = Some(Tail { segment, number, offset: SEGMENT_DATA });
         Ok(SEGMENT_DATA)
     }
 
@@ -274,14 +254,7 @@ impl JournalJob {
                 }
                 other => other?,
             };
-            self.making = Some(Making {
-                fresh,
-                path,
-                file,
-                zeroed: 0,
-                synced: false,
-                renamed: false,
-            });
+            self.making = Some(Making { fresh, path, file, zeroed: 0, synced: false, renamed: false });
             return Ok(());
         };
         let bytes = journal.options.segment_bytes;
@@ -301,11 +274,7 @@ impl JournalJob {
             making.renamed = true;
         } else {
             journal.disk.sync_dir(&journal.options.dir)?;
-            let segment = Segment {
-                file: Arc::clone(&making.file),
-                bytes,
-                head: None,
-            };
+            let segment = Segment { file: Arc::clone(&making.file), bytes, head: None };
             self.making = None;
             let mut room = journal.room.lock();
             room.next_file += 1;
@@ -323,11 +292,7 @@ impl JournalJob {
 
 impl Journal {
     fn head_of(&self, number: u64) -> SegmentHead {
-        SegmentHead {
-            engine: self.engine,
-            session: self.session,
-            number,
-        }
+        SegmentHead { engine: self.engine, session: self.session, number }
     }
 }
 

@@ -45,10 +45,7 @@ impl<'a> Branch<'a> {
     /// Child `at`.
     pub fn child(&self, at: usize) -> PagePtr {
         let from = layout::slot(self.page, at);
-        PagePtr {
-            unit: u32_at(self.page, from + 2),
-            epoch: u64_at(self.page, from + 6),
-        }
+        PagePtr { unit: u32_at(self.page, from + 2), epoch: u64_at(self.page, from + 6) }
     }
 
     /// The child that has `key` if any has: the last whose lowest key is not above it, or the first.
@@ -56,11 +53,7 @@ impl<'a> Branch<'a> {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = usize::midpoint(low, high);
-            if self.key(middle) <= key {
-                low = middle + 1
-            } else {
-                high = middle
-            }
+            if self.key(middle) <= key { low = middle + 1 } else { high = middle }
         }
         low.saturating_sub(1)
     }
@@ -70,27 +63,17 @@ impl<'a> Branch<'a> {
 pub fn check(page: &[u8], count: u32) -> Result<(), Damage> {
     layout::check_slots(page, count)?;
     if count == 0 {
-        return Err(Damage::Malformed {
-            what: "a branch is empty",
-        });
+        return Err(Damage::Malformed { what: "a branch is empty" });
     }
     let branch = Branch::new(page);
     for at in 0..count as usize {
         let from = layout::slot(page, at);
-        let end = if at + 1 < count as usize {
-            layout::slot(page, at + 1)
-        } else {
-            page.len()
-        };
+        let end = if at + 1 < count as usize { layout::slot(page, at + 1) } else { page.len() };
         if from + CHILD_HEAD > end || from + CHILD_HEAD + usize::from(u16_at(page, from)) > end {
-            return Err(Damage::Malformed {
-                what: "a child runs out of its place",
-            });
+            return Err(Damage::Malformed { what: "a child runs out of its place" });
         }
         if at > 0 && branch.key(at - 1) >= branch.key(at) {
-            return Err(Damage::Malformed {
-                what: "its keys are out of order",
-            });
+            return Err(Damage::Malformed { what: "its keys are out of order" });
         }
     }
     Ok(())

@@ -13,11 +13,7 @@ pub struct PageBuilder {
 impl PageBuilder {
     /// An empty page of `page_bytes`.
     pub fn new(page_bytes: usize) -> Self {
-        PageBuilder {
-            capacity: page_bytes - HEADER_BYTES,
-            offsets: Vec::new(),
-            entries: Vec::new(),
-        }
+        PageBuilder { capacity: page_bytes - HEADER_BYTES, offsets: Vec::new(), entries: Vec::new() }
     }
 
     /// True if an entry of `len` encoded bytes fits too.

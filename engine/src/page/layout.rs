@@ -96,10 +96,7 @@ pub fn seal(page: &mut [u8], stamp: Stamp, at: PagePtr, head: Head) {
 /// checked by `leaf::check` and `branch::check`.
 pub fn check(page: &[u8], stamp: Stamp, at: PagePtr, kind: Kind, height: u8) -> Result<Head, Damage> {
     if page.len() < HEADER_BYTES {
-        return Err(Damage::Truncated {
-            needed: HEADER_BYTES as u64,
-            found: page.len() as u64,
-        });
+        return Err(Damage::Truncated { needed: HEADER_BYTES as u64, found: page.len() as u64 });
     }
     let stored = u32_at(page, CHECKSUM.start);
     let computed = crc32fast::hash(&page[CHECKSUM.end..]);
@@ -107,11 +104,7 @@ pub fn check(page: &[u8], stamp: Stamp, at: PagePtr, kind: Kind, height: u8) -> 
         return Err(Damage::Checksum { stored, computed });
     }
     let same = |field, expected: u64, found: u64| {
-        if expected == found {
-            Ok(())
-        } else {
-            Err(Damage::Mismatch { field, expected, found })
-        }
+        if expected == found { Ok(()) } else { Err(Damage::Mismatch { field, expected, found }) }
     };
     same("page kind", kind as u64, u64::from(page[KIND]))?;
     same("height", u64::from(height), u64::from(page[HEIGHT]))?;
@@ -121,21 +114,11 @@ pub fn check(page: &[u8], stamp: Stamp, at: PagePtr, kind: Kind, height: u8) -> 
     same("file id", u64::from(stamp.file.0), u64::from(u32_at(page, FILE.start)))?;
     same("unit", u64::from(at.unit), u64::from(u32_at(page, UNIT.start)))?;
     same("epoch", at.epoch, epoch(page))?;
-    same(
-        "units",
-        (page.len() / UNIT_BYTES) as u64,
-        u64::from(u32_at(page, UNITS.start)),
-    )?;
+    same("units", (page.len() / UNIT_BYTES) as u64, u64::from(u32_at(page, UNITS.start)))?;
     if page[RESERVED].iter().any(|&byte| byte != 0) {
-        return Err(Damage::Malformed {
-            what: "reserved bytes are not zero",
-        });
+        return Err(Damage::Malformed { what: "reserved bytes are not zero" });
     }
-    Ok(Head {
-        kind,
-        height,
-        count: count(page),
-    })
+    Ok(Head { kind, height, count: count(page) })
 }
 
 /// The epoch a page says it is of.
@@ -168,17 +151,13 @@ pub fn check_slots(page: &[u8], count: u32) -> Result<(), Damage> {
     let count = count as usize;
     let first = HEADER_BYTES + 2 * count;
     if first > page.len() {
-        return Err(Damage::Malformed {
-            what: "it says that it has more entries than fit",
-        });
+        return Err(Damage::Malformed { what: "it says that it has more entries than fit" });
     }
     let mut before = first;
     for at in 0..count {
         let offset = slot(page, at);
         if offset < before || offset >= page.len() {
-            return Err(Damage::Malformed {
-                what: "an entry's offset is out of place",
-            });
+            return Err(Damage::Malformed { what: "an entry's offset is out of place" });
         }
         before = offset + 1;
     }

@@ -100,23 +100,12 @@ impl<'a> Leaf<'a> {
         let body = head + usize::from(u16_at(self.page, from + 4));
         let len = u32_at(self.page, from + 6);
         let at = if self.page[from] == IN_EXTENT {
-            let ptr = PagePtr {
-                unit: u32_at(self.page, body),
-                epoch: u64_at(self.page, body + 4),
-            };
-            BodyAt::There(ExtentRef {
-                ptr,
-                len,
-                crc: u32_at(self.page, body + 12),
-            })
+            let ptr = PagePtr { unit: u32_at(self.page, body), epoch: u64_at(self.page, body + 4) };
+            BodyAt::There(ExtentRef { ptr, len, crc: u32_at(self.page, body + 12) })
         } else {
             BodyAt::Here(&self.page[body..body + len as usize])
         };
-        Entry {
-            key: &self.page[key..head],
-            head: &self.page[head..body],
-            body: at,
-        }
+        Entry { key: &self.page[key..head], head: &self.page[head..body], body: at }
     }
 
     /// The bytes of entry `at`, as they can be copied into another leaf.
@@ -146,11 +135,7 @@ fn entry_len(page: &[u8], from: usize) -> Option<usize> {
     if from + ENTRY_HEAD > page.len() {
         return None;
     }
-    let body = if page[from] == IN_EXTENT {
-        EXTENT_REF
-    } else {
-        u32_at(page, from + 6) as usize
-    };
+    let body = if page[from] == IN_EXTENT { EXTENT_REF } else { u32_at(page, from + 6) as usize };
     let fixed = ENTRY_HEAD + usize::from(u16_at(page, from + 2)) + usize::from(u16_at(page, from + 4));
     let len = fixed.checked_add(body)?;
     (from.checked_add(len)? <= page.len()).then_some(len)
@@ -160,39 +145,27 @@ fn entry_len(page: &[u8], from: usize) -> Option<usize> {
 pub fn check(page: &[u8], count: u32) -> Result<(), Damage> {
     layout::check_slots(page, count)?;
     if count == 0 {
-        return Err(Damage::Malformed {
-            what: "a leaf is empty",
-        });
+        return Err(Damage::Malformed { what: "a leaf is empty" });
     }
     let leaf = Leaf::new(page);
     for at in 0..count as usize {
         let from = layout::slot(page, at);
         if page[from] > IN_EXTENT || page.get(from + 1) != Some(&0) {
-            return Err(Damage::Malformed {
-                what: "an entry has unknown flags",
-            });
+            return Err(Damage::Malformed { what: "an entry has unknown flags" });
         }
         let Some(len) = entry_len(page, from) else {
-            return Err(Damage::Malformed {
-                what: "an entry runs out of its page",
-            });
+            return Err(Damage::Malformed { what: "an entry runs out of its page" });
         };
         if at + 1 < count as usize && from + len > layout::slot(page, at + 1) {
-            return Err(Damage::Malformed {
-                what: "two entries overlap",
-            });
+            return Err(Damage::Malformed { what: "two entries overlap" });
         }
         if let BodyAt::There(extent) = leaf.entry(at).body
             && extent.len as usize > limits::BODY_BYTES_MAX
         {
-            return Err(Damage::Malformed {
-                what: "a body is larger than any can be",
-            });
+            return Err(Damage::Malformed { what: "a body is larger than any can be" });
         }
         if at > 0 && leaf.key(at - 1) >= leaf.key(at) {
-            return Err(Damage::Malformed {
-                what: "its keys are out of order",
-            });
+            return Err(Damage::Malformed { what: "its keys are out of order" });
         }
     }
     Ok(())
@@ -206,11 +179,7 @@ pub fn encode(out: &mut Vec<u8>, entry: Entry<'_>) {
     };
     out.extend_from_slice(&[flags, 0]);
     for part in [entry.key, entry.head] {
-        out.extend_from_slice(
-            &u16::try_from(part.len())
-                .expect("limits.rs bounds keys and heads")
-                .to_le_bytes(),
-        );
+        out.extend_from_slice(&u16::try_from(part.len()).expect("limits.rs bounds keys and heads").to_le_bytes());
     }
     out.extend_from_slice(&len.to_le_bytes());
     out.extend_from_slice(entry.key);

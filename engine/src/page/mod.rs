@@ -34,50 +34,20 @@ mod tests {
     use crate::run::seeded::Rng;
     use leaf::{BodyAt, Entry, ExtentRef};
 
-    const STAMP: Stamp = Stamp {
-        engine: 0x1122_3344_5566_7788,
-        file: TreeId(3),
-    };
+    const STAMP: Stamp = Stamp { engine: 0x1122_3344_5566_7788, file: TreeId(3) };
     const AT: PagePtr = PagePtr { unit: 5, epoch: 9 };
 
     fn sample_leaf() -> Vec<u8> {
         let mut builder = build::PageBuilder::new(4096);
         let mut entry = Vec::new();
-        leaf::encode(
-            &mut entry,
-            Entry {
-                key: b"a",
-                head: b"H",
-                body: BodyAt::Here(b"body"),
-            },
-        );
+        leaf::encode(&mut entry, Entry { key: b"a", head: b"H", body: BodyAt::Here(b"body") });
         builder.push(&entry);
         entry.clear();
-        let extent = ExtentRef {
-            ptr: PagePtr { unit: 8, epoch: 9 },
-            len: 70_000,
-            crc: 1,
-        };
-        leaf::encode(
-            &mut entry,
-            Entry {
-                key: b"b",
-                head: b"",
-                body: BodyAt::There(extent),
-            },
-        );
+        let extent = ExtentRef { ptr: PagePtr { unit: 8, epoch: 9 }, len: 70_000, crc: 1 };
+        leaf::encode(&mut entry, Entry { key: b"b", head: b"", body: BodyAt::There(extent) });
         builder.push(&entry);
         let (mut page, count) = builder.take();
-        layout::seal(
-            &mut page,
-            STAMP,
-            AT,
-            Head {
-                kind: Kind::Leaf,
-                height: 0,
-                count,
-            },
-        );
+        layout::seal(&mut page, STAMP, AT, Head { kind: Kind::Leaf, height: 0, count });
         page
     }
 
@@ -89,16 +59,7 @@ mod tests {
             builder.push(&entry);
         }
         let (mut page, count) = builder.take();
-        layout::seal(
-            &mut page,
-            STAMP,
-            AT,
-            Head {
-                kind: Kind::Branch,
-                height: 1,
-                count,
-            },
-        );
+        layout::seal(&mut page, STAMP, AT, Head { kind: Kind::Branch, height: 1, count });
         page
     }
 
@@ -107,17 +68,11 @@ mod tests {
         let page = sample_leaf();
         assert_eq!(page[4..8], [2, 0, 0, 0]);
         assert_eq!(page[8..16], [3, 0, 0, 0, 5, 0, 0, 0]);
-        assert_eq!(
-            page[16..32],
-            [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 9, 0, 0, 0, 0, 0, 0, 0]
-        );
+        assert_eq!(page[16..32], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 9, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(page[32..40], [1, 0, 0, 0, 2, 0, 0, 0]);
         assert_eq!(page[64..68], [68, 0, 84, 0]);
         assert_eq!(page[68..84], *b"\0\0\x01\0\x01\0\x04\0\0\0aHbody");
-        assert_eq!(
-            page[84..111],
-            *b"\x01\0\x01\0\0\0\x70\x11\x01\0b\x08\0\0\0\x09\0\0\0\0\0\0\0\x01\0\0\0"
-        );
+        assert_eq!(page[84..111], *b"\x01\0\x01\0\0\0\x70\x11\x01\0b\x08\0\0\0\x09\0\0\0\0\0\0\0\x01\0\0\0");
         check(&page, STAMP, AT, 0).unwrap();
         let leaf = Leaf::new(&page);
         assert_eq!(leaf.find(b"b"), Ok(1));
@@ -146,18 +101,7 @@ mod tests {
         }
         assert!(check(&page, STAMP, PagePtr { unit: 6, ..AT }, 0).is_err());
         assert!(check(&page, STAMP, PagePtr { epoch: 10, ..AT }, 0).is_err());
-        assert!(
-            check(
-                &page,
-                Stamp {
-                    file: TreeId(4),
-                    ..STAMP
-                },
-                AT,
-                0
-            )
-            .is_err()
-        );
+        assert!(check(&page, Stamp { file: TreeId(4), ..STAMP }, AT, 0).is_err());
         assert!(check(&page, Stamp { engine: 1, ..STAMP }, AT, 0).is_err());
         assert!(check(&page, STAMP, AT, 1).is_err());
     }

@@ -22,9 +22,7 @@ pub struct SystemClock {
 impl Default for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one place where time comes from")]
     fn default() -> Self {
-        SystemClock {
-            start: std::time::Instant::now(),
-        }
+        SystemClock { start: std::time::Instant::now() }
     }
 }
 
@@ -35,9 +33,7 @@ impl Clock for SystemClock {
 
     #[expect(clippy::disallowed_methods, reason = "the one place where time comes from")]
     fn wall(&self) -> Duration {
-        std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default()
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A background job is a [`Job`]: a state machine whose `step` is bounded and makes at most one
 //! durability call. Production runs each job on a thread of its own ([`threads`]); tests step them
-//! in a seeded order over a simulated clock ([`seeded`]), so that a run is a function of its seed.
+//! in a seeded order over a simulated clock (`seeded`), so that a run is a function of its seed.
 
 pub mod clock;
 pub mod job;

@@ -50,11 +50,7 @@ impl std::fmt::Debug for Seeded {
 impl Seeded {
     /// Runs `jobs` over `clock`.
     pub fn new(jobs: Vec<Box<dyn Job>>, clock: ManualClock, seed: u64) -> Self {
-        Seeded {
-            jobs: jobs.into_iter().map(|job| (job, Next::Again)).collect(),
-            clock,
-            rng: Rng::new(seed),
-        }
+        Seeded { jobs: jobs.into_iter().map(|job| (job, Next::Again)).collect(), clock, rng: Rng::new(seed) }
     }
 
     /// Steps one job that has something to do; false if none has.
@@ -70,9 +66,7 @@ impl Seeded {
                 matches!(*next, Next::Again) || matches!(*next, Next::At(at) if at <= now)
             })
             .collect();
-        let Some(&chosen) = usize::try_from(self.rng.below(ready.len() as u64))
-            .ok()
-            .and_then(|at| ready.get(at))
+        let Some(&chosen) = usize::try_from(self.rng.below(ready.len() as u64)).ok().and_then(|at| ready.get(at))
         else {
             return false;
         };

@@ -31,21 +31,14 @@ impl Worker {
                     Ok(Next::Done) => return,
                     Err(panic) => {
                         let text = panic.downcast_ref::<String>().map(String::as_str);
-                        on_panic(
-                            text.or_else(|| panic.downcast_ref::<&str>().copied())
-                                .unwrap_or("a job panicked"),
-                        );
+                        on_panic(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a job panicked"));
                         return;
                     }
                 }
             }
         };
         let thread = std::thread::Builder::new().name("polybolt-job".to_owned()).spawn(run);
-        Worker {
-            stop,
-            signal,
-            thread: thread.ok(),
-        }
+        Worker { stop, signal, thread: thread.ok() }
     }
 
     /// True if the thread could be started.

@@ -32,13 +32,7 @@ pub struct FreeSpace {
 impl FreeSpace {
     /// A file of which nothing is known but its end: it only grows.
     pub fn unknown(end: u32) -> Self {
-        FreeSpace {
-            by_place: BTreeMap::new(),
-            by_length: BTreeSet::new(),
-            end,
-            free: 0,
-            known: false,
-        }
+        FreeSpace { by_place: BTreeMap::new(), by_length: BTreeSet::new(), end, free: 0, known: false }
     }
 
     /// Everything below the end that is in none of `used` is free. `used` need not be sorted; an
@@ -52,24 +46,15 @@ impl FreeSpace {
                 return Err(*extent);
             }
             if extent.unit > at {
-                gaps.push(Extent {
-                    unit: at,
-                    units: extent.unit - at,
-                });
+                gaps.push(Extent { unit: at, units: extent.unit - at });
             }
             at = extent.unit.saturating_add(extent.units);
         }
         if at > self.end {
-            return Err(Extent {
-                unit: self.end,
-                units: at - self.end,
-            });
+            return Err(Extent { unit: self.end, units: at - self.end });
         }
         if at < self.end {
-            gaps.push(Extent {
-                unit: at,
-                units: self.end - at,
-            });
+            gaps.push(Extent { unit: at, units: self.end - at });
         }
         self.by_place.clear();
         self.by_length.clear();
@@ -92,10 +77,7 @@ impl FreeSpace {
         if let Some((len, unit)) = self.by_length.range((units, 0)..).next().copied() {
             self.remove(Extent { unit, units: len });
             if len > units {
-                self.insert(Extent {
-                    unit: unit + units,
-                    units: len - units,
-                });
+                self.insert(Extent { unit: unit + units, units: len - units });
             }
             return Ok(unit);
         }
@@ -118,10 +100,7 @@ impl FreeSpace {
         if let Some((&before, &len)) = self.by_place.range(..unit).next_back() {
             assert!(before + len <= unit, "unit {unit} is freed twice");
             if before + len == unit {
-                self.remove(Extent {
-                    unit: before,
-                    units: len,
-                });
+                self.remove(Extent { unit: before, units: len });
                 unit = before;
                 units += len;
             }
@@ -129,10 +108,7 @@ impl FreeSpace {
         if let Some((&after, &len)) = self.by_place.range(unit..).next() {
             assert!(unit + units <= after, "unit {after} is freed twice");
             if unit + units == after {
-                self.remove(Extent {
-                    unit: after,
-                    units: len,
-                });
+                self.remove(Extent { unit: after, units: len });
                 units += len;
             }
         }
@@ -191,10 +167,7 @@ mod tests {
         for _ in 0..5_000 {
             if rng.one_in(2) || taken.is_empty() {
                 let units = 1 + rng.below(5) as u32;
-                taken.push(Extent {
-                    unit: space.allocate(units).unwrap(),
-                    units,
-                });
+                taken.push(Extent { unit: space.allocate(units).unwrap(), units });
             } else {
                 let at = rng.below(taken.len() as u64) as usize;
                 space.release(taken.swap_remove(at));

@@ -19,21 +19,14 @@ pub struct Cursor {
 
 impl std::fmt::Debug for Cursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cursor")
-            .field("root", &self.root)
-            .field("key", &self.key())
-            .finish()
+        f.debug_struct("Cursor").field("root", &self.root).field("key", &self.key()).finish()
     }
 }
 
 impl Cursor {
     /// A cursor at no entry yet.
     pub fn new(source: Arc<dyn PageSource>, root: Root) -> Self {
-        Cursor {
-            source,
-            root,
-            path: Vec::new(),
-        }
+        Cursor { source, root, path: Vec::new() }
     }
 
     /// Moves to the first entry from `from` on.
@@ -142,11 +135,7 @@ impl Cursor {
         self.path.pop();
         while let Some((page, child)) = self.path.last_mut() {
             let branch = Branch::new(page);
-            let next = if up {
-                Some(*child + 1).filter(|at| *at < branch.len())
-            } else {
-                child.checked_sub(1)
-            };
+            let next = if up { Some(*child + 1).filter(|at| *at < branch.len()) } else { child.checked_sub(1) };
             if let Some(at) = next {
                 *child = at;
                 let ptr = branch.child(at);

@@ -42,14 +42,7 @@ pub fn edit(source: &dyn PageSource, sink: &mut dyn PageSink, root: Root, edits:
         return Ok(root);
     }
     let page_bytes = source.page_bytes();
-    let mut editor = Editor {
-        source,
-        sink,
-        edits,
-        page_bytes,
-        added: 0,
-        removed: 0,
-    };
+    let mut editor = Editor { source, sink, edits, page_bytes, added: 0, removed: 0 };
     let (children, height) = editor.root(root)?;
     let entries = root.entries + editor.added - editor.removed;
     editor.grow(children, height, entries)
@@ -71,13 +64,7 @@ impl Editor<'_> {
         } else if root.height > 0
             && let Some(only) = outcome.run.only_child()
         {
-            return Ok((
-                vec![Packed {
-                    key: Vec::new(),
-                    ptr: only,
-                }],
-                root.height - 1,
-            ));
+            return Ok((vec![Packed { key: Vec::new(), ptr: only }], root.height - 1));
         }
         children.extend(outcome.run.pack(root.height, self.page_bytes, self.edits, self.sink)?);
         Ok((children, root.height))
@@ -93,19 +80,11 @@ impl Editor<'_> {
             height += 1;
             children = run.pack(height, self.page_bytes, self.edits, self.sink)?;
         }
-        Ok(children.pop().map_or(Root::default(), |top| Root {
-            ptr: Some(top.ptr),
-            height,
-            entries,
-        }))
+        Ok(children.pop().map_or(Root::default(), |top| Root { ptr: Some(top.ptr), height, entries }))
     }
 
     fn node(&mut self, ptr: PagePtr, height: u8, edits: Range<usize>) -> Result<Outcome> {
-        if height == 0 {
-            self.leaf(ptr, edits)
-        } else {
-            self.branch(ptr, height, edits)
-        }
+        if height == 0 { self.leaf(ptr, edits) } else { self.branch(ptr, height, edits) }
     }
 
     fn leaf(&mut self, ptr: PagePtr, edits: Range<usize>) -> Result<Outcome> {
@@ -128,10 +107,7 @@ impl Editor<'_> {
                 .clone()
                 .any(|at| matches!(self.edits[at].1, Edit::Put { .. }) || old.find(&self.edits[at].0).is_ok());
         if !changes {
-            return Ok(Outcome {
-                keep: true,
-                run: Run::default(),
-            });
+            return Ok(Outcome { keep: true, run: Run::default() });
         }
         let mut run = Run::new(above);
         let held = run.hold(page.clone());
@@ -277,21 +253,8 @@ impl Editor<'_> {
             let ptr = self.sink.allocate(leaf::extent_units(body.len()))?;
             self.sink.write_extent(ptr, body)?;
             let len = u32::try_from(body.len()).expect("a body is at most BODY_BYTES_MAX");
-            let extent = ExtentRef {
-                ptr,
-                len,
-                crc: crc32fast::hash(body),
-            };
-            run.push_made(|out| {
-                leaf::encode(
-                    out,
-                    Entry {
-                        key,
-                        head,
-                        body: BodyAt::There(extent),
-                    },
-                )
-            });
+            let extent = ExtentRef { ptr, len, crc: crc32fast::hash(body) };
+            run.push_made(|out| leaf::encode(out, Entry { key, head, body: BodyAt::There(extent) }));
         }
         Ok(())
     }

@@ -77,31 +77,18 @@ impl Root {
     /// Reads what `encode` wrote.
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, Damage> {
         let (present, height) = (reader.u8()?, reader.u8()?);
-        let ptr = PagePtr {
-            unit: reader.u32()?,
-            epoch: reader.u64()?,
-        };
+        let ptr = PagePtr { unit: reader.u32()?, epoch: reader.u64()? };
         let entries = reader.u64()?;
         match present {
             0 => Ok(Root::default()),
-            1 => Ok(Root {
-                ptr: Some(ptr),
-                height,
-                entries,
-            }),
-            _ => Err(Damage::Malformed {
-                what: "a root is neither there nor absent",
-            }),
+            1 => Ok(Root { ptr: Some(ptr), height, entries }),
+            _ => Err(Damage::Malformed { what: "a root is neither there nor absent" }),
         }
     }
 
     /// Levels of pages.
     pub fn depth(&self) -> u32 {
-        if self.ptr.is_some() {
-            u32::from(self.height) + 1
-        } else {
-            0
-        }
+        if self.ptr.is_some() { u32::from(self.height) + 1 } else { 0 }
     }
 }
 
@@ -192,10 +179,7 @@ impl Entry {
     /// One allocation for head and inline body.
     fn copy(entry: crate::page::leaf::Entry<'_>) -> Self {
         match entry.body {
-            BodyAt::There(extent) => Entry {
-                head: Bytes::copy_from_slice(entry.head),
-                body: Body::Extent(extent),
-            },
+            BodyAt::There(extent) => Entry { head: Bytes::copy_from_slice(entry.head), body: Body::Extent(extent) },
             BodyAt::Here(body) => {
                 let mut both = Vec::with_capacity(entry.head.len() + body.len());
                 both.extend_from_slice(entry.head);

@@ -45,10 +45,7 @@ pub(super) struct Packed {
 impl Run {
     /// An empty run.
     pub(super) fn new(rising: bool) -> Self {
-        Run {
-            rising,
-            ..Run::default()
-        }
+        Run { rising, ..Run::default() }
     }
 
     /// Bytes that the items and their slots take in pages.
@@ -68,29 +65,19 @@ impl Run {
 
     /// An item of a held page.
     pub(super) fn push_old(&mut self, page: u32, start: usize, len: usize) {
-        self.push(Item::Old {
-            page,
-            start: index(start),
-            len: index(len),
-        });
+        self.push(Item::Old { page, start: index(start), len: index(len) });
     }
 
     /// A put of the batch, with its encoded length.
     pub(super) fn push_new(&mut self, edit: usize, len: usize) {
-        self.push(Item::New {
-            edit: index(edit),
-            len: index(len),
-        });
+        self.push(Item::New { edit: index(edit), len: index(len) });
     }
 
     /// An item encoded by `encode`.
     pub(super) fn push_made(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
         let start = self.made.len();
         encode(&mut self.made);
-        self.push(Item::Made {
-            start: index(start),
-            len: index(self.made.len() - start),
-        });
+        self.push(Item::Made { start: index(start), len: index(self.made.len() - start) });
     }
 
     /// A child.
@@ -108,24 +95,13 @@ impl Run {
     /// Appends another run's items.
     pub(super) fn absorb(&mut self, other: Run) {
         let (pages, made) = (index(self.pages.len()), index(self.made.len()));
-        self.rising = if self.items.is_empty() {
-            other.rising
-        } else {
-            self.rising && other.rising
-        };
+        self.rising = if self.items.is_empty() { other.rising } else { self.rising && other.rising };
         self.bytes += other.bytes;
         self.pages.extend(other.pages);
         self.made.extend(other.made);
         self.items.extend(other.items.into_iter().map(|item| match item {
-            Item::Old { page, start, len } => Item::Old {
-                page: page + pages,
-                start,
-                len,
-            },
-            Item::Made { start, len } => Item::Made {
-                start: start + made,
-                len,
-            },
+            Item::Old { page, start, len } => Item::Old { page: page + pages, start, len },
+            Item::Made { start, len } => Item::Made { start: start + made, len },
             new @ Item::New { .. } => new,
         }));
     }
@@ -139,11 +115,7 @@ impl Run {
         sink: &mut dyn PageSink,
     ) -> Result<Vec<Packed>> {
         let capacity = page_bytes - HEADER_BYTES;
-        let target = if self.rising {
-            capacity
-        } else {
-            self.bytes.div_ceil(self.bytes.div_ceil(capacity).max(1))
-        };
+        let target = if self.rising { capacity } else { self.bytes.div_ceil(self.bytes.div_ceil(capacity).max(1)) };
         let mut packed = Vec::new();
         let mut builder = PageBuilder::new(page_bytes);
         let mut key = Vec::new();
@@ -170,10 +142,7 @@ impl Run {
         let mut none = Vec::new();
         let bytes = self.bytes_of(item, &[], &mut none);
         let [unit, epoch] = [&bytes[2..6], &bytes[6..14]];
-        Some(PagePtr {
-            unit: crate::page::layout::u32_at(unit, 0),
-            epoch: crate::page::layout::u64_at(epoch, 0),
-        })
+        Some(PagePtr { unit: crate::page::layout::u32_at(unit, 0), epoch: crate::page::layout::u64_at(epoch, 0) })
     }
 
     fn push(&mut self, item: Item) {
@@ -188,14 +157,7 @@ impl Run {
             Item::New { edit, .. } => {
                 encoded.clear();
                 if let (key, Edit::Put { head, body }) = &edits[edit as usize] {
-                    leaf::encode(
-                        encoded,
-                        Entry {
-                            key,
-                            head,
-                            body: BodyAt::Here(body),
-                        },
-                    );
+                    leaf::encode(encoded, Entry { key, head, body: BodyAt::Here(body) });
                 }
                 encoded
             }
@@ -227,11 +189,7 @@ fn flush(
 
 /// The key of an encoded entry or child.
 fn key_of(item: &[u8], height: u8) -> &[u8] {
-    let (len, start) = if height == 0 {
-        (u16_at(item, 2), 10)
-    } else {
-        (u16_at(item, 0), 14)
-    };
+    let (len, start) = if height == 0 { (u16_at(item, 2), 10) } else { (u16_at(item, 0), 14) };
     &item[start..start + usize::from(len)]
 }
 

@@ -40,22 +40,12 @@ pub fn reach(
     visit: &mut dyn FnMut(Reached<'_>) -> Result<()>,
 ) -> Result<TreeShape> {
     let mut shape = TreeShape::default();
-    let mut walk = Reach {
-        source,
-        damaged,
-        visit,
-        shape: &mut shape,
-        last: None,
-    };
+    let mut walk = Reach { source, damaged, visit, shape: &mut shape, last: None };
     if let Some(ptr) = root.ptr {
         walk.node(ptr, root.height, b"", None)?;
     }
     if shape.entries != root.entries {
-        let damage = Damage::Mismatch {
-            field: "count of entries",
-            expected: root.entries,
-            found: shape.entries,
-        };
+        let damage = Damage::Mismatch { field: "count of entries", expected: root.entries, found: shape.entries };
         return Err(damaged(root.ptr.unwrap_or(PagePtr { unit: 0, epoch: 0 }), damage));
     }
     Ok(shape)
@@ -82,11 +72,7 @@ impl Reach<'_> {
         let branch = Branch::new(&page);
         for at in 0..branch.len() {
             let from = if at == 0 { low } else { branch.key(at) };
-            let to = if at + 1 < branch.len() {
-                Some(branch.key(at + 1))
-            } else {
-                high
-            };
+            let to = if at + 1 < branch.len() { Some(branch.key(at + 1)) } else { high };
             self.node(branch.child(at), height - 1, from, to)?;
         }
         Ok(())
@@ -99,19 +85,11 @@ impl Reach<'_> {
             let entry = leaf.entry(at);
             let after_last = self.last.as_deref().is_none_or(|last| last < entry.key);
             if !after_last || entry.key < low || high.is_some_and(|high| entry.key >= high) {
-                return Err((self.damaged)(
-                    ptr,
-                    Damage::Malformed {
-                        what: "a key lies outside its page's bounds",
-                    },
-                ));
+                return Err((self.damaged)(ptr, Damage::Malformed { what: "a key lies outside its page's bounds" }));
             }
             if let BodyAt::There(extent) = entry.body {
                 self.shape.extents += 1;
-                (self.visit)(Reached::Overflow(Extent {
-                    unit: extent.ptr.unit,
-                    units: extent.units(),
-                }))?;
+                (self.visit)(Reached::Overflow(Extent { unit: extent.ptr.unit, units: extent.units() }))?;
             }
             self.shape.entries += 1;
             (self.visit)(Reached::Entry(entry))?;

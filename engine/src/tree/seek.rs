@@ -59,14 +59,7 @@ fn descend(
         } else {
             keys.len()
         };
-        descend(
-            source,
-            branch.child(child),
-            height - 1,
-            &keys[from..to],
-            base + from,
-            visit,
-        )?;
+        descend(source, branch.child(child), height - 1, &keys[from..to], base + from, visit)?;
         from = to;
     }
     Ok(())

@@ -13,10 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::Path;
 
-const STAMP: Stamp = Stamp {
-    engine: 1,
-    file: TreeId(1),
-};
+const STAMP: Stamp = Stamp { engine: 1, file: TreeId(1) };
 
 #[derive(Debug)]
 struct Memory {
@@ -47,9 +44,7 @@ impl PageSource for Memory {
     fn extent(&self, extent: ExtentRef) -> Result<Bytes> {
         let bytes = self.pages.lock()[&extent.ptr.unit].clone();
         layout::check(&bytes, STAMP, extent.ptr, Kind::Overflow, 0).map_err(|damage| bad(extent.ptr, damage))?;
-        Ok(Bytes::copy_from_slice(
-            &bytes[HEADER_BYTES..HEADER_BYTES + extent.len as usize],
-        ))
+        Ok(Bytes::copy_from_slice(&bytes[HEADER_BYTES..HEADER_BYTES + extent.len as usize]))
     }
 
     fn page_bytes(&self) -> usize {
@@ -59,10 +54,7 @@ impl PageSource for Memory {
 
 impl PageSink for Sink<'_> {
     fn allocate(&mut self, units: u32) -> Result<PagePtr> {
-        Ok(PagePtr {
-            unit: self.space.allocate(units)?,
-            epoch: self.epoch,
-        })
+        Ok(PagePtr { unit: self.space.allocate(units)?, epoch: self.epoch })
     }
 
     fn write(&mut self, ptr: PagePtr, mut page: Vec<u8>, head: Head) -> Result<()> {
@@ -75,15 +67,7 @@ impl PageSink for Sink<'_> {
     fn write_extent(&mut self, ptr: PagePtr, body: &Bytes) -> Result<()> {
         let mut page = vec![0; (HEADER_BYTES + body.len()).next_multiple_of(UNIT_BYTES)];
         page[HEADER_BYTES..HEADER_BYTES + body.len()].copy_from_slice(body);
-        self.write(
-            ptr,
-            page,
-            Head {
-                kind: Kind::Overflow,
-                height: 0,
-                count: body.len() as u32,
-            },
-        )
+        self.write(ptr, page, Head { kind: Kind::Overflow, height: 0, count: body.len() as u32 })
     }
 
     fn free(&mut self, ptr: PagePtr, units: u32) {
@@ -102,19 +86,9 @@ struct Tested {
 
 impl Tested {
     fn new(page_bytes: usize) -> Self {
-        let memory = Arc::new(Memory {
-            pages: Mutex::default(),
-            page_bytes,
-        });
+        let memory = Arc::new(Memory { pages: Mutex::default(), page_bytes });
         let (space, model) = (FreeSpace::unknown(1), BTreeMap::new());
-        Tested {
-            memory,
-            space,
-            root: Root::default(),
-            epoch: 0,
-            model,
-            written: 0,
-        }
+        Tested { memory, space, root: Root::default(), epoch: 0, model, written: 0 }
     }
 
     fn apply(&mut self, batch: BTreeMap<Vec<u8>, Option<(Vec<u8>, Vec<u8>)>>) {
@@ -122,23 +96,15 @@ impl Tested {
             .iter()
             .map(|(key, value)| {
                 let edit = match value {
-                    Some((head, body)) => Edit::Put {
-                        head: head.clone().into(),
-                        body: body.clone().into(),
-                    },
+                    Some((head, body)) => Edit::Put { head: head.clone().into(), body: body.clone().into() },
                     None => Edit::Remove,
                 };
                 (Bytes::from(key.clone()), edit)
             })
             .collect();
         self.epoch += 1;
-        let mut sink = Sink {
-            memory: &self.memory,
-            space: &mut self.space,
-            epoch: self.epoch,
-            freed: Vec::new(),
-            written: 0,
-        };
+        let mut sink =
+            Sink { memory: &self.memory, space: &mut self.space, epoch: self.epoch, freed: Vec::new(), written: 0 };
         self.root = edit(&*self.memory, &mut sink, self.root, &edits).unwrap();
         let (freed, written) = (sink.freed, sink.written);
         self.written = written;
@@ -166,19 +132,12 @@ impl Tested {
             Ok(())
         })
         .unwrap();
-        let want: Vec<_> = self
-            .model
-            .iter()
-            .map(|(key, (head, _))| (key.clone(), head.clone()))
-            .collect();
+        let want: Vec<_> = self.model.iter().map(|(key, (head, _))| (key.clone(), head.clone())).collect();
         assert_eq!(entries, want);
         assert_eq!(shape.entries, self.root.entries);
         let mut learned = FreeSpace::unknown(self.space.end());
         learned.learn(&mut used).unwrap();
-        assert!(
-            learned.extents().eq(self.space.extents()),
-            "every unit is reached or free, exactly once"
-        );
+        assert!(learned.extents().eq(self.space.extents()), "every unit is reached or free, exactly once");
         assert_eq!(used.len() - 1, self.memory.pages.lock().len());
     }
 
@@ -196,38 +155,21 @@ impl Tested {
         .unwrap();
         for (probe, found) in probes.iter().zip(&seen) {
             assert_eq!(found.as_ref(), self.model.get(*probe));
-            let one = get(&*self.memory, self.root, probe)
-                .unwrap()
-                .map(|entry| entry.head.to_vec());
+            let one = get(&*self.memory, self.root, probe).unwrap().map(|entry| entry.head.to_vec());
             assert_eq!(one.as_ref(), found.as_ref().map(|(head, _)| head));
         }
         let mut cursor = Cursor::new(self.memory.clone(), self.root);
         for _ in 0..4 {
             let key = &keys[rng.below(keys.len() as u64) as usize][..];
             let exact = rng.one_in(2);
-            let bound = if exact {
-                Bound::Included(key)
-            } else {
-                Bound::Excluded(key)
-            };
+            let bound = if exact { Bound::Included(key) } else { Bound::Excluded(key) };
             cursor.seek(bound).unwrap();
-            for want in self
-                .model
-                .range::<[u8], _>((bound, Bound::Unbounded))
-                .map(Some)
-                .chain([None])
-            {
+            for want in self.model.range::<[u8], _>((bound, Bound::Unbounded)).map(Some).chain([None]) {
                 assert_eq!(cursor.key(), want.map(|(key, _)| &key[..]));
                 cursor.advance().unwrap();
             }
             cursor.seek_back(bound).unwrap();
-            for want in self
-                .model
-                .range::<[u8], _>((Bound::Unbounded, bound))
-                .rev()
-                .map(Some)
-                .chain([None])
-            {
+            for want in self.model.range::<[u8], _>((Bound::Unbounded, bound)).rev().map(Some).chain([None]) {
                 assert_eq!(cursor.key(), want.map(|(key, _)| &key[..]));
                 cursor.retreat().unwrap();
             }
@@ -279,12 +221,8 @@ proptest! {
 fn rising_keys_fill_pages_and_cost_what_they_write() {
     let mut tested = Tested::new(4096);
     for round in 0..40u64 {
-        let batch = (0..50).map(|at| {
-            (
-                format!("{:08}", round * 50 + at).into_bytes(),
-                Some((vec![1; 16], vec![2; 100])),
-            )
-        });
+        let batch =
+            (0..50).map(|at| (format!("{:08}", round * 50 + at).into_bytes(), Some((vec![1; 16], vec![2; 100]))));
         tested.apply(batch.collect());
         // Fifty entries of 136 bytes take two pages; one leaf is continued and one path is copied.
         assert!(tested.written <= 5 * 4096, "{} bytes in round {round}", tested.written);
@@ -302,11 +240,7 @@ fn removing_from_the_left_gives_pages_back() {
         tested.apply((at * 100..at * 100 + 99).map(|at| (key(at), None)).collect());
     }
     assert_eq!(tested.model.len(), 30);
-    assert!(
-        tested.memory.pages.lock().len() <= 4,
-        "{} pages",
-        tested.memory.pages.lock().len()
-    );
+    assert!(tested.memory.pages.lock().len() <= 4, "{} pages", tested.memory.pages.lock().len());
     tested.apply(tested.model.clone().into_keys().map(|key| (key, None)).collect());
     assert_eq!(tested.root, Root::default());
 }

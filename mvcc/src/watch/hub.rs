@@ -122,7 +122,13 @@ impl Hub {
 
     /// Registers a watcher that needs every revision from `next` on. `applied` is the newest revision
     /// whose events may not have been queued. Requires: the keyspace's writer is held.
-    pub(crate) fn register(&self, request: WatchRequest, next: u64, applied: u64, bytes_max: usize) -> (u64, Arc<Feed>) {
+    pub(crate) fn register(
+        &self,
+        request: WatchRequest,
+        next: u64,
+        applied: u64,
+        bytes_max: usize,
+    ) -> (u64, Arc<Feed>) {
         let mut state = self.state.lock();
         state.next_id += 1;
         let id = state.next_id;
@@ -171,7 +177,9 @@ impl Hub {
         }
         let mut state = self.state.lock();
         while state.queued.front().is_some_and(|(main, _)| *main <= visible) {
-            let Some((main, events)) = state.queued.pop_front() else { break };
+            let Some((main, events)) = state.queued.pop_front() else {
+                break;
+            };
             let mut matching: BTreeMap<u64, Vec<Event>> = BTreeMap::new();
             for event in &events {
                 let singles = state.singles.get(&event.kv.key).into_iter().flatten();
@@ -345,7 +353,11 @@ mod tests {
     }
 
     fn event(key: &'static str, main: u64) -> Arc<Event> {
-        let kv = KeyValue { key: Bytes::from_static(key.as_bytes()), mod_revision: main.cast_signed(), ..KeyValue::default() };
+        let kv = KeyValue {
+            key: Bytes::from_static(key.as_bytes()),
+            mod_revision: main.cast_signed(),
+            ..KeyValue::default()
+        };
         Arc::new(Event { kind: EventKind::Put, kv, prev_kv: None })
     }
 
