@@ -16,7 +16,7 @@
 
 use crate::batch::Durability;
 use crate::buffer::TreeBuffer;
-use crate::catalog::{Space, Tree};
+use crate::catalog::{Room, Space, Tree};
 use crate::core::{Committer, Core};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
@@ -26,6 +26,7 @@ use crate::run::{Job, Next, Signal};
 use crate::ticket::Position;
 use crate::tree::{self, Root};
 use bytes::Bytes;
+use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -229,12 +230,19 @@ impl Cut {
     }
 }
 
-/// Writes one tree's frozen entries into new pages of its file.
-fn build(core: &Core, tree: &Tree, frozen: &TreeBuffer, epoch: u64) -> Result<Built> {
+/// Frees the units that neither slot nor any view reaches any more.
+pub fn reclaim<'a>(core: &Core, tree: &'a Tree) -> MutexGuard<'a, Room> {
     let both_slots = core.committer.lock().manifest.sequence.saturating_sub(1);
     let mut room = tree.room.lock();
-    let crate::catalog::Room { free, pending } = &mut *room;
+    let Room { free, pending } = &mut *room;
     pending.release_up_to(both_slots.min(tree.oldest_view()), free);
+    room
+}
+
+/// Writes one tree's frozen entries into new pages of its file.
+fn build(core: &Core, tree: &Tree, frozen: &TreeBuffer, epoch: u64) -> Result<Built> {
+    let mut room = reclaim(core, tree);
+    let free = &mut room.free;
     let old_end = free.end();
     let root = tree.published().root;
     let mut writer = tree.file.writer(free, epoch)?;

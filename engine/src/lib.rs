@@ -7,7 +7,7 @@
 //! [`page`] (bytes to meaning), [`space`] (which units of a file are free), [`tree`] (pages to
 //! ordered keys), [`mod@file`] (one tree file), [`manifest`] (the one commit point), [`journal`]
 //! (sequential durability), [`buffer`] and [`view`] (what is applied but not yet in a file),
-//! [`checkpoint`] (the dangerous sequence), [`recover`] and [`verify`], and [`store`], which ties
+//! [`checkpoint`] (the dangerous sequence), [`recover`], [`verify`], [`vacuum`], and [`store`], which ties
 //! them together. A file imports only from lines above it; `tests/tidy.rs` keeps that true.
 
 pub mod error;
@@ -33,6 +33,7 @@ pub mod core;
 pub mod checkpoint;
 pub mod recover;
 pub mod verify;
+pub mod vacuum;
 pub mod store;
 
 pub use batch::{

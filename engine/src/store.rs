@@ -23,6 +23,7 @@ use crate::run::{Clock, Job};
 use crate::space::Extent;
 use crate::ticket::{Position, Ticket};
 use crate::tree::{self, Reached};
+use crate::vacuum;
 use crate::verify::{self, VerifyReport};
 use crate::view::View;
 use bytes::Bytes;
@@ -82,6 +83,8 @@ pub struct StoreStats {
     pub buffered_bytes: u64,
     /// Bytes of journal segments on disk.
     pub journal_bytes: u64,
+    /// Journal groups written since open, each synced before its tickets resolve.
+    pub journal_groups: u64,
     /// Journal segments used again since open.
     pub segments_recycled: u64,
     /// Checkpoints committed since open.
@@ -440,6 +443,7 @@ impl Store {
         StoreStats {
             buffered_bytes: self.core.buffered(),
             journal_bytes: self.core.journal.read().as_ref().map_or(0, |journal| journal.disk_bytes()),
+            journal_groups: self.core.journal.read().as_ref().map_or(0, |journal| journal.groups()),
             segments_recycled: self.core.journal.read().as_ref().map_or(0, |journal| journal.recycled()),
             checkpoints: counters.checkpoints.load(Ordering::Relaxed),
             page_bytes: counters.page_bytes.load(Ordering::Relaxed),
@@ -473,16 +477,48 @@ impl Store {
         entry.map(|entry| entry.state.clone())
     }
 
-    /// Gives the free units at the end of a tree's file back to the disk; returns the bytes left.
-    pub fn trim(&self, tree: TreeId) -> Result<u64> {
-        self.core.poison.check()?;
+    /// Moves what lies at the end of a tree's file further down, a bounded round and a checkpoint at a
+    /// time, and gives the end back to the disk. Writes go on meanwhile. Returns the bytes left.
+    pub fn vacuum(&self, space: SpaceId, tree: TreeId) -> Result<u64> {
+        let core = &self.core;
         let tree = self.tree(tree)?;
-        let mut room = tree.room.lock();
-        if room.free.is_known() {
-            let end = room.free.trim();
-            tree.file.cut(end)?;
+        let space = core.catalog.space(space).ok_or_else(|| Error::invalid(format!("there is no space {space}")))?;
+        // Twice: what the first checkpoint gives up is free after the second.
+        let settle = || (0..2).try_for_each(|_| core.flush().wait());
+        settle()?;
+        let mut end_before = u32::MAX;
+        loop {
+            core.poison.check()?;
+            let (end, target) = {
+                let mut room = checkpoint::reclaim(core, &tree);
+                let end = room.free.trim();
+                tree.file.cut(end)?;
+                (end, end - u32::try_from(room.free.free() + room.pending.units()).unwrap_or(end))
+            };
+            let round = vacuum::collect(&tree, target)?;
+            if round.is_empty() || end >= end_before {
+                return Ok(u64::from(end) * UNIT_BYTES as u64);
+            }
+            end_before = end;
+            let cost = Cost {
+                edit_bytes: round.bytes,
+                edits: round.len() as u64,
+                frees_space: true,
+                volatile: tree.is_volatile(),
+                ..Cost::default()
+            };
+            let mut admission = loop {
+                match self.admit(cost) {
+                    Ok(admission) => break admission,
+                    Err(AdmitError::Short(ticket)) => ticket.wait()?,
+                    Err(AdmitError::Refused(error)) => return Err(error),
+                }
+            };
+            if !vacuum::apply(&space, &tree, round, std::mem::take(&mut admission.bytes)) {
+                end_before = u32::MAX;
+            }
+            settle()?;
         }
-        Ok(u64::from(room.free.end()) * UNIT_BYTES as u64)
     }
 
     /// Takes no more writes from here on, because of `error`.

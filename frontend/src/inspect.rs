@@ -45,5 +45,6 @@ pub fn shards(engine: &Engine, keyspace: &Keyspace) -> pb::ShardsResponse {
         journal_segments_recycled: stats.segments_recycled,
         checkpoints: stats.checkpoints,
         sync_calls: stats.sync_calls,
+        journal_groups: stats.journal_groups,
     }
 }

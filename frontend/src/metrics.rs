@@ -76,6 +76,7 @@ impl Collector for LookedUp {
         gauge("polybolt_leases", "Leases alive.", status.leases as f64);
         gauge("polybolt_buffered_bytes", "Bytes of write buffers in use.", stats.buffered_bytes as f64);
         gauge("polybolt_journal_bytes", "Bytes of journal segments on disk.", stats.journal_bytes as f64);
+        gauge("polybolt_journal_groups", "Journal groups since the start.", stats.journal_groups as f64);
         gauge("polybolt_checkpoints", "Checkpoints since the start.", stats.checkpoints as f64);
         gauge("polybolt_disk_syncs", "Durability calls of the disk since the start.", stats.sync_calls as f64);
         let of_shard = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &["shard"]).expect("a valid name");

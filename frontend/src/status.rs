@@ -87,8 +87,9 @@ fn print(response: &ShardsResponse) {
     }
     println!("{table}");
     println!(
-        "journal {}, {} segments recycled; {} checkpoints; {} syncs",
+        "journal {}, {} groups, {} segments recycled; {} checkpoints; {} syncs",
         HumanBytes(response.journal_bytes),
+        response.journal_groups,
         response.journal_segments_recycled,
         response.checkpoints,
         response.sync_calls

@@ -462,17 +462,15 @@ impl Keyspace {
         })
     }
 
-    /// Writes buffers into the files and gives free space at their ends back to the disk.
+    /// Moves rows out of the ends of the files and gives that space back to the disk, a bounded round at
+    /// a time; reads and writes go on meanwhile.
     ///
     /// # Errors
     /// If the disk fails.
     pub fn defragment(&self) -> Result<()> {
-        // Twice: what the first checkpoint gives up is free after the second.
-        for _ in 0..2 {
-            self.core.store.flush().wait()?;
-        }
+        self.core.check_open()?;
         for tree in self.core.shards.iter().map(|shard| shard.tree).chain([self.core.meta]) {
-            self.core.store.trim(tree)?;
+            self.core.store.vacuum(self.core.id, tree)?;
         }
         Ok(())
     }

@@ -425,3 +425,26 @@ fn hash_kv_with_tombstones_and_leases_hsh_10() {
     assert_eq!(hash(0).unwrap(), (2_821_344_104, 6));
     assert_eq!(refusal(hash(4)), Refusal::Compacted { revision: 6 });
 }
+
+#[test]
+fn defragmentation_gives_space_back_while_everything_stays() {
+    let Opened { ks, engine, _dir } = opened();
+    for n in 0..600 {
+        put(&ks, &format!("{}{n}", ["a", "m", "x"][n % 3]), &"v".repeat(if n % 10 == 0 { 20_000 } else { 700 }));
+        if n % 150 == 0 {
+            ks.defragment().unwrap();
+        }
+    }
+    for n in (0..600).filter(|n| n % 20 != 7) {
+        delete(&ks, Span::key(format!("{}{n}", ["a", "m", "x"][n % 3])));
+    }
+    ks.compact(ks.revision(), true).wait().unwrap();
+    let kept = ks.range(&RangeRequest::new(everything())).unwrap();
+    let before = ks.status();
+    ks.defragment().unwrap();
+    let after = ks.status();
+    assert!(after.size < before.size / 4, "{} bytes of {} are left, {} in use", after.size, before.size, after.size_in_use);
+    assert_eq!(ks.range(&RangeRequest::new(everything())).unwrap().kvs, kept.kvs);
+    assert_eq!(kept.count, 30);
+    engine.verify(&mut |_| ()).unwrap();
+}

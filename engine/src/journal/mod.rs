@@ -88,6 +88,8 @@ struct Room {
     free: u64,
     /// Segments made ready again since open.
     recycled: u64,
+    /// Groups written since open.
+    groups: u64,
     /// What admitted records may still take of it.
     charged: u64,
     /// The largest charge that was refused since room last grew.
@@ -251,6 +253,11 @@ impl Journal {
     pub fn is_short(&self) -> bool {
         let room = self.room.lock();
         room.wanted > 0 && room.charged + room.wanted > room.free && !self.may_grow(&room)
+    }
+
+    /// Groups written since open.
+    pub fn groups(&self) -> u64 {
+        self.room.lock().groups
     }
 
     /// Segments made ready again since open.

@@ -181,6 +181,7 @@ impl JournalJob {
             let mut room = self.journal.room.lock();
             room.free = room.free.saturating_sub(padded as u64);
             room.charged -= charged;
+            room.groups += 1;
         }
         bytes.clear();
         self.spare = bytes;

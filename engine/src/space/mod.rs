@@ -29,6 +29,9 @@ pub struct FreeSpace {
     known: bool,
 }
 
+/// How many free extents are looked at from the lowest on before a longer one further up is taken.
+const LOOKS: usize = 64;
+
 impl FreeSpace {
     /// A file of which nothing is known but its end: it only grows.
     pub fn unknown(end: u32) -> Self {
@@ -71,10 +74,12 @@ impl FreeSpace {
         self.known
     }
 
-    /// Takes `units` in one run: the shortest free extent that has them, the lowest of equals, or
-    /// the end of the file.
+    /// Takes `units` in one run: the lowest free extent that has them, so that files can be cut at the
+    /// end; after [`LOOKS`] that are too short the shortest that has them, or the end of the file.
     pub fn allocate(&mut self, units: u32) -> Result<u32> {
-        if let Some((len, unit)) = self.by_length.range((units, 0)..).next().copied() {
+        let lowest = self.by_place.iter().take(LOOKS).find(|(_, len)| **len >= units);
+        let lowest = lowest.map(|(&unit, &len)| (len, unit));
+        if let Some((len, unit)) = lowest.or_else(|| self.by_length.range((units, 0)..).next().copied()) {
             self.remove(Extent { unit, units: len });
             if len > units {
                 self.insert(Extent { unit: unit + units, units: len - units });
@@ -185,14 +190,20 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_extent_that_fits_is_taken() {
+    fn the_lowest_extent_that_fits_is_taken_or_the_shortest() {
         let mut space = FreeSpace::unknown(100);
         space.release(Extent { unit: 10, units: 8 });
         space.release(Extent { unit: 40, units: 3 });
-        assert_eq!(space.allocate(3).unwrap(), 40);
         assert_eq!(space.allocate(3).unwrap(), 10);
         assert_eq!(space.allocate(9).unwrap(), 100);
         space.release(Extent { unit: 100, units: 9 });
         assert_eq!(space.trim(), 100);
+        assert_eq!(space.allocate(5).unwrap(), 13);
+        let far = 200 + 3 * u32::try_from(LOOKS).unwrap();
+        let mut space = FreeSpace::unknown(2 * far);
+        (0..LOOKS as u32).for_each(|n| space.release(Extent { unit: 2 + 2 * n, units: 1 }));
+        space.release(Extent { unit: far, units: 9 });
+        space.release(Extent { unit: far + 20, units: 2 });
+        assert_eq!(space.allocate(2).unwrap(), far + 20);
     }
 }
