@@ -17,6 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+/// The file of the space reserve.
+pub const RESERVE_NAME: &str = "RESERVE";
+
 /// How a store is kept.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
@@ -301,7 +304,7 @@ impl Core {
             return Ok(true);
         }
         if reserve.file.is_none() {
-            let path = self.options.path.join("RESERVE");
+            let path = self.options.path.join(RESERVE_NAME);
             let file = match self.disk.open(&path, OpenMode::Write) {
                 Err(error) if error.is_not_found() => self.disk.open(&path, OpenMode::CreateNew),
                 other => other,

@@ -8,7 +8,7 @@
 use crate::batch::{Replay, TreeClass};
 use crate::catalog::{Space, Tree};
 use crate::checkpoint;
-use crate::core::{Committer, Core, StoreOptions};
+use crate::core::{Committer, Core, RESERVE_NAME, StoreOptions};
 use crate::disk::{Disk, DiskLock, OpenMode};
 use crate::error::{Damage, Error, Place, Result};
 use crate::file::{FileSpec, TreeFile};
@@ -127,11 +127,12 @@ fn is_fresh(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<bool> {
     // The lock file, and a first slot that a crash left unfinished.
     let harmless =
         |name: &&String| name.as_str() == LOCK_NAME || name.ends_with(".new") || name.as_str() == "lost+found";
+    let ours = |name: &&String| name.ends_with(".tree") || name.as_str() == "journal" || name.as_str() == RESERVE_NAME;
+    if let Some(name) = names.iter().find(ours) {
+        return refuse(format!("it holds {name} but neither {} nor {}", SLOT_NAMES[0], SLOT_NAMES[1]));
+    }
     match names.iter().find(|name| !harmless(name)) {
         None => Ok(true),
-        Some(name) if name.ends_with(".tree") || name == "journal" => {
-            refuse(format!("it holds {name} but neither {} nor {}", SLOT_NAMES[0], SLOT_NAMES[1]))
-        }
         Some(name) => refuse(format!("it holds {name}; choose an empty directory")),
     }
 }

@@ -7,31 +7,31 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// The command under test.
-pub fn polybolt() -> Command {
+pub(crate) fn polybolt() -> Command {
     Command::new(env!("CARGO_BIN_EXE_polybolt"))
 }
 
 /// A free port of this machine.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A server, killed when dropped.
-pub struct Served {
+pub(crate) struct Served {
     child: Child,
-    pub port: u16,
+    pub(crate) port: u16,
 }
 
 impl Served {
     /// Serves `dir` and waits until it answers.
-    pub fn start(dir: &Path, flags: &[&str]) -> Served {
+    pub(crate) fn start(dir: &Path, flags: &[&str]) -> Served {
         let mut command = polybolt();
         command.arg("serve");
         Served::start_with(command, dir, flags)
     }
 
     /// The same, with the command up to and including `serve`.
-    pub fn start_with(mut command: Command, dir: &Path, flags: &[&str]) -> Served {
+    pub(crate) fn start_with(mut command: Command, dir: &Path, flags: &[&str]) -> Served {
         let port = free_port();
         let url = format!("http://127.0.0.1:{port}");
         command.arg("--data-dir").arg(dir).arg("--listen-client-urls").arg(&url).args(flags);
@@ -50,29 +50,29 @@ impl Served {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// SIGKILL.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// SIGTERM; true if it ended well.
-    pub fn stop(mut self) -> bool {
+    pub(crate) fn stop(mut self) -> bool {
         let done = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
         assert!(done.success());
         self.child.wait().unwrap().success()
     }
 
     /// Waits for the process to end by itself.
-    pub fn wait(mut self) -> bool {
+    pub(crate) fn wait(mut self) -> bool {
         self.child.wait().unwrap().success()
     }
 }
@@ -85,7 +85,7 @@ impl Drop for Served {
 }
 
 /// True if a program is there. With `POLYBOLT_REQUIRE_PROGRAMS` set, its absence is a failure.
-pub fn has_program(name: &str) -> bool {
+pub(crate) fn has_program(name: &str) -> bool {
     let found = Command::new("which").arg(name).stdout(Stdio::null()).status().is_ok_and(|status| status.success());
     assert!(found || std::env::var_os("POLYBOLT_REQUIRE_PROGRAMS").is_none(), "{name} is not installed");
     if !found {
@@ -94,12 +94,12 @@ pub fn has_program(name: &str) -> bool {
     found
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Runs a command; its output if it succeeded.
-pub fn succeed(command: &mut Command) -> String {
+pub(crate) fn succeed(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().unwrap();
     assert!(status.success(), "{command:?}: {}{}", text(&stdout), text(&stderr));
     text(&stdout)
