@@ -59,15 +59,23 @@ fn etcdctl_drives_everything() {
     let run = |arguments: &[&str]| ctl.run(arguments);
 
     // put and get, every way
-    for (key, value) in [("/registry/pods/b", "2"), ("/registry/pods/a", "1"), ("/registry/pods/c", "0"), ("zz", "last")] {
+    for (key, value) in
+        [("/registry/pods/b", "2"), ("/registry/pods/a", "1"), ("/registry/pods/c", "0"), ("zz", "last")]
+    {
         assert_eq!(run(&["put", key, value]), "OK\n");
     }
     assert_eq!(run(&["put", "zz", "new", "--prev-kv"]), "OK\nzz\nlast\n");
     assert_eq!(run(&["get", "zz"]), "zz\nnew\n");
-    assert_eq!(run(&["get", "--prefix", "/registry/pods/", "--keys-only"]).replace("\n\n", "\n"), "/registry/pods/a\n/registry/pods/b\n/registry/pods/c\n");
+    assert_eq!(
+        run(&["get", "--prefix", "/registry/pods/", "--keys-only"]).replace("\n\n", "\n"),
+        "/registry/pods/a\n/registry/pods/b\n/registry/pods/c\n"
+    );
     assert_eq!(run(&["get", "--from-key", "/registry/pods/c", "--print-value-only"]), "0\nnew\n");
     assert_eq!(run(&["get", "--prefix", "/registry/", "--limit", "2", "--print-value-only"]), "1\n2\n");
-    assert_eq!(run(&["get", "--prefix", "/registry/", "--sort-by", "VALUE", "--order", "DESCEND", "--print-value-only"]), "2\n1\n0\n");
+    assert_eq!(
+        run(&["get", "--prefix", "/registry/", "--sort-by", "VALUE", "--order", "DESCEND", "--print-value-only"]),
+        "2\n1\n0\n"
+    );
     assert_eq!(run(&["get", "zz", "--rev", "5", "--print-value-only"]), "last\n");
     // etcdctl 3.4 has no --count-only; the count is the same whatever the limit.
     assert!(run(&["get", "--prefix", "/registry/", "--limit", "1", "-w", "fields"]).contains("\"Count\" : 3"));

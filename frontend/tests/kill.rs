@@ -41,7 +41,8 @@ async fn write(url: String, writer: u64, from: u64, tried: Arc<Vec<AtomicU64>>) 
         let next = acknowledged + 1;
         tried[writer as usize].store(next, Ordering::SeqCst);
         let padding = "x".repeat((next % 50) as usize * 20);
-        let success = PREFIXES.iter().map(|prefix| put(format!("{prefix}{writer}"), format!("{next} {padding}"))).collect();
+        let success =
+            PREFIXES.iter().map(|prefix| put(format!("{prefix}{writer}"), format!("{next} {padding}"))).collect();
         match client.txn(pb::TxnRequest { success, ..Default::default() }).await {
             Ok(_) => acknowledged = next,
             Err(_) => return acknowledged,

@@ -443,7 +443,13 @@ fn defragmentation_gives_space_back_while_everything_stays() {
     let before = ks.status();
     ks.defragment().unwrap();
     let after = ks.status();
-    assert!(after.size < before.size / 4, "{} bytes of {} are left, {} in use", after.size, before.size, after.size_in_use);
+    assert!(
+        after.size < before.size / 4,
+        "{} bytes of {} are left, {} in use",
+        after.size,
+        before.size,
+        after.size_in_use
+    );
     assert_eq!(ks.range(&RangeRequest::new(everything())).unwrap().kvs, kept.kvs);
     assert_eq!(kept.count, 30);
     engine.verify(&mut |_| ()).unwrap();
