@@ -9,8 +9,8 @@ use crate::error::Error;
 use crate::file::TreeFile;
 use crate::ids::{SpaceId, TreeId};
 use crate::manifest::{SpaceEntry, TreeEntry};
-use crate::space::FreeSpace;
 use crate::space::pending::Pending;
+use crate::space::{Extent, FreeSpace};
 use crate::ticket::Position;
 use crate::tree::Root;
 use crate::view::{Published, View};
@@ -49,6 +49,8 @@ pub struct Room {
     pub free: FreeSpace,
     /// Those that wait until nobody reaches them.
     pub pending: Pending,
+    /// Those of pages that a checkpoint has built and not yet published.
+    pub building: Vec<Extent>,
 }
 
 impl Tree {
@@ -65,7 +67,7 @@ impl Tree {
             emptied,
             published: RwLock::new(Arc::new(published)),
             views: Mutex::default(),
-            room: Mutex::new(Room { free: FreeSpace::unknown(end), pending: Pending::default() }),
+            room: Mutex::new(Room { free: FreeSpace::unknown(end), pending: Pending::default(), building: Vec::new() }),
             failed: Mutex::default(),
         }
     }

@@ -171,6 +171,7 @@ impl Cut {
         for cut in &mut self.trees {
             let Some(built) = cut.built.take() else { continue };
             let mut room = cut.tree.room.lock();
+            room.building.clear();
             built.written.taken.into_iter().for_each(|extent| room.free.release(extent));
             room.free.trim();
         }
@@ -211,6 +212,7 @@ impl Cut {
         for cut in self.trees {
             let Some(built) = cut.built else { continue };
             let mut room = cut.tree.room.lock();
+            room.building.clear();
             room.pending.add(commit, built.written.freed);
             cut.tree.publish(built.root, commit);
         }
@@ -234,7 +236,7 @@ impl Cut {
 pub fn reclaim<'a>(core: &Core, tree: &'a Tree) -> MutexGuard<'a, Room> {
     let both_slots = core.committer.lock().manifest.sequence.saturating_sub(1);
     let mut room = tree.room.lock();
-    let Room { free, pending } = &mut *room;
+    let Room { free, pending, .. } = &mut *room;
     pending.release_up_to(both_slots.min(tree.oldest_view()), free);
     room
 }
@@ -251,6 +253,7 @@ fn build(core: &Core, tree: &Tree, frozen: &TreeBuffer, epoch: u64) -> Result<Bu
     let reused = written.taken.iter().filter(|extent| extent.unit < old_end).count();
     core.counters.units_reused.fetch_add(reused as u64, Ordering::Relaxed);
     core.counters.page_bytes.fetch_add(written.bytes, Ordering::Relaxed);
+    room.building.clone_from(&written.taken);
     let end = room.free.end();
     Ok(Built { root, end, written })
 }

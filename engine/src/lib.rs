@@ -3,19 +3,22 @@
 //! The engine knows bytes, pages and files. It has never heard of a revision: what its callers
 //! keep in keys, values and per-space state is theirs.
 //!
-//! Reading order: [`disk`] (the one door to files), [`run`] (who does background work and when),
+//! Reading order: [`run`] (who does background work and when), [`disk`] (the one door to files),
 //! [`page`] (bytes to meaning), [`space`] (which units of a file are free), [`tree`] (pages to
 //! ordered keys), [`mod@file`] (one tree file), [`manifest`] (the one commit point), [`journal`]
 //! (sequential durability), [`buffer`] and [`view`] (what is applied but not yet in a file),
 //! [`checkpoint`] (the dangerous sequence), [`recover`], [`verify`], [`vacuum`], and [`store`], which ties
 //! them together. A file imports only from lines above it; `tests/tidy.rs` keeps that true.
 
+#[doc = include_str!("../FORMAT.md")]
+pub mod format {}
+
 pub mod error;
-pub mod limits;
 pub mod ids;
+pub mod limits;
 pub mod codec;
-pub mod disk;
 pub mod run;
+pub mod disk;
 pub mod page;
 pub mod space;
 pub mod tree;

@@ -389,6 +389,7 @@ impl Store {
         let file = &*tree.file;
         let mut used = vec![Extent { unit: 0, units: 1 }];
         used.extend(room.pending.extents());
+        used.extend(&room.building);
         let damaged = |ptr: crate::ids::PagePtr, damage| file.damaged(ptr.unit, damage);
         tree::reach(file, published.root, &damaged, &mut |reached| {
             match reached {

@@ -57,6 +57,7 @@ fn verify_tree(tree: &Tree, report: &mut VerifyReport) -> Result<()> {
         Ok(())
     })?;
     used.extend(room.pending.extents());
+    used.extend(&room.building);
     if room.free.is_known() {
         used.extend(room.free.extents());
     }

@@ -359,3 +359,24 @@ fn errors_name_themselves() {
     let error = Error::NotAStore { path: "/x".into(), why: "it holds y".into() };
     assert_eq!(error.to_string(), "/x is not a polybolt data directory: it holds y");
 }
+
+/// Found by the fuzz target `keyspace`: what a checkpoint had built and not yet published was called lost.
+#[test]
+fn a_store_is_sound_between_any_two_steps() {
+    let disk = SimDisk::new(9);
+    disk.create_dir("/data".as_ref()).unwrap();
+    let setup = Setup { durability: SYNC, volatile: true };
+    let mut driven = open(&disk, setup, 9).unwrap();
+    let info = driven.store.create_space(spec(setup)).unwrap();
+    for tree in &info.trees {
+        driven.store.scan(tree.id, &mut |_, _, _| Ok(())).unwrap();
+    }
+    for batch in 1..=30 {
+        drop(driven.apply_next(&info, batch).unwrap());
+        while driven.jobs.step_one() {
+            driven.store.verify(&mut |_, _| ()).unwrap();
+        }
+        driven.jobs.advance(Duration::from_millis(30));
+    }
+    assert!(driven.store.stats().checkpoints > 5);
+}

@@ -35,6 +35,7 @@ pub mod proto {
 }
 
 mod convert;
+mod metrics;
 pub mod server;
 mod kv;
 mod watch;
@@ -43,7 +44,6 @@ mod maintenance;
 mod cluster;
 mod auth;
 pub mod inspect;
-mod metrics;
 mod http;
 pub mod auto_compact;
 pub mod listen;

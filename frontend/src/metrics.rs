@@ -1,6 +1,5 @@
 //! What `/metrics` shows: etcd's names where etcd has the thing, and `polybolt_*` for the rest.
 
-use crate::server::Settings;
 use polybolt::{Engine, Keyspace};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -17,7 +16,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(engine: &Engine, keyspace: &Keyspace, settings: &Settings) -> Self {
+    pub(crate) fn new(engine: &Engine, keyspace: &Keyspace, quota_bytes: i64) -> Self {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| {
             let counter = IntCounter::new(name, help).expect("a valid name");
@@ -31,7 +30,7 @@ impl Metrics {
             txns: counter("etcd_mvcc_txn_total", "Txns served."),
             registry: registry.clone(),
         };
-        let looked_up = LookedUp { engine: engine.clone(), keyspace: keyspace.clone(), quota: settings.quota_bytes };
+        let looked_up = LookedUp { engine: engine.clone(), keyspace: keyspace.clone(), quota: quota_bytes };
         registry.register(Box::new(looked_up)).expect("registered once");
         metrics
     }

@@ -69,7 +69,7 @@ impl Server {
         let member_id = identity(&keyspace, "member-id")?;
         let cluster_id = identity(&keyspace, "cluster-id")?;
         let alarms = keyspace.table_list(ALARM_TABLE)?.into_iter().filter_map(|(key, _)| alarm_of(&key)).collect();
-        let metrics = Metrics::new(&engine, &keyspace, &settings);
+        let metrics = Metrics::new(&engine, &keyspace, settings.quota_bytes);
         let alarms = Mutex::new(alarms);
         Ok(Arc::new(Server { engine, keyspace, settings, member_id, cluster_id, metrics, stop, alarms }))
     }

@@ -58,3 +58,22 @@ pub use request::{
 pub use routes::{Routes, ShardOptions};
 pub use snapshot::Snapshot;
 pub use watcher::Watcher;
+
+/// Decodes bytes as everything that a keyspace reads from a disk or a stream: errors, never panics.
+/// For fuzzers.
+#[cfg(feature = "model")]
+pub fn decode_everything(bytes: &[u8]) {
+    drop(record::Record::decode(bytes));
+    drop(record::State::decode(bytes));
+    drop(record::RowHead::decode(bytes));
+    drop(record::head_len(bytes));
+    drop(record::row_revision(bytes));
+    drop(Routes::decode_plain(bytes));
+    drop(meta::StoredLease::decode(bytes));
+    let (at, row) = bytes.split_at(bytes.len().min(record::ROW_KEY_BYTES));
+    let (head, body) = row.split_at(row.len().min(60));
+    drop(record::open_row(at, &bytes::Bytes::copy_from_slice(head), &bytes::Bytes::copy_from_slice(body)));
+    if let Ok((reader, _)) = snapshot::SnapshotReader::new(bytes) {
+        drop(reader.run(&mut |_| Ok(())));
+    }
+}
