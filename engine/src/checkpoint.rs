@@ -18,7 +18,6 @@ use crate::batch::Durability;
 use crate::buffer::TreeBuffer;
 use crate::catalog::{Room, Space, Tree};
 use crate::core::{Committer, Core};
-use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::file::Written;
 use crate::manifest::{JournalStart, Manifest};
@@ -109,6 +108,9 @@ pub fn cut(core: &Core) -> Cut {
     cut
 }
 
+/// The most files that one checkpoint syncs one by one.
+const SYNCS_MAX: usize = 16;
+
 impl Cut {
     /// True if it has nothing to write.
     pub fn is_empty(&self) -> bool {
@@ -143,6 +145,8 @@ impl Cut {
     fn build_all(&mut self, core: &Core) -> Result<()> {
         let durable: Vec<&mut CutTree> =
             self.trees.iter_mut().filter(|cut| !cut.tree.is_volatile() && cut.built.is_none()).collect();
+        // More files than may be open: they are synced with their file systems.
+        let many = durable.len() > core.options.open_files_max.max(SYNCS_MAX);
         if durable.len() > 1 {
             let epoch = self.epoch;
             let lanes = std::thread::available_parallelism().map_or(2, usize::from).min(8);
@@ -152,6 +156,9 @@ impl Cut {
                 while let Some(cut) = queue.pop() {
                     if !cut.space.is_dropped() {
                         cut.built = Some(build(core, &cut.tree, &cut.frozen, epoch)?);
+                        if many {
+                            cut.tree.file.close_idle();
+                        }
                     }
                 }
                 Ok(())
@@ -177,10 +184,16 @@ impl Cut {
         }
     }
 
-    /// The durable files that were written.
-    fn files(&self) -> Result<Vec<Arc<dyn DiskFile>>> {
-        let built = self.trees.iter().filter(|cut| cut.built.is_some() && !cut.tree.is_volatile());
-        built.map(|cut| cut.tree.file.disk_file()).collect()
+    /// Makes the durable files that were written durable: one by one side by side, or, if they are many,
+    /// the file systems that they are on.
+    fn sync(&self, core: &Core) -> Result<()> {
+        let written = || self.trees.iter().filter(|cut| cut.built.is_some() && !cut.tree.is_volatile());
+        if written().count() > SYNCS_MAX {
+            let paths: Vec<_> = written().map(|cut| cut.tree.file.path().to_owned()).collect();
+            return core.disk.sync_set(&paths);
+        }
+        let files: Vec<_> = written().map(|cut| cut.tree.file.disk_file()).collect::<Result<_>>()?;
+        core.disk.sync_files(&files)
     }
 
     /// Puts the new roots and states into the manifest.
@@ -267,7 +280,7 @@ pub fn write_through(core: &Core, mut cut: Cut, also: impl FnOnce(&mut Manifest)
     } else {
         cut.build_all(core)?;
     }
-    core.disk.sync_files(&cut.files()?)?;
+    cut.sync(core)?;
     let commit = core.committer.lock().commit(|manifest| {
         cut.note(manifest);
         also(manifest);
@@ -353,7 +366,7 @@ impl CheckpointJob {
             }
             Stage::Build(cut) => self.build(cut, now)?,
             Stage::Sync(cut) => {
-                self.core.disk.sync_files(&cut.files()?)?;
+                cut.sync(&self.core)?;
                 Stage::Commit(cut)
             }
             Stage::Commit(cut) => {

@@ -15,7 +15,7 @@ pub mod sim;
 
 use crate::error::Result;
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A sector: the unit that a disk writes whole or not at all.
@@ -56,6 +56,11 @@ pub trait Disk: Send + Sync + Debug {
     /// Syncs independent files; side by side where that is faster.
     fn sync_files(&self, files: &[Arc<dyn DiskFile>]) -> Result<()> {
         files.iter().try_for_each(|file| file.sync_data())
+    }
+    /// Makes durable what was written to many files, whether or not they are open any more. May sync
+    /// more than these files.
+    fn sync_set(&self, paths: &[PathBuf]) -> Result<()> {
+        paths.iter().try_for_each(|path| self.open(path, OpenMode::Write)?.sync_data())
     }
     /// True if calls are part of a replayable run, so that nothing may be done side by side.
     fn is_simulated(&self) -> bool;

@@ -5,10 +5,12 @@
 
 use super::{Disk, DiskFile, DiskLock, Mapping, OpenMode};
 use crate::error::{Damage, Error, Place, Result};
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FlockOperation};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub struct OsDisk {
     syncs: Arc<AtomicU64>,
+    /// A directory of each file system that was written to. Open since before the writes: an error of a
+    /// write back is told once to each descriptor that was open then.
+    file_systems: Mutex<BTreeMap<u64, Arc<File>>>,
 }
 
 #[derive(Debug)]
@@ -41,6 +46,16 @@ impl OsDisk {
     pub fn new() -> Self {
         OsDisk::default()
     }
+
+    fn know_file_system(&self, file: &File, path: &Path) -> Result<()> {
+        let device = file.metadata().map_err(|error| Error::io("stat", path, None, error))?.dev();
+        let mut known = self.file_systems.lock();
+        if let std::collections::btree_map::Entry::Vacant(unknown) = known.entry(device) {
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            unknown.insert(Arc::new(open(OpenOptions::new().read(true), dir)?));
+        }
+        Ok(())
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the one place that opens files")]
@@ -62,6 +77,9 @@ impl Disk for OsDisk {
             }
         }
         let file = open(&options, path)?;
+        if mode != OpenMode::Read {
+            self.know_file_system(&file, path)?;
+        }
         Ok(Arc::new(OsFile { file, path: path.to_owned(), syncs: Arc::clone(&self.syncs) }))
     }
 
@@ -135,6 +153,20 @@ impl Disk for OsDisk {
                 .collect();
             threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(Error::Closed)))
         })
+    }
+
+    fn sync_set(&self, paths: &[PathBuf]) -> Result<()> {
+        let mut devices = BTreeSet::new();
+        for path in paths {
+            devices.insert(std::fs::metadata(path).map_err(|error| Error::io("stat", path, None, error))?.dev());
+        }
+        for device in devices {
+            let dir = self.file_systems.lock().get(&device).cloned();
+            let dir = dir.ok_or_else(|| Error::invalid("a file to be synced was never opened to be written"))?;
+            self.syncs.fetch_add(1, Ordering::Relaxed);
+            rustix::fs::syncfs(&*dir).map_err(|error| Error::io("sync", &paths[0], None, error.into()))?;
+        }
+        Ok(())
     }
 
     fn is_simulated(&self) -> bool {

@@ -75,7 +75,7 @@ impl FreeSpace {
     }
 
     /// Takes `units` in one run: the lowest free extent that has them, so that files can be cut at the
-    /// end; after [`LOOKS`] that are too short the shortest that has them, or the end of the file.
+    /// end; after `LOOKS` that are too short the shortest that has them, or the end of the file.
     pub fn allocate(&mut self, units: u32) -> Result<u32> {
         let lowest = self.by_place.iter().take(LOOKS).find(|(_, len)| **len >= units);
         let lowest = lowest.map(|(&unit, &len)| (len, unit));
