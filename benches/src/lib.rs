@@ -46,7 +46,6 @@ pub struct Resident {
 }
 
 /// What is resident now.
-#[expect(clippy::disallowed_methods, reason = "the process's own statistics")]
 pub fn resident() -> Resident {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| {
@@ -123,7 +122,6 @@ pub fn mib(bytes: u64) -> String {
 }
 
 /// What machine this is, for the head of a report.
-#[expect(clippy::disallowed_methods, reason = "the machine's own description")]
 pub fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu

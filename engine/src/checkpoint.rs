@@ -303,6 +303,8 @@ pub struct CheckpointJob {
     /// When the oldest entry that is not cut yet was seen.
     dirty_since: Option<Duration>,
     retry_at: Option<Duration>,
+    /// While the disk is full: when to look for room again.
+    room_at: Duration,
 }
 
 #[derive(Debug)]
@@ -340,7 +342,7 @@ impl Job for CheckpointJob {
 impl CheckpointJob {
     /// The job of a store.
     pub fn new(core: Arc<Core>) -> Self {
-        CheckpointJob { core, stage: Stage::Idle, dirty_since: None, retry_at: None }
+        CheckpointJob { core, stage: Stage::Idle, dirty_since: None, retry_at: None, room_at: Duration::ZERO }
     }
 
     fn advance(&mut self, now: Duration) -> Result<Next> {
@@ -350,8 +352,13 @@ impl CheckpointJob {
         }
         self.stage = match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::Idle => {
+                let full = self.core.full.load(Ordering::Acquire);
+                if full && now >= self.room_at {
+                    self.room_at = now + RETRY;
+                    self.look_for_room()?;
+                }
                 if let Some(later) = self.not_due(now) {
-                    return Ok(later);
+                    return Ok(if full && later == Next::Idle { Next::At(self.room_at) } else { later });
                 }
                 self.dirty_since = None;
                 Stage::Wait(cut(&self.core))
@@ -451,10 +458,32 @@ impl CheckpointJob {
         if let Some(journal) = core.journal.read().as_ref() {
             journal.recycle(needed);
         }
-        if core.full.load(Ordering::Acquire) && core.take_reserve()? {
-            core.full.store(false, Ordering::Release);
+        if !core.full.load(Ordering::Acquire) {
+            core.take_reserve()?;
         }
         core.close_idle_files();
+        Ok(())
+    }
+
+    /// The disk is full: gives back what is free at the ends of files, and takes the reserve again. Only
+    /// then is more admitted than what frees space.
+    fn look_for_room(&self) -> Result<()> {
+        let core = &self.core;
+        let trees = || core.catalog.spaces().into_iter().flat_map(|space| space.trees.clone());
+        if trees().any(|tree| tree.room.lock().pending.units() > 0) {
+            // What the older slot reaches is free once that slot is overwritten.
+            core.committer.lock().commit(|_| ())?;
+        }
+        for tree in trees() {
+            let mut room = reclaim(core, &tree);
+            let end = room.free.end();
+            if room.free.is_known() && room.free.trim() < end {
+                tree.file.cut(room.free.end())?;
+            }
+        }
+        if core.take_reserve()? {
+            core.full.store(false, Ordering::Release);
+        }
         Ok(())
     }
 }

@@ -171,7 +171,8 @@ impl Committer {
 #[derive(Debug, Default)]
 pub struct Reserve {
     file: Option<Arc<dyn DiskFile>>,
-    held: bool,
+    /// Bytes of it that are allocated.
+    held: u64,
 }
 
 /// Room for one batch, taken before it is applied; given back if it is dropped unused.
@@ -296,11 +297,12 @@ impl Core {
         self.flushed.ticket(Position(wanted))
     }
 
-    /// Allocates the space reserve if it is not there; false if the disk has no room for it.
+    /// Allocates the space reserve as far as it is not there: all of it, a half or a quarter, whatever
+    /// the disk has room for; false if not even that.
     pub fn take_reserve(&self) -> Result<bool> {
         let bytes = self.options.space_reserve_bytes;
         let mut reserve = self.reserve.lock();
-        if bytes == 0 || reserve.held {
+        if reserve.held >= bytes {
             return Ok(true);
         }
         if reserve.file.is_none() {
@@ -314,15 +316,20 @@ impl Core {
                 other => reserve.file = Some(other?),
             }
         }
-        let Some(file) = &reserve.file else { return Ok(false) };
-        match file.preallocate(bytes) {
-            Err(Error::NoSpace { .. }) => Ok(false),
-            other => {
-                other?;
-                reserve.held = true;
-                Ok(true)
+        let Some(file) = reserve.file.clone() else { return Ok(false) };
+        for part in [bytes, bytes / 2, bytes / 4] {
+            if part <= reserve.held {
+                break;
+            }
+            match file.preallocate(part) {
+                Err(Error::NoSpace { .. }) => {}
+                other => {
+                    other?;
+                    reserve.held = part;
+                }
             }
         }
+        Ok(reserve.held > 0)
     }
 
     /// Gives the space reserve to whoever writes next; false if there was none.
@@ -330,7 +337,7 @@ impl Core {
         let mut reserve = self.reserve.lock();
         let held = std::mem::take(&mut reserve.held);
         match &reserve.file {
-            Some(file) if held => file.truncate(0).map(|()| true),
+            Some(file) if held > 0 => file.truncate(0).map(|()| true),
             _ => Ok(false),
         }
     }
