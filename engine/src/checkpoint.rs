@@ -123,12 +123,12 @@ impl Cut {
         let Some(cut) = self.trees.iter_mut().find(|cut| cut.built.is_none() && !cut.space.is_dropped()) else {
             return Ok(false);
         };
-        match build(core, &cut.tree, &cut.frozen, epoch) {
+        match build(core, cut, epoch) {
             Ok(built) => {
                 if cut.tree.is_volatile() {
                     cut.tree.set_failure(None);
                 }
-                cut.built = Some(built);
+                cut.built = built;
             }
             Err(error) if cut.tree.is_volatile() => {
                 // Its entries stay in the frozen buffer, where the next cut finds them.
@@ -154,11 +154,9 @@ impl Cut {
             durable.into_iter().for_each(|cut| queue.push(cut));
             let work = || -> Result<()> {
                 while let Some(cut) = queue.pop() {
-                    if !cut.space.is_dropped() {
-                        cut.built = Some(build(core, &cut.tree, &cut.frozen, epoch)?);
-                        if many {
-                            cut.tree.file.close_idle();
-                        }
+                    cut.built = build(core, cut, epoch)?;
+                    if many {
+                        cut.tree.file.close_idle();
                     }
                 }
                 Ok(())
@@ -192,7 +190,14 @@ impl Cut {
             let paths: Vec<_> = written().map(|cut| cut.tree.file.path().to_owned()).collect();
             return core.disk.sync_set(&paths);
         }
-        let files: Vec<_> = written().map(|cut| cut.tree.file.disk_file()).collect::<Result<_>>()?;
+        let mut files = Vec::new();
+        for cut in written() {
+            match cut.tree.file.disk_file() {
+                Ok(file) => files.push(file),
+                Err(_) if cut.space.is_dropped() => {}
+                Err(error) => return Err(error),
+            }
+        }
         core.disk.sync_files(&files)
     }
 
@@ -254,9 +259,14 @@ pub fn reclaim<'a>(core: &Core, tree: &'a Tree) -> MutexGuard<'a, Room> {
     room
 }
 
-/// Writes one tree's frozen entries into new pages of its file.
-fn build(core: &Core, tree: &Tree, frozen: &TreeBuffer, epoch: u64) -> Result<Built> {
+/// Writes one tree's frozen entries into new pages of its file; None if its space was dropped.
+fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
+    let CutTree { tree, frozen, .. } = cut;
     let mut room = reclaim(core, tree);
+    // A drop sets its mark first, and takes the file away under this lock.
+    if cut.space.is_dropped() {
+        return Ok(None);
+    }
     let free = &mut room.free;
     let old_end = free.end();
     let root = tree.published().root;
@@ -268,7 +278,7 @@ fn build(core: &Core, tree: &Tree, frozen: &TreeBuffer, epoch: u64) -> Result<Bu
     core.counters.page_bytes.fetch_add(written.bytes, Ordering::Relaxed);
     room.building.clone_from(&written.taken);
     let end = room.free.end();
-    Ok(Built { root, end, written })
+    Ok(Some(Built { root, end, written }))
 }
 
 /// Runs a cut through to its commit at once, with `also` applied to the manifest: for opening and
@@ -469,15 +479,16 @@ impl CheckpointJob {
     /// then is more admitted than what frees space.
     fn look_for_room(&self) -> Result<()> {
         let core = &self.core;
-        let trees = || core.catalog.spaces().into_iter().flat_map(|space| space.trees.clone());
-        if trees().any(|tree| tree.room.lock().pending.units() > 0) {
+        let spaces = core.catalog.spaces();
+        let trees = || spaces.iter().flat_map(|space| space.trees.iter().map(move |tree| (space, tree)));
+        if trees().any(|(_, tree)| tree.room.lock().pending.units() > 0) {
             // What the older slot reaches is free once that slot is overwritten.
             core.committer.lock().commit(|_| ())?;
         }
-        for tree in trees() {
-            let mut room = reclaim(core, &tree);
+        for (space, tree) in trees() {
+            let mut room = reclaim(core, tree);
             let end = room.free.end();
-            if room.free.is_known() && room.free.trim() < end {
+            if !space.is_dropped() && room.free.is_known() && room.free.trim() < end {
                 tree.file.cut(room.free.end())?;
             }
         }

@@ -380,3 +380,37 @@ fn a_store_is_sound_between_any_two_steps() {
     }
     assert!(driven.store.stats().checkpoints > 5);
 }
+
+/// Found by `everything_at_once` of the crate above: a checkpoint met the files of a space that was
+/// dropped while it was under way, and took no more writes.
+#[test]
+fn a_space_may_be_dropped_at_any_moment_of_a_checkpoint() {
+    let mut dropped_in_between = 0;
+    for steps in 0..40 {
+        let disk = SimDisk::new(steps);
+        disk.create_dir("/data".as_ref()).unwrap();
+        let setup = Setup { durability: SYNC, volatile: false };
+        let mut driven = open(&disk, setup, steps).unwrap();
+        let kept = driven.store.create_space(spec(setup)).unwrap();
+        let dropped = driven.store.create_space(SpaceSpec { name: "other".into(), ..spec(setup) }).unwrap();
+        for batch in 1..=6 {
+            drop(driven.apply_next(&kept, batch).unwrap());
+            drop(driven.apply_next(&dropped, batch).unwrap());
+        }
+        let mut flushed = driven.store.flush();
+        for _ in 0..steps {
+            driven.jobs.step_one();
+        }
+        dropped_in_between += u64::from(ready(&mut flushed).is_none());
+        driven.store.drop_space(dropped.id).unwrap();
+        assert!(driven.jobs.run_until_idle(1000));
+        assert!(driven.store.failure().is_none(), "after {steps} steps: {:?}", driven.store.failure());
+        drop(driven.apply_next(&kept, 7).unwrap());
+        driven.store.close().unwrap();
+        drop(driven);
+        let driven = open(&disk, setup, 1).unwrap();
+        assert_eq!(driven.store.spaces().len(), 1);
+        driven.check(&kept, 7, setup);
+    }
+    assert!(dropped_in_between > 10, "{dropped_in_between}");
+}

@@ -105,7 +105,8 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         let Self(server) = self;
-        let frames = server.keyspace.snapshot().map_err(|error| convert::status(&error))?;
+        let keyspace = server.keyspace.clone();
+        let frames = off_thread(move || keyspace.snapshot()).await?.map_err(|error| convert::status(&error))?;
         // How long the stream will be is not known before its end: at least 1 until then.
         let estimate = server.keyspace.status().size_in_use;
         let (sender, receiver) = mpsc::channel(4);

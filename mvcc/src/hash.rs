@@ -13,7 +13,18 @@ pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
     let everything = Span::prefix("");
     let segments = core.routes.cut(&everything);
     let point = core.read_point(&segments, revision.max(0))?;
-    let compacted = core.publisher.compacted();
+    // Rows above the compacted revision stay while it is pinned, whatever is compacted meanwhile.
+    let until = core.clock.monotonic().saturating_add(core.options.pin_age_max);
+    let (compacted, pin) = loop {
+        let compacted = core.publisher.compacted();
+        let pin = core.pins.pin(compacted.max(0).cast_unsigned(), until);
+        if core.publisher.compacted() == compacted {
+            break (compacted, pin);
+        }
+    };
+    if point.at.cast_signed() < compacted {
+        return Err(Refusal::Compacted { revision: compacted }.into());
+    }
     let h = point.at;
     let mut crc = crc32c::crc32c(b"key");
     // Volatile shards differ between replicas: they are not part of the hash (R4).
@@ -27,7 +38,7 @@ pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
             crc = crc32c::crc32c_append(crc, &encoded);
         }
     }
-    if !point.pin.holds() {
+    if !pin.holds() {
         return Err(Refusal::Compacted { revision: core.publisher.compacted() }.into());
     }
     Ok(HashKv {

@@ -361,7 +361,8 @@ impl Keyspace {
         older.and_then(|state| State::decode(&state).ok()).map_or(0, |state| state.applied_index)
     }
 
-    /// A consistent stream of everything at the current revision, taken while writes go on.
+    /// A consistent stream of everything at the current revision, taken while writes go on. Waits until
+    /// that revision is durable.
     ///
     /// # Errors
     /// If the keyspace was dropped.

@@ -14,6 +14,7 @@ use polybolt_engine::codec::{Reader, put_bytes};
 use polybolt_engine::{Damage, Place};
 use polybolt_index::Revision;
 use sha2::{Digest, Sha256};
+use std::collections::VecDeque;
 use std::io::Read;
 use std::ops::Bound;
 use std::path::Path;
@@ -30,12 +31,14 @@ const FRAME_BYTES: usize = 64 << 10;
 /// No frame is larger: one row of the largest request fits.
 const FRAME_BYTES_MAX: usize = 512 << 20;
 
-/// A stream of one keyspace at one revision. Holds one frame in memory, and compaction back.
+/// A stream of one keyspace at one revision. Holds one frame and the metadata (leases and tables) in
+/// memory, and compaction back.
 #[derive(Debug)]
 pub struct Snapshot {
     core: Arc<Core>,
     point: ReadPoint,
     state: State,
+    meta: VecDeque<(Bytes, Bytes)>,
     stage: Stage,
     digest: Sha256,
     rows: u64,
@@ -47,23 +50,34 @@ pub struct Snapshot {
 enum Stage {
     Header,
     Rows(Revision),
-    Meta(Bytes),
+    Meta,
     Trailer,
     Done,
 }
 
 impl Snapshot {
     pub(crate) fn new(core: &Arc<Core>) -> Result<Self> {
-        let mut state = core.writer.lock().state.clone();
+        // State and meta entries of one moment; rows are read later, as of its revision.
+        let writer = core.writer.lock();
+        core.check_open()?;
+        let mut state = writer.state.clone();
+        let ticket = core.answer_at(writer.last);
+        let mut meta = VecDeque::new();
+        core.store.view(core.meta)?.ascend(Bound::Unbounded, &mut |key, _, body| {
+            meta.push_back((Bytes::copy_from_slice(key), body.load()?));
+            Ok(true)
+        })?;
+        drop(writer);
+        ticket.wait()?;
         let segments = core.routes.cut(&Span::prefix(""));
-        let point = core.read_point(&segments, 0)?;
-        state.main = point.at;
-        state.compacted = core.publisher.compacted();
+        let point = core.read_point(&segments, state.main.cast_signed())?;
+        state.compacted = state.compacted.max(core.publisher.compacted());
         state.reserve = 0;
         Ok(Snapshot {
             core: Arc::clone(core),
             point,
             state,
+            meta,
             stage: Stage::Header,
             digest: Sha256::new(),
             rows: 0,
@@ -85,12 +99,19 @@ impl Snapshot {
             }
             Stage::Rows(from) => {
                 let (payload, next) = self.rows_from(from)?;
-                self.stage = next.map_or(Stage::Meta(Bytes::new()), Stage::Rows);
+                self.stage = next.map_or(Stage::Meta, Stage::Rows);
                 (ROWS, payload)
             }
-            Stage::Meta(from) => {
-                let (payload, next) = self.meta_from(&from)?;
-                self.stage = next.map_or(Stage::Trailer, Stage::Meta);
+            Stage::Meta => {
+                let mut payload = Vec::new();
+                while payload.len() < FRAME_BYTES
+                    && let Some((key, value)) = self.meta.pop_front()
+                {
+                    put_bytes(&mut payload, &key);
+                    put_bytes(&mut payload, &value);
+                    self.entries += 1;
+                }
+                self.stage = if self.meta.is_empty() { Stage::Trailer } else { Stage::Meta };
                 (META, payload)
             }
             Stage::Trailer => {
@@ -149,24 +170,6 @@ impl Snapshot {
             self.rows += 1;
         }
         Ok((out, None))
-    }
-
-    fn meta_from(&mut self, from: &Bytes) -> Result<(Vec<u8>, Option<Bytes>)> {
-        let view = self.core.store.view(self.core.meta)?;
-        let mut out = Vec::new();
-        let mut next = None;
-        let entries = &mut self.entries;
-        view.ascend(Bound::Included(&from[..]), &mut |key, _, body| {
-            if out.len() >= FRAME_BYTES {
-                next = Some(Bytes::copy_from_slice(key));
-                return Ok(false);
-            }
-            put_bytes(&mut out, key);
-            put_bytes(&mut out, &body.load()?);
-            *entries += 1;
-            Ok(true)
-        })?;
-        Ok((out, next))
     }
 }
 

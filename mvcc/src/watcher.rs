@@ -113,8 +113,7 @@ impl Watcher {
 
     /// The current revision if every matching event up to it was handed out, else None (WCH-21).
     pub fn progress(&self) -> Option<i64> {
-        let published = self.core.hub.progress(&self.feed)?.cast_signed();
-        (self.feed.request.start_revision <= published).then_some(published)
+        self.core.hub.progress(&self.feed).map(u64::cast_signed)
     }
 
     /// Reads a bounded piece of history from `next` on. Some ends the watcher.

@@ -158,7 +158,12 @@ impl Disk for OsDisk {
     fn sync_set(&self, paths: &[PathBuf]) -> Result<()> {
         let mut devices = BTreeSet::new();
         for path in paths {
-            devices.insert(std::fs::metadata(path).map_err(|error| Error::io("stat", path, None, error))?.dev());
+            match std::fs::metadata(path) {
+                Ok(metadata) => drop(devices.insert(metadata.dev())),
+                // Removed meanwhile: nothing is left to be made durable.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("stat", path, None, error)),
+            }
         }
         for device in devices {
             let dir = self.file_systems.lock().get(&device).cloned();

@@ -13,7 +13,7 @@
 use crate::request::{Event, EventKind, WatchRequest};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
@@ -33,6 +33,8 @@ struct State {
     singles: HashMap<Bytes, Vec<u64>>,
     /// Watchers of more than one key.
     ranges: Vec<u64>,
+    /// Those that are not synced.
+    lagging: BTreeSet<u64>,
     next_id: u64,
     queued: VecDeque<(u64, Vec<Arc<Event>>)>,
     /// Everything up to here was fed.
@@ -51,6 +53,7 @@ pub(crate) struct Interest {
 /// One watcher's side of the hub.
 #[derive(Debug)]
 pub(crate) struct Feed {
+    id: u64,
     pub(crate) request: WatchRequest,
     bytes_max: usize,
     state: Mutex<FeedState>,
@@ -133,7 +136,11 @@ impl Hub {
         state.next_id += 1;
         let id = state.next_id;
         let synced = next > applied;
+        if !synced {
+            state.lagging.insert(id);
+        }
         let feed = Arc::new(Feed {
+            id,
             request,
             bytes_max,
             state: Mutex::new(FeedState { next, synced, ..FeedState::default() }),
@@ -152,6 +159,7 @@ impl Hub {
     pub(crate) fn cancel(&self, id: u64) {
         let mut state = self.state.lock();
         let Some(feed) = state.feeds.remove(&id) else { return };
+        state.lagging.remove(&id);
         if let Some(ids) = state.singles.get_mut(&feed.request.span.key) {
             ids.retain(|have| *have != id);
             if ids.is_empty() {
@@ -169,17 +177,15 @@ impl Hub {
 
     /// Feeds everything up to `visible`. Called in order of revisions.
     pub(crate) fn publish(&self, visible: u64) {
-        if self.watchers.load(Ordering::Acquire) == 0 {
-            let mut state = self.state.lock();
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        state.published = state.published.max(visible);
+        if state.feeds.is_empty() {
             state.queued.clear();
-            state.published = state.published.max(visible);
             return;
         }
-        let mut state = self.state.lock();
         while state.queued.front().is_some_and(|(main, _)| *main <= visible) {
-            let Some((main, events)) = state.queued.pop_front() else {
-                break;
-            };
+            let Some((main, events)) = state.queued.pop_front() else { break };
             let mut matching: BTreeMap<u64, Vec<Event>> = BTreeMap::new();
             for event in &events {
                 let singles = state.singles.get(&event.kv.key).into_iter().flatten();
@@ -191,22 +197,24 @@ impl Hub {
                 }
             }
             for (id, events) in matching {
-                state.feeds[&id].feed(main, events);
+                if !state.feeds[&id].feed(main, events) {
+                    state.lagging.insert(id);
+                }
             }
         }
-        state.published = state.published.max(visible);
-        for feed in state.feeds.values() {
-            feed.nudge_lagging();
+        for id in &state.lagging {
+            state.feeds[id].nudge();
         }
     }
 
     /// Ends the catching up of a watcher whose next revision has not been fed to anybody yet; false
     /// if it has, and history has to be read on.
     pub(crate) fn sync(&self, feed: &Feed, applied_at_registration: u64) -> bool {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let mut own = feed.state.lock();
         if own.next > state.published && own.next > applied_at_registration {
             own.synced = true;
+            state.lagging.remove(&feed.id);
         }
         own.synced
     }
@@ -215,7 +223,11 @@ impl Hub {
     /// Not the visible revision: that moves before its events are fed.
     pub(crate) fn progress(&self, feed: &Feed) -> Option<u64> {
         let state = self.state.lock();
-        feed.is_idle().then_some(state.published)
+        let own = feed.state.lock();
+        let idle = own.synced && own.queue.is_empty() && !own.ended;
+        let reached = feed.request.start_revision <= state.published.cast_signed();
+        // History may have shown it more than was published since.
+        (idle && reached).then_some(state.published.max(own.next.saturating_sub(1)))
     }
 
     /// Fails all watchers: the keyspace goes.
@@ -239,17 +251,17 @@ impl Feed {
         Some(Event { kind: event.kind, kv: event.kv.clone(), prev_kv })
     }
 
-    /// A live revision. A full queue makes the watcher lag from here on.
-    fn feed(&self, main: u64, events: Vec<Event>) {
+    /// A live revision. A full queue makes the watcher lag from here on: false if it does.
+    fn feed(&self, main: u64, events: Vec<Event>) -> bool {
         let mut state = self.state.lock();
         if !state.synced || main < state.next || state.ended {
-            return;
+            return state.synced || state.ended;
         }
         let bytes: usize = events.iter().map(event_bytes).sum();
         if state.bytes > 0 && state.bytes + bytes > self.bytes_max {
             state.synced = false;
             state.next = main;
-            return;
+            return false;
         }
         state.next = main + 1;
         if !events.is_empty() {
@@ -257,6 +269,7 @@ impl Feed {
             state.queue.push_back((main, events));
             self.wake(&mut state);
         }
+        true
     }
 
     /// What history holds for it: events of whole revisions up to `upto`, everything looked at.
@@ -323,11 +336,9 @@ impl Feed {
         self.wake(&mut state);
     }
 
-    fn nudge_lagging(&self) {
-        let mut state = self.state.lock();
-        if !state.synced {
-            self.wake(&mut state);
-        }
+    /// More is visible: a lagging watcher may read on.
+    fn nudge(&self) {
+        self.wake(&mut self.state.lock());
     }
 
     fn wake(&self, state: &mut FeedState) {
