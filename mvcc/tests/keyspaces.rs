@@ -71,7 +71,11 @@ fn values_up_to_64_mib_and_keys_longer_than_a_leaf_allows() {
         let ks = engine.keyspace("ks").unwrap();
         assert_eq!(get(&ks, "large").unwrap(), large);
         assert_eq!(get(&ks, &long).unwrap(), large.slice(..3 << 20));
-        assert_eq!(ks.range(&RangeRequest { revision: 3, ..RangeRequest::new(Span::prefix("/registry/")) }).unwrap().kvs[0].value, "long");
+        assert_eq!(
+            ks.range(&RangeRequest { revision: 3, ..RangeRequest::new(Span::prefix("/registry/")) }).unwrap().kvs[0]
+                .value,
+            "long"
+        );
         engine.verify(&mut |_| ()).unwrap();
     }
 }
@@ -148,7 +152,9 @@ fn tables_are_kept_beside_the_data() {
         key: key.into(),
         value: value.map(Bytes::from),
     };
-    ks.table_write(vec![edit("alarms", "b", Some("2")), edit("alarms", "a", Some("1")), edit("alarm", "c", Some("3"))]).wait().unwrap();
+    ks.table_write(vec![edit("alarms", "b", Some("2")), edit("alarms", "a", Some("1")), edit("alarm", "c", Some("3"))])
+        .wait()
+        .unwrap();
     assert_eq!(ks.revision(), 1, "no revision of the keyspace's");
     ks.table_write(vec![edit("alarms", "b", None)]).wait().unwrap();
     assert_eq!(ks.table_list("alarms").unwrap(), [(Bytes::from("a"), Bytes::from("1"))]);
