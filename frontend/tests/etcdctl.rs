@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Served, has_program, polybolt, succeed, text};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -37,15 +37,26 @@ impl Ctl {
         text(&output.stdout)
     }
 
-    /// What a watch prints within a second, after `act`.
-    fn watch(&self, arguments: &[&str], act: impl FnOnce()) -> String {
-        let child = self.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(700));
-        act();
-        std::thread::sleep(Duration::from_millis(700));
-        drop(Command::new("kill").arg("-INT").arg(child.id().to_string()).status());
-        text(&child.wait_with_output().unwrap().stdout)
+    /// What a watch prints, up to as much as is expected of it.
+    fn watch(&self, arguments: &[&str], expected: &str) -> String {
+        let mut child = self.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let length = expected.len();
+        std::thread::spawn(move || {
+            let mut printed = vec![0; length];
+            drop(sender.send(stdout.read_exact(&mut printed).map(|()| text(&printed))));
+        });
+        let printed = receiver.recv_timeout(Duration::from_secs(30));
+        drop(child.kill());
+        drop(child.wait());
+        printed.expect("the watch prints in time").unwrap()
     }
+}
+
+/// The revision in the header of a JSON answer.
+fn header_revision(json: &str) -> i64 {
+    json.split("\"revision\":").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -88,10 +99,16 @@ fn etcdctl_drives_everything() {
     assert!(ctl.txn("mod(\"zz\") = \"1\"\n\nput no no\n\nget zz\n\n").starts_with("FAILURE\n"));
 
     // watch: from an old revision, a prefix, the version before
-    let old = ctl.watch(&["watch", "--rev", "3", "--prefix", "/registry/pods/"], || ());
-    assert_eq!(old, "PUT\n/registry/pods/a\n1\nPUT\n/registry/pods/c\n0\nDELETE\n/registry/pods/c\n\n");
-    let live = ctl.watch(&["watch", "--prefix", "z", "--prev-kv"], || drop(run(&["put", "zz", "newer"])));
-    assert_eq!(live, "PUT\nzz\nnew\nzz\nnewer\n");
+    let old = "PUT\n/registry/pods/a\n1\nPUT\n/registry/pods/c\n0\nDELETE\n/registry/pods/c\n\n";
+    assert_eq!(ctl.watch(&["watch", "--rev", "3", "--prefix", "/registry/pods/"], old), old);
+    let next = header_revision(&run(&["get", "zz", "-w", "json"])) + 1;
+    let live = "PUT\nzz\nnew\nzz\nnewer\n";
+    std::thread::scope(|scope| {
+        let watching =
+            scope.spawn(|| ctl.watch(&["watch", "--rev", &next.to_string(), "--prefix", "z", "--prev-kv"], live));
+        run(&["put", "zz", "newer"]);
+        assert_eq!(watching.join().unwrap(), live);
+    });
 
     // leases
     let granted = run(&["lease", "grant", "300"]);
@@ -163,8 +180,7 @@ fn a_quota_that_is_used_up_raises_an_alarm_and_can_be_freed() {
     assert!(!ctl.run(&["get", "/registry/pods/1"]).is_empty());
     assert_eq!(ctl.run(&["del", "--prefix", "/registry/pods/"]), "10\n");
     let status = ctl.run(&["endpoint", "status", "-w", "json"]);
-    let revision = status.split("\"revision\":").nth(1).unwrap().split(',').next().unwrap().to_owned();
-    ctl.run(&["compaction", &revision, "--physical"]);
+    ctl.run(&["compaction", &header_revision(&status).to_string(), "--physical"]);
     ctl.run(&["defrag"]);
     ctl.run(&["alarm", "disarm"]);
     assert_eq!(ctl.run(&["put", "again", "1"]), "OK\n");

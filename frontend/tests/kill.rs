@@ -95,7 +95,10 @@ async fn nothing_acknowledged_is_lost_and_no_txn_is_torn() {
             .collect();
         // Random enough: what the scheduler and the disk make of it.
         tokio::time::sleep(Duration::from_millis(80 + round * 37 % 400)).await;
-        let stats = inspect(&url).await;
+        let mut stats = inspect(&url).await;
+        while stats.journal_groups == 0 {
+            stats = inspect(&url).await;
+        }
         served.kill();
         for (writer, task) in writing.into_iter().enumerate() {
             let reached = task.await.unwrap();

@@ -18,10 +18,11 @@ use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Hit, Index, KeyRange, Revision};
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Keys looked up under one hold of an index lock.
@@ -40,9 +41,14 @@ pub(crate) struct Shard {
     pub(crate) floor: AtomicU64,
 }
 
+/// A request in line, which has its turn when it is called: Some if there is no room yet, and when
+/// there may be.
+pub(crate) type Queued = Box<dyn FnMut(&Core, &mut Writer, Duration) -> Option<Ticket> + Send>;
+
 /// What only the writer touches.
-#[derive(Debug)]
 pub(crate) struct Writer {
+    /// Requests that wait for room, in the order in which they came.
+    pub(crate) line: VecDeque<Queued>,
     pub(crate) state: State,
     /// The newest position anything was computed from.
     pub(crate) last: Position,
@@ -75,6 +81,8 @@ pub(crate) struct Core {
     pub(crate) work: Signal,
 
     pub(crate) writer: Mutex<Writer>,
+    /// How many requests wait for room in the writer's line.
+    pub(crate) in_line: AtomicUsize,
     pub(crate) lessor: Mutex<Lessor>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) hub: Arc<Hub>,
@@ -240,13 +248,6 @@ impl Core {
         segments.iter().map(in_segment).sum()
     }
 
-    /// The newest state of a key, applied, if it is live. Requires: the writer is held.
-    pub(crate) fn latest(&self, key: &[u8]) -> Option<Found> {
-        let shard = self.routes.shard_of(key);
-        let hit = self.shards[shard].index.read().latest(key)?;
-        Some(Found { key: Bytes::copy_from_slice(key), hit, shard, own: None })
-    }
-
     /// The rows of what was found, in the same order; each tree is read in the order of revisions.
     pub(crate) fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
         let mut kvs = vec![KeyValue::default(); found.len()];
@@ -337,7 +338,7 @@ pub(crate) struct Rows<'a> {
 struct Lane {
     shard: usize,
     next: Option<Revision>,
-    run: std::collections::VecDeque<StoredRow>,
+    run: VecDeque<StoredRow>,
 }
 
 /// Rows taken from a shard at a time.

@@ -1,5 +1,6 @@
-//! Housekeeping: one background job for all keyspaces of an engine, which sweeps after compactions
-//! and revokes leases past their deadline. It sleeps while there is nothing to do.
+//! Housekeeping: one background job for all keyspaces of an engine, which sweeps after compactions,
+//! revokes leases past their deadline, and moves the lines of requests that wait for room. It sleeps
+//! while there is nothing to do.
 
 use crate::core::Core;
 use crate::error::Error;
@@ -18,6 +19,8 @@ pub(crate) type Table = RwLock<BTreeMap<String, Arc<Core>>>;
 
 /// Leases past their deadline are looked for this often.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+/// Requests in line whose callers do not wait are tried this often.
+const LINE_INTERVAL: Duration = Duration::from_millis(5);
 /// Leases that one step revokes.
 const REVOKES_PER_STEP: usize = 16;
 
@@ -97,6 +100,12 @@ impl Job for Housekeeper {
         let cores = self.open();
         let mut next: Option<Duration> = None;
         let mut wake = |at: Duration| next = Some(next.map_or(at, |next| next.min(at)));
+        // Those whose callers do not wait have their turn too.
+        for core in cores.iter().filter(|core| core.in_line.load(Ordering::Acquire) > 0) {
+            if core.move_line().is_some() {
+                wake(now + LINE_INTERVAL);
+            }
+        }
         if now >= self.sweep_at {
             if self.sweep(&cores, now) {
                 self.sweep_at = now + self.options.compaction_sleep_interval;

@@ -172,16 +172,34 @@ impl Keyspace {
         })
     }
 
-    /// Runs a txn: all of it under one revision, or nothing.
+    /// Runs a txn: all of it under one revision, or nothing. One that only reads does not wait for
+    /// writers (TXN-18).
     ///
     /// # Errors
     /// As its operations, and `TooManyOps`, `DuplicateKey`.
     pub fn txn(&self, request: TxnRequest) -> Pending<TxnResponse> {
+        if txn::is_read_only(&request) {
+            return Pending::answered(&self.core, self.read_txn(&request), None);
+        }
         self.core.submit(move |core, writer| {
             txn::check_txn(&request, core.options.max_txn_ops).map_err(Error::from)?;
             check_size(core, txn_bytes(&request))?;
             core.evaluate(writer, Extra::default(), |evaluation| evaluation.txn(&request))
         })
+    }
+
+    fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse> {
+        let core = &self.core;
+        txn::check_txn(request, core.options.max_txn_ops)?;
+        let point = core.read_point(&[], 0)?;
+        // Pinned first, compared with the compacted revision after (S3).
+        let until = core.clock.monotonic().saturating_add(core.options.pin_age_max);
+        let lowest = core.pins.pin(txn::lowest_revision(request).unwrap_or(point.at), until);
+        let response = txn::Evaluation::reading(core, point.at, core.publisher.compacted()).txn(request)?;
+        if !point.pin.holds() || !lowest.holds() {
+            return Err(Refusal::Compacted { revision: self.compact_revision() }.into());
+        }
+        Ok(response)
     }
 
     /// Forgets history below `revision`; answers with the current revision. Reads below are refused

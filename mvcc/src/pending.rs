@@ -1,39 +1,34 @@
-//! An answer that waits: for room first if there is none, then until what it rests on is durable.
+//! An answer that waits: in line for room if there is none, then until what it rests on is durable.
 //!
-//! The request is evaluated and applied when the call is made, if there is room; a [`Pending`] that
-//! is dropped takes nothing back. Without room nothing is applied until the pending answer is polled
-//! or waited for: then the request is evaluated again.
+//! A request is evaluated and applied when the call is made, if there is room. Without room it stands in
+//! line behind the requests before it, so that a caller's writes are applied in the order of its calls
+//! whether it waits in between or not; the line moves whenever anybody waits, and by housekeeping. A
+//! [`Pending`] that is dropped takes nothing back.
 
+use crate::core::Core;
 use crate::error::{Error, Refusal, Result};
+use parking_lot::Mutex;
 use polybolt_engine::Ticket;
-use polybolt_engine::run::Clock;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-/// What one try of a request led to.
-pub(crate) enum Attempt<T> {
-    /// An answer, once the ticket resolves.
-    Answer(Result<T>, Ticket),
-    /// No room: try again once the ticket resolves.
-    Short(Ticket),
-}
+/// Where the answer of a request in line will be, with what it has to wait for.
+pub(crate) type Slot<T> = Arc<Mutex<Option<(Result<T>, Ticket)>>>;
 
 /// One more thing to wait for before the answer is given.
 type Stage = Box<dyn FnOnce() -> Ticket + Send>;
-type Try<T> = Box<dyn FnMut() -> Attempt<T> + Send>;
 
 /// An answer that waits. A `Future` for tasks, [`Pending::wait`] for threads.
 #[must_use = "the answer is what tells whether the write was refused"]
 pub struct Pending<T> {
-    clock: Arc<dyn Clock>,
-    deadline: Duration,
-    /// Waited for: an answer's ticket, or room.
+    core: Arc<Core>,
+    /// Waited for: durability, or room.
     ticket: Option<Ticket>,
     answer: Option<Result<T>>,
-    retry: Option<Try<T>>,
+    /// Set while in line.
+    slot: Option<Slot<T>>,
     stages: Vec<Stage>,
 }
 
@@ -46,23 +41,14 @@ impl<T> std::fmt::Debug for Pending<T> {
 impl<T> Unpin for Pending<T> {}
 
 impl<T> Pending<T> {
-    /// Tries `attempt` now, and again whenever there was no room, for at most `patience`.
-    pub(crate) fn start(
-        clock: &Arc<dyn Clock>,
-        patience: Duration,
-        mut attempt: impl FnMut() -> Attempt<T> + Send + 'static,
-    ) -> Self {
-        let deadline = clock.monotonic().saturating_add(patience);
-        let mut pending =
-            Pending { clock: Arc::clone(clock), deadline, ticket: None, answer: None, retry: None, stages: Vec::new() };
-        match attempt() {
-            Attempt::Answer(answer, ticket) => (pending.answer, pending.ticket) = (Some(answer), Some(ticket)),
-            Attempt::Short(ticket) => {
-                pending.ticket = Some(ticket);
-                pending.retry = Some(Box::new(attempt));
-            }
-        }
-        pending
+    /// An answer that is given once the ticket resolves.
+    pub(crate) fn answered(core: &Arc<Core>, answer: Result<T>, ticket: Option<Ticket>) -> Self {
+        Pending { core: Arc::clone(core), ticket, answer: Some(answer), slot: None, stages: Vec::new() }
+    }
+
+    /// An answer of a request in line; `ticket` resolves when the line may move.
+    pub(crate) fn in_line(core: &Arc<Core>, slot: Slot<T>, ticket: Ticket) -> Self {
+        Pending { core: Arc::clone(core), ticket: Some(ticket), answer: None, slot: Some(slot), stages: Vec::new() }
     }
 
     /// Waits for one more ticket after the first.
@@ -86,19 +72,21 @@ impl<T> Pending<T> {
 
     /// A ticket resolved; Some if that was the last thing to wait for.
     fn step(&mut self, outcome: Result<(), polybolt_engine::Error>) -> Option<Result<T>> {
+        if let Some(slot) = &self.slot {
+            // Also when the wait for room failed: then the line tells everybody in it.
+            let short = self.core.move_line();
+            let done = slot.lock().take();
+            match (done, short) {
+                (Some((answer, ticket)), _) => {
+                    (self.answer, self.ticket, self.slot) = (Some(answer), Some(ticket), None)
+                }
+                (None, short) => self.ticket = short,
+            }
+            return None;
+        }
         if let Err(error) = outcome {
             let written = matches!(self.answer, Some(Ok(_)));
             return Some(Err(if written { Error::Unknown(error) } else { Error::Storage(error) }));
-        }
-        if let Some(mut attempt) = self.retry.take() {
-            if self.clock.monotonic() > self.deadline {
-                return Some(Err(Refusal::TooManyRequests.into()));
-            }
-            match attempt() {
-                Attempt::Answer(answer, ticket) => (self.answer, self.ticket) = (Some(answer), Some(ticket)),
-                Attempt::Short(ticket) => (self.ticket, self.retry) = (Some(ticket), Some(attempt)),
-            }
-            return None;
         }
         if matches!(self.answer, Some(Ok(_)))
             && let Some(stage) = self.stages.pop()

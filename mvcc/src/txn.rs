@@ -35,11 +35,13 @@ pub(crate) struct Put {
     pub(crate) version: u64,
 }
 
-/// A txn under evaluation. Requires: the writer is held.
+/// A txn under evaluation. Requires: the writer is held, unless it only reads.
 pub(crate) struct Evaluation<'a> {
     core: &'a Core,
     /// The newest revision before it.
     begin: u64,
+    /// What it reads at: everything applied, or `begin` if it only reads.
+    at: u64,
     compacted: i64,
     pub(crate) changes: Vec<Change>,
     /// The last change of each key.
@@ -54,7 +56,12 @@ struct Plan<'a> {
 
 impl<'a> Evaluation<'a> {
     pub(crate) fn new(core: &'a Core, begin: u64, compacted: i64) -> Self {
-        Evaluation { core, begin, compacted, changes: Vec::new(), own: BTreeMap::new() }
+        Evaluation { core, begin, at: u64::MAX, compacted, changes: Vec::new(), own: BTreeMap::new() }
+    }
+
+    /// One that only reads, at a pinned revision: needs no writer.
+    pub(crate) fn reading(core: &'a Core, at: u64, compacted: i64) -> Self {
+        Evaluation { core, begin: at, at, compacted, changes: Vec::new(), own: BTreeMap::new() }
     }
 
     /// The main of its changes.
@@ -129,7 +136,7 @@ impl<'a> Evaluation<'a> {
         if request.lease != 0 && !self.core.lessor.lock().exists(request.lease) {
             return Err(Refusal::LeaseNotFound.into());
         }
-        if (request.ignore_value || request.ignore_lease) && self.core.latest(&request.key).is_none() {
+        if (request.ignore_value || request.ignore_lease) && self.stored(&request.key).is_none() {
             return Err(Refusal::KeyNotFound.into());
         }
         Ok(())
@@ -153,10 +160,10 @@ impl<'a> Evaluation<'a> {
         let segments = self.core.routes.cut(&request.span);
         let own = request.revision <= 0 && !self.changes.is_empty();
         if own {
-            let base = read::Pinned { core: self.core, segments, at: u64::MAX };
+            let base = read::Pinned { core: self.core, segments, at: self.at };
             return read::range(&Overlaid { base, txn: self, span: &request.span }, request, self.revision());
         }
-        let at = if request.revision <= 0 { u64::MAX } else { request.revision.cast_unsigned() };
+        let at = if request.revision <= 0 { self.at } else { request.revision.cast_unsigned() };
         read::range(&read::Pinned { core: self.core, segments, at }, request, self.revision())
     }
 
@@ -207,11 +214,19 @@ impl<'a> Evaluation<'a> {
         self.changes.push(change);
     }
 
+    /// The newest state of a key, own changes left out.
+    fn stored(&self, key: &[u8]) -> Option<Found> {
+        let shard = self.core.routes.shard_of(key);
+        let index = self.core.shards[shard].index.read();
+        let hit = if self.at == u64::MAX { index.latest(key) } else { index.get(key, self.at) }?;
+        Some(Found { key: Bytes::copy_from_slice(key), hit, shard, own: None })
+    }
+
     /// The newest state of a key, own changes included.
     fn current(&self, key: &Bytes) -> Option<Found> {
         match self.own.get(key) {
             Some(&at) => self.own_found(at),
-            None => self.core.latest(key),
+            None => self.stored(key),
         }
     }
 
@@ -254,8 +269,8 @@ impl<'a> Evaluation<'a> {
     fn holds(&self, compare: &Compare) -> Result<bool> {
         let segments = self.core.routes.cut(&compare.span);
         let found = match &compare.span.end {
-            SpanEnd::Single => self.core.latest(&compare.span.key).into_iter().collect(),
-            _ => read::Pinned { core: self.core, segments, at: u64::MAX }.keys(usize::MAX, true),
+            SpanEnd::Single => self.stored(&compare.span.key).into_iter().collect(),
+            _ => read::Pinned { core: self.core, segments, at: self.at }.keys(usize::MAX, true),
         };
         if found.is_empty() {
             return Ok(match &compare.target {
@@ -307,7 +322,7 @@ impl Source for Overlaid<'_> {
     fn count(&self) -> i64 {
         let mut count = self.base.count();
         for (key, at) in self.txn.own.iter().filter(|(key, _)| self.span.contains(key)) {
-            let was = self.txn.core.latest(key).is_some();
+            let was = self.txn.stored(key).is_some();
             let is = self.txn.changes[*at].put.is_some();
             count += i64::from(is) - i64::from(was);
         }
@@ -342,6 +357,20 @@ pub(crate) fn check_put(request: &PutRequest) -> Result<(), Refusal> {
         return Err(Refusal::LeaseProvided);
     }
     Ok(())
+}
+
+/// TXN-18: every operation in both branches is a range; none at all counts.
+pub(crate) fn is_read_only(request: &TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|op| matches!(op, Op::Range(_)))
+}
+
+/// The lowest revision that a read-only txn names, if it names one.
+pub(crate) fn lowest_revision(request: &TxnRequest) -> Option<u64> {
+    let revision = |op: &Op| match op {
+        Op::Range(range) if range.revision > 0 => Some(range.revision.cast_unsigned()),
+        _ => None,
+    };
+    request.success.iter().chain(&request.failure).filter_map(revision).min()
 }
 
 /// Checks a txn before it is evaluated (TXN-1..4).

@@ -7,7 +7,7 @@
 
 use crate::core::{Core, RESERVE_AHEAD, Writer};
 use crate::error::{Error, Refusal, Result};
-use crate::pending::{Attempt, Pending};
+use crate::pending::{Pending, Slot};
 use crate::record::{MetaEdit, NewPut, NewRow, RecordBuilder, RecordHead, next_history};
 use crate::request::{Event, EventKind, KeyValue};
 use crate::txn::{Change, Evaluation};
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, Ticket, TreeEdit};
 use polybolt_index::Revision;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What a commit does besides its changes of keys.
 #[derive(Debug, Default, Clone)]
@@ -64,27 +65,76 @@ struct Encoded {
 }
 
 impl Core {
-    /// Runs `request` as the one writer, again after each shortage of room.
+    /// Runs `request` as the one writer, behind those that wait for room.
     pub(crate) fn submit<T: Send + 'static>(
         self: &Arc<Self>,
         mut request: impl FnMut(&Core, &mut Writer) -> Result<T, NotNow> + Send + 'static,
     ) -> Pending<T> {
-        let core = Arc::clone(self);
-        let attempt = move || {
-            let mut writer = core.writer.lock();
-            let outcome = match core.check_open() {
-                Ok(()) => request(&core, &mut writer),
-                Err(error) => Err(error.into()),
-            };
-            let ticket = core.answer_at(writer.last);
-            drop(writer);
-            match outcome {
-                Ok(answer) => Attempt::Answer(Ok(answer), ticket),
-                Err(NotNow::Refused(error)) => Attempt::Answer(Err(error), ticket),
-                Err(NotNow::Short(ticket)) => Attempt::Short(ticket),
+        let mut writer = self.writer.lock();
+        let mut short = self.move_line_of(&mut writer);
+        if short.is_none() {
+            match self.attempt(&mut writer, &mut request) {
+                Ok((answer, ticket)) => return Pending::answered(self, answer, Some(ticket)),
+                Err(ticket) => short = Some(ticket),
             }
+        }
+        let slot: Slot<T> = Arc::default();
+        let place = Arc::clone(&slot);
+        let deadline = self.clock.monotonic().saturating_add(self.options.admission_timeout);
+        writer.line.push_back(Box::new(move |core, writer, now| {
+            let answered = if now > deadline {
+                Ok((Err(Refusal::TooManyRequests.into()), core.answer_at(Position(0))))
+            } else {
+                core.attempt(writer, &mut request)
+            };
+            match answered {
+                Ok(answered) => {
+                    *place.lock() = Some(answered);
+                    None
+                }
+                Err(ticket) => Some(ticket),
+            }
+        }));
+        self.in_line.store(writer.line.len(), Ordering::Release);
+        drop(writer);
+        self.work.raise();
+        Pending::in_line(self, slot, short.unwrap_or_else(|| self.answer_at(Position(0))))
+    }
+
+    /// One try: the answer and what it has to wait for, or when there may be room.
+    fn attempt<T>(
+        &self,
+        writer: &mut Writer,
+        request: &mut impl FnMut(&Core, &mut Writer) -> Result<T, NotNow>,
+    ) -> Result<(Result<T>, Ticket), Ticket> {
+        let outcome = match self.check_open() {
+            Ok(()) => request(self, writer),
+            Err(error) => Err(error.into()),
         };
-        Pending::start(&self.clock, self.options.admission_timeout, attempt)
+        let ticket = self.answer_at(writer.last);
+        match outcome {
+            Ok(answer) => Ok((Ok(answer), ticket)),
+            Err(NotNow::Refused(error)) => Ok((Err(error), ticket)),
+            Err(NotNow::Short(ticket)) => Err(ticket),
+        }
+    }
+
+    /// Gives those in line their turns, in order; Some if the first has no room, and when it may have.
+    pub(crate) fn move_line(&self) -> Option<Ticket> {
+        self.move_line_of(&mut self.writer.lock())
+    }
+
+    fn move_line_of(&self, writer: &mut Writer) -> Option<Ticket> {
+        let mut short = None;
+        while let Some(mut first) = writer.line.pop_front() {
+            short = first(self, writer, self.clock.monotonic());
+            if short.is_some() {
+                writer.line.push_front(first);
+                break;
+            }
+        }
+        self.in_line.store(writer.line.len(), Ordering::Release);
+        short
     }
 
     /// Evaluates with `evaluate` and commits what it changed.

@@ -172,3 +172,25 @@ fn everything_at_once() {
     assert_eq!(ks.history_hash(), hash);
     assert_eq!(engine.keyspaces(), ["ks"]);
 }
+
+/// Found by a hash that was sometimes another one: what had waited for room was applied after what came later.
+#[test]
+fn writes_are_applied_in_the_order_of_the_calls_whoever_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        Options { buffer_bytes: 60_000, segment_bytes: 16 << 10, journal_bytes: 64 << 10, ..Options::default() };
+    let engine = Engine::open(dir.path(), options).unwrap();
+    let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
+    let put = |n: usize| ks.put(PutRequest::new("k", format!("{n:>200}")));
+    let pending: Vec<_> = (0..1500).map(put).collect();
+    // Waited for backwards.
+    let mut revisions: Vec<i64> = pending.into_iter().rev().map(|put| put.wait().unwrap().revision).collect();
+    revisions.reverse();
+    assert_eq!(revisions, (2..1502).collect::<Vec<_>>());
+    // Not waited for at all: all of it happens all the same.
+    (0..1500).for_each(|n| drop(put(n)));
+    let last = put(1500).wait().unwrap();
+    assert_eq!(last.revision, 3002);
+    let kv = ks.range(&RangeRequest::new(Span::key("k"))).unwrap().kvs.remove(0);
+    assert_eq!((kv.version, &kv.value[..]), (3001, format!("{:>200}", 1500).as_bytes()));
+}
