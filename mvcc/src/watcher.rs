@@ -153,19 +153,21 @@ impl Watcher {
             if !self.feed.request.span.contains(&row.kv.key) {
                 continue;
             }
-            let (kind, kv) = if row.tombstone {
+            let kind = if row.tombstone { EventKind::Delete } else { EventKind::Put };
+            if !self.feed.wants(kind) {
+                continue;
+            }
+            let kv = if row.tombstone {
                 let mod_revision = row.kv.mod_revision;
-                (EventKind::Delete, KeyValue { key: row.kv.key.clone(), mod_revision, ..KeyValue::default() })
+                KeyValue { key: row.kv.key.clone(), mod_revision, ..KeyValue::default() }
             } else {
-                (EventKind::Put, row.kv.clone())
+                row.kv.clone()
             };
             let created = !row.tombstone && row.kv.create_revision == row.kv.mod_revision;
             let prev_kv =
                 if self.feed.request.prev_kv && !created { self.before(&row.kv.key, row.at.main)? } else { None };
             bytes += kv.key.len() + kv.value.len();
-            let Some(event) = self.feed.select(&Event { kind, kv, prev_kv }) else {
-                continue;
-            };
+            let event = Event { kind, kv, prev_kv };
             match found.last_mut() {
                 Some((main, events)) if *main == row.at.main => events.push(event),
                 _ => found.push((row.at.main, vec![event])),

@@ -100,8 +100,13 @@ fn snapshot(ks: &Keyspace, engine: &Engine, name: &str) {
 #[test]
 fn everything_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let options =
-        Options { buffer_bytes: 400_000, watch_buffer_bytes: 20_000, compaction_batch_limit: 50, ..Options::default() };
+    let options = Options {
+        buffer_bytes: 400_000,
+        watch_buffer_bytes: 20_000,
+        compaction_batch_limit: 50,
+        admission_timeout: std::time::Duration::from_secs(300),
+        ..Options::default()
+    };
     let engine = Engine::open(dir.path(), options.clone()).unwrap();
     let ks = engine.create_keyspace("ks", Routes::parse("low=a,mid=m").unwrap()).unwrap();
     let last = (WRITERS * TXNS) as i64 + 1;
@@ -177,8 +182,13 @@ fn everything_at_once() {
 #[test]
 fn writes_are_applied_in_the_order_of_the_calls_whoever_waits() {
     let dir = tempfile::tempdir().unwrap();
-    let options =
-        Options { buffer_bytes: 60_000, segment_bytes: 16 << 10, journal_bytes: 64 << 10, ..Options::default() };
+    let options = Options {
+        buffer_bytes: 60_000,
+        segment_bytes: 16 << 10,
+        journal_bytes: 64 << 10,
+        admission_timeout: std::time::Duration::from_secs(300),
+        ..Options::default()
+    };
     let engine = Engine::open(dir.path(), options).unwrap();
     let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
     let put = |n: usize| ks.put(PutRequest::new("k", format!("{n:>200}")));

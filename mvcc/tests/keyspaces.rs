@@ -56,7 +56,9 @@ fn keyspaces_are_created_listed_and_dropped() {
 fn values_up_to_64_mib_and_keys_longer_than_a_leaf_allows() {
     for read_cache_bytes in [None, Some(1 << 20)] {
         let dir = tempfile::tempdir().unwrap();
-        let options = Options { max_request_bytes: 100 << 20, read_cache_bytes, ..Options::default() };
+        let admission_timeout = Duration::from_secs(300);
+        let options =
+            Options { max_request_bytes: 100 << 20, read_cache_bytes, admission_timeout, ..Options::default() };
         let engine = Engine::open(dir.path(), options.clone()).unwrap();
         let ks = engine.create_keyspace("ks", Routes::kubernetes()).unwrap();
         let large = Bytes::from((0..64u32 << 20).map(|n| (n % 251) as u8).collect::<Vec<_>>());

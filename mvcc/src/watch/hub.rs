@@ -10,7 +10,8 @@
 //! What always holds for a watcher: all matching events below `next` were put in its queue, none at
 //! or above. A revision is fed only if it is at or above `next`.
 
-use crate::request::{Event, EventKind, WatchRequest};
+use super::ranges::Ranges;
+use crate::request::{Event, EventKind, SpanEnd, WatchRequest};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -30,15 +31,23 @@ pub(crate) struct Hub {
 #[derive(Debug, Default)]
 struct State {
     feeds: BTreeMap<u64, Arc<Feed>>,
+    /// Watchers of one key.
     singles: HashMap<Bytes, Vec<u64>>,
     /// Watchers of more than one key.
-    ranges: Vec<u64>,
+    ranges: Ranges,
     /// Those that are not synced.
     lagging: BTreeSet<u64>,
     next_id: u64,
     queued: VecDeque<(u64, Vec<Arc<Event>>)>,
     /// Everything up to here was fed.
     published: u64,
+}
+
+impl State {
+    /// The watchers of a key.
+    fn watchers_of(&self, key: &[u8]) -> impl Iterator<Item = &u64> {
+        self.singles.get(key).into_iter().flatten().chain(self.ranges.at(key))
+    }
 }
 
 /// What the writer has to know about a key.
@@ -62,7 +71,8 @@ pub(crate) struct Feed {
 
 #[derive(Debug, Default)]
 struct FeedState {
-    queue: VecDeque<(u64, Vec<Event>)>,
+    /// Shared with other watchers until they are taken.
+    queue: VecDeque<(u64, Vec<Arc<Event>>)>,
     bytes: usize,
     /// The lowest revision that was not looked at for this watcher.
     next: u64,
@@ -95,12 +105,11 @@ impl Hub {
         }
         let state = self.state.lock();
         let mut interest = Interest::default();
-        let singles = state.singles.get(key).into_iter().flatten();
-        for id in singles.chain(state.ranges.iter()) {
-            let Some(feed) = state.feeds.get(id) else { continue };
-            if feed.request.span.contains(key) {
-                interest.any = true;
-                interest.prev |= feed.request.prev_kv;
+        for id in state.watchers_of(key) {
+            interest.any = true;
+            if state.feeds[id].request.prev_kv {
+                interest.prev = true;
+                break;
             }
         }
         interest
@@ -147,8 +156,8 @@ impl Hub {
             moved: Condvar::new(),
         });
         match &feed.request.span.end {
-            crate::request::SpanEnd::Single => state.singles.entry(feed.request.span.key.clone()).or_default().push(id),
-            _ => state.ranges.push(id),
+            SpanEnd::Single => state.singles.entry(feed.request.span.key.clone()).or_default().push(id),
+            _ => state.ranges.add(id, &feed.request.span),
         }
         state.feeds.insert(id, Arc::clone(&feed));
         self.watchers.store(state.feeds.len(), Ordering::Release);
@@ -160,13 +169,17 @@ impl Hub {
         let mut state = self.state.lock();
         let Some(feed) = state.feeds.remove(&id) else { return };
         state.lagging.remove(&id);
-        if let Some(ids) = state.singles.get_mut(&feed.request.span.key) {
-            ids.retain(|have| *have != id);
-            if ids.is_empty() {
-                state.singles.remove(&feed.request.span.key);
+        match &feed.request.span.end {
+            SpanEnd::Single => {
+                if let Some(ids) = state.singles.get_mut(&feed.request.span.key) {
+                    ids.retain(|have| *have != id);
+                    if ids.is_empty() {
+                        state.singles.remove(&feed.request.span.key);
+                    }
+                }
             }
+            _ => state.ranges.remove(id, &feed.request.span),
         }
-        state.ranges.retain(|have| *have != id);
         self.watchers.store(state.feeds.len(), Ordering::Release);
         if state.feeds.is_empty() {
             state.queued.clear();
@@ -186,14 +199,11 @@ impl Hub {
         }
         while state.queued.front().is_some_and(|(main, _)| *main <= visible) {
             let Some((main, events)) = state.queued.pop_front() else { break };
-            let mut matching: BTreeMap<u64, Vec<Event>> = BTreeMap::new();
+            let mut matching: BTreeMap<u64, Vec<Arc<Event>>> = BTreeMap::new();
             for event in &events {
-                let singles = state.singles.get(&event.kv.key).into_iter().flatten();
-                for id in singles.chain(state.ranges.iter()) {
-                    let feed = &state.feeds[id];
-                    if feed.request.span.contains(&event.kv.key) {
-                        matching.entry(*id).or_default().extend(feed.select(event));
-                    }
+                for id in state.watchers_of(&event.kv.key) {
+                    let wanted = state.feeds[id].wants(event.kind).then(|| Arc::clone(event));
+                    matching.entry(*id).or_default().extend(wanted);
                 }
             }
             for (id, events) in matching {
@@ -238,26 +248,30 @@ impl Hub {
 }
 
 impl Feed {
-    /// The event as this watcher sees it, if it does.
-    pub(crate) fn select(&self, event: &Event) -> Option<Event> {
-        let dropped = match event.kind {
-            EventKind::Put => self.request.no_put,
-            EventKind::Delete => self.request.no_delete,
-        };
-        if dropped {
-            return None;
+    /// True if its filters let the event pass.
+    pub(crate) fn wants(&self, kind: EventKind) -> bool {
+        match kind {
+            EventKind::Put => !self.request.no_put,
+            EventKind::Delete => !self.request.no_delete,
         }
-        let prev_kv = if self.request.prev_kv { event.prev_kv.clone() } else { None };
-        Some(Event { kind: event.kind, kv: event.kv.clone(), prev_kv })
+    }
+
+    /// The event as this watcher sees it.
+    fn seen(&self, event: Arc<Event>) -> Event {
+        let mut event = Arc::unwrap_or_clone(event);
+        if !self.request.prev_kv {
+            event.prev_kv = None;
+        }
+        event
     }
 
     /// A live revision. A full queue makes the watcher lag from here on: false if it does.
-    fn feed(&self, main: u64, events: Vec<Event>) -> bool {
+    fn feed(&self, main: u64, events: Vec<Arc<Event>>) -> bool {
         let mut state = self.state.lock();
         if !state.synced || main < state.next || state.ended {
             return state.synced || state.ended;
         }
-        let bytes: usize = events.iter().map(event_bytes).sum();
+        let bytes: usize = events.iter().map(|event| event_bytes(event)).sum();
         if state.bytes > 0 && state.bytes + bytes > self.bytes_max {
             state.synced = false;
             state.next = main;
@@ -278,7 +292,7 @@ impl Feed {
         for (main, events) in events {
             if main >= state.next && !events.is_empty() {
                 state.bytes += events.iter().map(event_bytes).sum::<usize>();
-                state.queue.push_back((main, events));
+                state.queue.push_back((main, events.into_iter().map(Arc::new).collect()));
             }
         }
         state.next = state.next.max(upto + 1);
@@ -294,13 +308,13 @@ impl Feed {
         if count == 0 {
             return if state.synced { Take::Nothing } else { Take::Behind(state.next) };
         }
-        let mut upto = 0;
-        let mut all = Vec::new();
-        for (main, events) in state.queue.drain(..count) {
-            upto = main;
-            all.extend(events);
-        }
-        state.bytes = state.queue.iter().flat_map(|(_, events)| events).map(event_bytes).sum();
+        let taken: Vec<_> = state.queue.drain(..count).collect();
+        let upto = taken.last().map_or(0, |(main, _)| *main);
+        let bytes: usize = taken.iter().flat_map(|(_, events)| events).map(|event| event_bytes(event)).sum();
+        state.bytes = state.bytes.saturating_sub(bytes);
+        drop(state);
+        // Outside of the lock: the publisher does not wait for copies.
+        let all = taken.into_iter().flat_map(|(_, events)| events).map(|event| self.seen(event)).collect();
         Take::Events { upto, events: all }
     }
 

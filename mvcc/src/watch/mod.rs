@@ -1,5 +1,6 @@
 //! Who wants which key, feeding them, and catching up from history.
 
+mod ranges;
 mod hub;
 
 pub(crate) use hub::{Feed, Hub, Take};
