@@ -28,6 +28,14 @@ pub mod proto {
     pub mod etcdserverpb {
         tonic::include_proto!("etcdserverpb");
     }
+    /// Locks.
+    pub mod v3lockpb {
+        tonic::include_proto!("v3lockpb");
+    }
+    /// Elections.
+    pub mod v3electionpb {
+        tonic::include_proto!("v3electionpb");
+    }
     /// What polybolt answers beyond it.
     pub mod v1 {
         tonic::include_proto!("polybolt.v1");
@@ -41,6 +49,9 @@ mod kv;
 mod watch;
 mod lease;
 mod maintenance;
+mod queue;
+mod lock;
+mod election;
 mod cluster;
 mod auth;
 pub mod inspect;

@@ -2,13 +2,17 @@
 
 use crate::auth::AuthService;
 use crate::cluster::ClusterService;
+use crate::election::ElectionService;
 use crate::http;
 use crate::inspect::InspectService;
 use crate::kv::KvService;
 use crate::lease::LeaseService;
+use crate::lock::LockService;
 use crate::maintenance::MaintenanceService;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::v1::inspect_server::InspectServer;
+use crate::proto::v3electionpb::election_server::ElectionServer;
+use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::server::Server;
 use crate::watch::WatchService;
 use axum::Router;
@@ -63,6 +67,8 @@ async fn client_router(server: &Arc<Server>) -> Router {
         .add_service(pb::cluster_server::ClusterServer::new(ClusterService(Arc::clone(server))))
         .add_service(pb::maintenance_server::MaintenanceServer::new(MaintenanceService(Arc::clone(server))))
         .add_service(pb::auth_server::AuthServer::new(AuthService(Arc::clone(server))))
+        .add_service(LockServer::new(LockService(Arc::clone(server))))
+        .add_service(ElectionServer::new(ElectionService(Arc::clone(server))))
         .add_service(InspectServer::new(InspectService(Arc::clone(server))))
         .add_service(health);
     grpc.prepare().into_axum_router().merge(http::router(server))

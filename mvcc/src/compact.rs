@@ -5,7 +5,7 @@
 //! buffer as removals; these need no record, since a restart finds what is superseded again. Rows
 //! that a tombstone hides go before it (`polybolt_index::sweep`), so no crash brings one back.
 
-use crate::core::Core;
+use crate::core::{Core, Sweep};
 use crate::error::Result;
 use crate::record;
 use bytes::Bytes;
@@ -28,10 +28,16 @@ impl Core {
         if self.dropped.load(Ordering::Acquire) || (sweep.left.is_empty() && sweep.done >= compacted) {
             return Ok(false);
         }
+        if sweep.next_shard == 0 && sweep.left.is_empty() {
+            // A compaction that comes meanwhile is for the next round: this one may be past its shards.
+            (sweep.round, sweep.held) = (compacted, false);
+        }
         // After the compacted revision: a reader pins first and looks at the floor after.
         let oldest = self.pins.oldest(now).unwrap_or(u64::MAX);
-        let upto = compacted.max(0).cast_unsigned().min(oldest);
+        let round = sweep.round.max(0).cast_unsigned();
         if sweep.left.is_empty() {
+            let upto = round.min(oldest);
+            sweep.held |= upto < round;
             let shard = &self.shards[sweep.next_shard];
             let mut removed = Vec::new();
             let swept = shard.index.write().sweep(upto, self.options.compaction_batch_limit.max(1), &mut removed);
@@ -40,17 +46,9 @@ impl Core {
             }
             if swept == Swept::Done {
                 sweep.next_shard += 1;
-                if sweep.next_shard == self.shards.len() {
-                    sweep.next_shard = 0;
-                    if oldest.cast_signed() >= compacted {
-                        sweep.done = compacted;
-                    }
-                    if sweep.left.is_empty() {
-                        self.swept.advance(Position(compacted.max(0).cast_unsigned()));
-                        // What a pin holds back is looked for again when the pin is gone.
-                        return Ok(sweep.done < compacted);
-                    }
-                }
+            }
+            if sweep.left.is_empty() {
+                return Ok(self.end_round(&mut sweep));
             }
         }
         let Some((tree, removed)) = sweep.left.last() else {
@@ -73,10 +71,21 @@ impl Core {
         self.store.apply(admission, batch);
         drop(writer);
         sweep.left.pop();
-        if sweep.next_shard == 0 && sweep.left.is_empty() && sweep.done >= compacted {
-            self.swept.advance(Position(compacted.max(0).cast_unsigned()));
-            return Ok(false);
+        Ok(self.end_round(&mut sweep))
+    }
+
+    /// Ends the round if all shards had their turn; true if there may be more to do.
+    fn end_round(&self, sweep: &mut Sweep) -> bool {
+        if sweep.next_shard < self.shards.len() {
+            return true;
         }
-        Ok(true)
+        sweep.next_shard = 0;
+        if sweep.held {
+            // Looked for again when the pin is gone.
+            return true;
+        }
+        sweep.done = sweep.round;
+        self.swept.advance(Position(sweep.done.max(0).cast_unsigned()));
+        sweep.done < self.publisher.compacted()
     }
 }

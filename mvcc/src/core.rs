@@ -62,6 +62,9 @@ pub(crate) struct Writer {
 pub(crate) struct Sweep {
     pub(crate) left: Vec<(TreeId, Vec<Revision>)>,
     pub(crate) next_shard: usize,
+    /// The compacted revision that the round under way is for, and whether a pin has held it back.
+    pub(crate) round: i64,
+    pub(crate) held: bool,
     /// The compacted revision that the last whole round was for.
     pub(crate) done: i64,
 }
