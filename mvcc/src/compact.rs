@@ -80,12 +80,13 @@ impl Core {
             return true;
         }
         sweep.next_shard = 0;
+        // Nobody waits for what a read still pins.
+        self.swept.advance(Position(sweep.round.max(0).cast_unsigned()));
         if sweep.held {
             // Looked for again when the pin is gone.
             return true;
         }
         sweep.done = sweep.round;
-        self.swept.advance(Position(sweep.done.max(0).cast_unsigned()));
         sweep.done < self.publisher.compacted()
     }
 }

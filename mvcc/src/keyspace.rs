@@ -203,7 +203,8 @@ impl Keyspace {
     }
 
     /// Forgets history below `revision`; answers with the current revision. Reads below are refused
-    /// at once; rows go step by step. `physical` waits for that, and for a checkpoint.
+    /// at once; rows go step by step. `physical` waits for that, and for a checkpoint; what a running read
+    /// still pins goes later.
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`.
