@@ -30,16 +30,19 @@ pub(crate) fn status(error: &Error) -> Status {
     Status::new(code, error.to_string())
 }
 
-fn refused(refusal: Refusal) -> Status {
+pub(crate) fn refused(refusal: Refusal) -> Status {
     status(&Error::Refused(refusal))
 }
 
-pub(crate) fn range(request: pb::RangeRequest) -> Result<RangeRequest, Status> {
+pub(crate) fn range(request: pb::RangeRequest) -> Result<RangeRequest, Refusal> {
+    if request.key.is_empty() {
+        return Err(Refusal::EmptyKey);
+    }
     let sort_order = match request.sort_order {
         0 => SortOrder::None,
         1 => SortOrder::Ascend,
         2 => SortOrder::Descend,
-        _ => return Err(refused(Refusal::InvalidSortOption)),
+        _ => return Err(Refusal::InvalidSortOption),
     };
     let sort_target = match request.sort_target {
         0 => SortTarget::Key,
@@ -47,7 +50,7 @@ pub(crate) fn range(request: pb::RangeRequest) -> Result<RangeRequest, Status> {
         2 => SortTarget::Create,
         3 => SortTarget::Mod,
         4 => SortTarget::Value,
-        _ => return Err(refused(Refusal::InvalidSortOption)),
+        _ => return Err(Refusal::InvalidSortOption),
     };
     Ok(RangeRequest {
         span: Span::from_wire(request.key, request.range_end),
@@ -109,23 +112,24 @@ fn compare(compare: pb::Compare) -> Compare {
     Compare { span: Span::from_wire(compare.key, compare.range_end), target, op }
 }
 
-pub(crate) fn txn(request: pb::TxnRequest) -> Result<TxnRequest, Status> {
-    let ops = |ops: Vec<pb::RequestOp>| ops.into_iter().map(op).collect::<Result<Vec<_>, _>>();
-    Ok(TxnRequest {
+pub(crate) fn txn(request: pb::TxnRequest) -> TxnRequest {
+    let ops = |ops: Vec<pb::RequestOp>| ops.into_iter().map(op).collect();
+    TxnRequest {
         compare: request.compare.into_iter().map(compare).collect(),
-        success: ops(request.success)?,
-        failure: ops(request.failure)?,
-    })
+        success: ops(request.success),
+        failure: ops(request.failure),
+    }
 }
 
-fn op(op: pb::RequestOp) -> Result<Op, Status> {
+fn op(op: pb::RequestOp) -> Op {
     use pb::request_op::Request;
-    // An operation that asks for nothing (TXN-3).
-    match op.request.ok_or_else(|| refused(Refusal::KeyNotFound))? {
-        Request::RequestRange(request) => range(request).map(Op::Range),
-        Request::RequestPut(request) => Ok(Op::Put(put(request))),
-        Request::RequestDeleteRange(request) => Ok(Op::Delete(delete(request))),
-        Request::RequestTxn(request) => txn(request).map(Op::Txn),
+    match op.request {
+        // An operation that asks for nothing (TXN-3).
+        None => Op::Invalid(Refusal::KeyNotFound),
+        Some(Request::RequestRange(request)) => range(request).map_or_else(Op::Invalid, Op::Range),
+        Some(Request::RequestPut(request)) => Op::Put(put(request)),
+        Some(Request::RequestDeleteRange(request)) => Op::Delete(delete(request)),
+        Some(Request::RequestTxn(request)) => Op::Txn(txn(request)),
     }
 }
 

@@ -31,6 +31,7 @@ fn is_short_txn(request: &TxnRequest) -> bool {
         Op::Put(_) => true,
         Op::Delete(delete) => delete.span.end == SpanEnd::Single,
         Op::Txn(txn) => is_short_txn(txn),
+        Op::Invalid(_) => true,
     })
 }
 
@@ -52,7 +53,7 @@ impl Kv for KvService {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
         let Self(server) = self;
         server.metrics.ranges.inc();
-        let request = convert::range(request.into_inner())?;
+        let request = convert::range(request.into_inner()).map_err(convert::refused)?;
         let response = if is_short(&request) {
             server.keyspace.range(&request)
         } else {
@@ -71,7 +72,7 @@ impl Kv for KvService {
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let server = Arc::clone(&self.0);
         server.metrics.ranges.inc();
-        let request = convert::range(request.into_inner())?;
+        let request = convert::range(request.into_inner()).map_err(convert::refused)?;
         let mut stream = server.keyspace.range_stream(&request).map_err(|error| convert::status(&error))?;
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
         tokio::task::spawn_blocking(move || {
@@ -106,10 +107,12 @@ impl Kv for KvService {
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         let Self(server) = self;
         server.metrics.puts.inc();
-        let request = request.into_inner();
+        let size = server.check_size(request.get_ref());
+        let request = convert::put(request.into_inner());
+        server.keyspace.validate_put(&request).map_err(|error| convert::status(&error))?;
+        size?;
         server.check_alarms(true)?;
-        server.check_size(&request)?;
-        match server.keyspace.put(convert::put(request)).await {
+        match server.keyspace.put(request).await {
             Ok(response) => Ok(Response::new(convert::put_response(response, &|revision| server.header(revision)))),
             Err(error) => Err(server.refuse(error).await),
         }
@@ -121,9 +124,11 @@ impl Kv for KvService {
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         let Self(server) = self;
         server.metrics.deletes.inc();
-        server.check_alarms(false)?;
-        server.check_size(request.get_ref())?;
+        let size = server.check_size(request.get_ref());
         let request = convert::delete(request.into_inner());
+        server.keyspace.validate_delete(&request).map_err(|error| convert::status(&error))?;
+        size?;
+        server.check_alarms(false)?;
         let pending = if request.span.end == SpanEnd::Single {
             server.keyspace.delete_range(request)
         } else {
@@ -140,10 +145,11 @@ impl Kv for KvService {
         let Self(server) = self;
         server.metrics.txns.inc();
         let size = server.check_size(request.get_ref());
-        let request = convert::txn(request.into_inner())?;
+        let request = convert::txn(request.into_inner());
         if !is_read_only(&request) {
-            server.check_alarms(needs_room(&request))?;
+            server.keyspace.validate_txn(&request).map_err(|error| convert::status(&error))?;
             size?;
+            server.check_alarms(needs_room(&request))?;
         }
         let pending = if is_short_txn(&request) {
             server.keyspace.txn(request)

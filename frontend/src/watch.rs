@@ -161,18 +161,6 @@ impl Stream {
             cancel_reason,
             ..Default::default()
         };
-        let id = match request.watch_id {
-            0 => {
-                while self.keys.contains_key(&self.next_id) {
-                    self.next_id += 1;
-                }
-                self.next_id
-            }
-            id if id == -1 || self.keys.contains_key(&id) => {
-                return self.send(failed("mvcc: duplicate watch ID provided on the WatchStream".into())).await;
-            }
-            id => id,
-        };
         let mut span = Span::from_wire(request.key, request.range_end);
         if span.key.is_empty() {
             span.key = bytes::Bytes::from_static(b"\0");
@@ -189,9 +177,19 @@ impl Stream {
             Ok(watcher) => watcher,
             Err(error) => return self.send(failed(error.to_string())).await,
         };
-        if request.watch_id == 0 {
-            self.next_id += 1;
-        }
+        let id = match request.watch_id {
+            0 => {
+                while self.keys.contains_key(&self.next_id) {
+                    self.next_id += 1;
+                }
+                self.next_id += 1;
+                self.next_id - 1
+            }
+            id if id == -1 || self.keys.contains_key(&id) => {
+                return self.send(failed("mvcc: duplicate watch ID provided on the WatchStream".into())).await;
+            }
+            id => id,
+        };
         let key = self.next_key;
         self.next_key += 1;
         let waker = Arc::new(WatcherWaker { key, queued: AtomicBool::new(false), ready: Arc::clone(&self.ready) });
@@ -227,8 +225,8 @@ impl Stream {
                 Ok(())
             }
             Ok(Some(WatchItem::Compacted { compact_revision })) => {
+                // The id stays taken until the client cancels it (WCH-4), as clients do (WCH-34).
                 self.watchers.remove(&key);
-                self.keys.remove(&watch_id);
                 let header = Some(self.server.header(0));
                 self.send(pb::WatchResponse {
                     header,
@@ -241,7 +239,6 @@ impl Stream {
             }
             ended => {
                 self.watchers.remove(&key);
-                self.keys.remove(&watch_id);
                 let cancel_reason = match ended {
                     Err(error) => convert::status(&error).message().to_owned(),
                     Ok(_) => Refusal::Closed.to_string(),

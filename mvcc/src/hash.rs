@@ -8,7 +8,7 @@ use crate::core::{Core, Rows, StoredRow};
 use crate::error::{Refusal, Result};
 use crate::request::{HashKv, KeyValue, Span};
 
-/// Hashes the keyspace at `revision`; 0 is the current one. Reads all rows, in bounded memory.
+/// Hashes the keyspace at `revision`; 0 is the current one, and before it there was nothing. Reads all rows, in bounded memory.
 pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
     let everything = Span::prefix("");
     let segments = core.routes.cut(&everything);
@@ -22,17 +22,20 @@ pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
             break (compacted, pin);
         }
     };
-    if point.at.cast_signed() < compacted {
+    if revision >= 0 && point.at.cast_signed() < compacted {
         return Err(Refusal::Compacted { revision: compacted }.into());
     }
-    let h = point.at;
+    // Below zero nothing was stored, and nothing is refused (HSH-1).
+    let h = if revision < 0 { 0 } else { point.at };
+    // While no key is live, what a finished compaction has left is hashed (HSH-4).
+    let kept_at = if core.count(&segments, h) == 0 { compacted.max(0).cast_unsigned() } else { h };
     let mut crc = crc32c::crc32c(b"key");
     // Volatile shards differ between replicas: they are not part of the hash (R4).
     let shards = (0..core.shards.len()).filter(|at| !core.shards[*at].volatile).collect();
     let mut rows = Rows::of_shards(core, shards, 0, h);
     let mut encoded = Vec::new();
     while let Some(row) = rows.next_row()? {
-        if is_included(core, &row, compacted, h) {
+        if is_included(core, &row, compacted, kept_at) {
             encoded.clear();
             encode(&row, &mut encoded);
             crc = crc32c::crc32c_append(crc, &encoded);
@@ -45,12 +48,12 @@ pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
         hash: crc,
         revision: point.visible.cast_signed(),
         compact_revision: compacted,
-        hash_revision: h.cast_signed(),
+        hash_revision: if revision < 0 { revision } else { h.cast_signed() },
     })
 }
 
 /// HSH-4.
-fn is_included(core: &Core, row: &StoredRow, compacted: i64, h: u64) -> bool {
+fn is_included(core: &Core, row: &StoredRow, compacted: i64, kept_at: u64) -> bool {
     if row.at.main.cast_signed() > compacted {
         return true;
     }
@@ -58,7 +61,7 @@ fn is_included(core: &Core, row: &StoredRow, compacted: i64, h: u64) -> bool {
         return false;
     }
     let shard = core.routes.shard_of(&row.kv.key);
-    core.shards[shard].index.read().keeps(&row.kv.key, row.at, h)
+    core.shards[shard].index.read().keeps(&row.kv.key, row.at, kept_at)
 }
 
 /// REV-15, REV-16.

@@ -202,6 +202,30 @@ impl Keyspace {
         Ok(response)
     }
 
+    /// What can be refused of a put without a look at the state: before it is proposed to a log, say.
+    ///
+    /// # Errors
+    /// `EmptyKey`, `ValueProvided`, `LeaseProvided`.
+    pub fn validate_put(&self, request: &PutRequest) -> Result<()> {
+        Ok(txn::check_put(request)?)
+    }
+
+    /// The same of a delete.
+    ///
+    /// # Errors
+    /// `EmptyKey`.
+    pub fn validate_delete(&self, request: &DeleteRequest) -> Result<()> {
+        if request.span.key.is_empty() { Err(Refusal::EmptyKey.into()) } else { Ok(()) }
+    }
+
+    /// The same of a txn.
+    ///
+    /// # Errors
+    /// `TooManyOps`, `DuplicateKey`, and those of its operations, the first one in order (TXN-2).
+    pub fn validate_txn(&self, request: &TxnRequest) -> Result<()> {
+        Ok(txn::check_txn(request, self.core.options.max_txn_ops)?)
+    }
+
     /// Forgets history below `revision`; answers with the current revision. Reads below are refused
     /// at once; rows go step by step. `physical` waits for that, and for a checkpoint; what a running read
     /// still pins goes later.
@@ -514,6 +538,7 @@ fn txn_bytes(request: &TxnRequest) -> usize {
         Op::Range(range) => range.span.key.len(),
         Op::Delete(delete) => delete.span.key.len(),
         Op::Txn(txn) => txn_bytes(txn),
+        Op::Invalid(_) => 0,
     };
     request.success.iter().chain(&request.failure).map(op).sum()
 }

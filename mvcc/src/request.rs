@@ -3,6 +3,7 @@
 //! Field meanings are etcd's (`docs/compatibility.md` has the rules). Revisions are `i64` here
 //! because etcd's contract speaks of negative ones.
 
+use crate::error::Refusal;
 use bytes::Bytes;
 
 /// A key interval: one key, `[key, end)`, or from `key` to the last key.
@@ -286,6 +287,8 @@ pub enum Op {
     Delete(DeleteRequest),
     /// A nested txn.
     Txn(TxnRequest),
+    /// One that a frontend can make nothing of: in its turn, it is why the txn is refused (TXN-2).
+    Invalid(Refusal),
 }
 
 /// A txn (TXN rules).

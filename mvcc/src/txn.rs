@@ -150,6 +150,7 @@ impl<'a> Evaluation<'a> {
                 (Op::Put(put), _) => OpResponse::Put(self.put(put)?),
                 (Op::Delete(delete), _) => OpResponse::Delete(self.delete(delete)?),
                 (Op::Txn(_), Some(nested)) => OpResponse::Txn(self.run(nested)?),
+                (Op::Invalid(refusal), _) => return Err(refusal.clone().into()),
                 (Op::Txn(_), None) => return Err(Refusal::KeyNotFound.into()),
             });
         }
@@ -394,6 +395,7 @@ fn check_ops(request: &TxnRequest, budget: usize) -> Result<(), Refusal> {
             Op::Delete(delete) if delete.span.key.is_empty() => return Err(Refusal::EmptyKey),
             Op::Put(put) => check_put(put)?,
             Op::Txn(txn) => check_ops(txn, left)?,
+            Op::Invalid(refusal) => return Err(refusal.clone()),
             _ => {}
         }
     }

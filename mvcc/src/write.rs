@@ -307,11 +307,16 @@ impl Core {
         if !interest.any {
             return Ok(None);
         }
+        let created = change.put.as_ref().is_some_and(|put| put.created == main);
         let prev_kv = match &change.before {
-            Some(before) if interest.prev => Some(match before.own.and_then(|at| changes[at].put.as_ref()) {
-                Some(put) => KeyValue { value: put.value.clone(), ..crate::core::key_only(before, put.lease) },
-                None => self.fetch_one(before)?,
-            }),
+            Some(before) if interest.prev && !created => match before.own {
+                None => Some(self.fetch_one(before)?),
+                // Changed twice in this txn: what was there before all of it (WCH-17).
+                Some(_) => {
+                    let first = changes.iter().find(|first| first.key == change.key);
+                    first.and_then(|first| first.before.as_ref()).map(|before| self.fetch_one(before)).transpose()?
+                }
+            },
             _ => None,
         };
         let mut kv = KeyValue { key: change.key.clone(), mod_revision: main.cast_signed(), ..KeyValue::default() };

@@ -288,6 +288,35 @@ fn watchers_see_every_revision_once_in_order_live_or_from_history() {
 }
 
 #[test]
+fn the_previous_version_is_that_before_the_txn_wch_17() {
+    let Opened { ks, _dir, .. } = opened();
+    let mut live = watch(&ks, everything(), 0);
+    put(&ks, "b", "before");
+    // Accepted by accident (TXN-22): children that put, and a later sibling that deletes.
+    let child = |op| Op::Txn(TxnRequest { success: vec![op], ..TxnRequest::default() });
+    let txn = TxnRequest {
+        success: vec![
+            child(Op::Put(PutRequest::new("a", "1"))),
+            child(Op::Put(PutRequest::new("b", "2"))),
+            child(Op::Delete(DeleteRequest { span: Span::key("a"), prev_kv: false })),
+            child(Op::Delete(DeleteRequest { span: Span::key("b"), prev_kv: false })),
+        ],
+        ..TxnRequest::default()
+    };
+    ks.txn(txn).wait().unwrap();
+    let before = Some("before".to_owned());
+    let expected = [
+        (EventKind::Put, "b".to_owned(), 2, None),
+        (EventKind::Put, "a".to_owned(), 3, None),
+        (EventKind::Put, "b".to_owned(), 3, before.clone()),
+        (EventKind::Delete, "a".to_owned(), 3, None),
+        (EventKind::Delete, "b".to_owned(), 3, before),
+    ];
+    assert_eq!(events_to(&mut live, 3), expected);
+    assert_eq!(events_to(&mut watch(&ks, everything(), 1), 3), expected);
+}
+
+#[test]
 fn a_slow_watcher_misses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::open(dir.path(), Options { watch_buffer_bytes: 2000, ..Options::default() }).unwrap();
@@ -410,6 +439,7 @@ fn hash_kv_with_tombstones_and_leases_hsh_10() {
     ks.txn(txn).wait().unwrap();
     let hash = |revision| ks.hash_kv(revision).map(|hash| (hash.hash, hash.compact_revision));
     assert_eq!(hash(1).unwrap(), (1_084_519_789, -1));
+    assert_eq!(hash(-2).unwrap(), (1_084_519_789, -1));
     assert_eq!(hash(2).unwrap(), (2_587_454_935, -1));
     assert_eq!(hash(4).unwrap(), (2_141_722_172, -1));
     put(&ks, "b", "9");
