@@ -293,13 +293,13 @@ impl Keyspace {
         if request.span.key.is_empty() {
             request.span.key = Bytes::from_static(b"\0");
         }
+        if request.start_revision < 0 {
+            return Err(Refusal::Compacted { revision: 0 }.into());
+        }
         if let crate::request::SpanEnd::Before(end) = &request.span.end
             && *end <= request.span.key
         {
             return Err(Refusal::EmptyWatchRange.into());
-        }
-        if request.start_revision < 0 {
-            return Err(Refusal::Compacted { revision: 0 }.into());
         }
         let writer = core.writer.lock();
         core.check_open()?;

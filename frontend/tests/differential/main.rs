@@ -21,7 +21,7 @@ use ops::{Known, Op, Rng, operation};
 use polybolt_frontend::proto::etcdserverpb as pb;
 use polybolt_frontend::proto::mvccpb::Event;
 use polybolt_frontend::proto::mvccpb::event::EventType;
-use rules::{Past, Rule, Used, agree, deletes_and_puts, ignore_nothing};
+use rules::{Past, Rule, Used, agree, deletes_and_puts, ignore_nothing, puts_below_only};
 use side::{Answer, PATIENCE, Side};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -186,6 +186,14 @@ impl Pair {
             Op::Delete(request) => drop(both!(self, op, delete(request))?),
             Op::Txn(request) => {
                 let (before, mut request) = (self.known.revision, request.clone());
+                let full = self.known.alarms.iter().all(|alarm| alarm.alarm == 1) && !self.known.alarms.is_empty();
+                if full && puts_below_only(&request) {
+                    *self.report.used.entry(Rule::NestedCost).or_default() += 1;
+                    return match self.ours.txn(request).await {
+                        Answer::Error(..) => Ok(()),
+                        ours => Err(format!("under NOSPACE: {ours:?}")),
+                    };
+                }
                 let twice = deletes_and_puts(&request);
                 if twice && ignore_nothing(&mut request) {
                     *self.report.used.entry(Rule::IgnoreAfterDelete).or_default() += 1;
@@ -279,20 +287,19 @@ impl Pair {
         both!(self, op, range(count)).map(drop)
     }
 
-    async fn hash_kv(&mut self, op: &Op, revision: i64) -> Result<(), String> {
+    async fn hash_kv(&mut self, op: &Op, mut revision: i64) -> Result<(), String> {
         self.report.hashes += 1;
+        if revision == 0 && self.twice.contains(&self.known.revision) {
+            revision = self.known.revision;
+        }
+        while self.twice.contains(&revision) {
+            *self.report.used.entry(Rule::DeleteAndPut).or_default() += 1;
+            revision -= 1;
+        }
         let (mut real, mut ours) = tokio::join!(self.real.hash_kv(revision), self.ours.hash_kv(revision));
         if agree(op, &real, &ours, &self.past).is_err() {
-            let everything = pb::RangeRequest {
-                key: vec![0].into(),
-                range_end: vec![0].into(),
-                revision,
-                count_only: true,
-                ..Default::default()
-            };
-            let live = self.ours.range(everything).await;
             let limit = Instant::now() + PATIENCE;
-            while matches!(&live, Answer::Range(live) if live.count == 0)
+            while self.is_empty(revision).await
                 && Instant::now() < limit
                 && agree(op, &real, &ours, &self.past).is_err()
             {
@@ -302,6 +309,18 @@ impl Pair {
             *self.report.used.entry(Rule::HashOfNothing).or_default() += 1;
         }
         self.compare(op, real, ours).map(drop)
+    }
+
+    /// True if no key is live at a revision.
+    async fn is_empty(&mut self, revision: i64) -> bool {
+        let everything = pb::RangeRequest {
+            key: vec![0].into(),
+            range_end: vec![0].into(),
+            revision,
+            count_only: true,
+            ..Default::default()
+        };
+        matches!(self.ours.range(everything).await, Answer::Range(live) if live.count == 0)
     }
 
     async fn compact(&mut self, op: &Op, mut request: pb::CompactionRequest) -> Result<(), String> {
@@ -317,10 +336,15 @@ impl Pair {
             0 => self.ours.hash_kv(1).await,
             revision => self.ours.hash_kv(revision).await,
         };
+        let empty = self.is_empty(request.revision).await;
         if let Answer::Compact(_) = both!(self, op, compact(request))? {
             self.known.compacted = request.revision;
             if let Answer::HashKv(before) = before {
-                let hash = if request.revision == 0 { HASH_OF_NOTHING } else { before.hash };
+                let hash = match request.revision {
+                    0 => Some(HASH_OF_NOTHING),
+                    _ if empty => None,
+                    _ => Some(before.hash),
+                };
                 self.past.hashes.insert(request.revision, (hash, before.compact_revision));
             }
         }

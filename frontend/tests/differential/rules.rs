@@ -28,10 +28,12 @@ pub(crate) enum Rule {
     WhichIsMissing,
     /// Among equals, more than 12, the order is not defined.
     Ties,
-    /// A compaction at a revision that deletes and puts one key loses it in etcd: it is asked one lower.
+    /// A compaction or hash at a revision that deletes and puts one key loses it in etcd: one lower is asked.
     DeleteAndPut,
     /// A put that keeps the value or lease of a key that its txn has deleted ends etcd: it keeps neither.
     IgnoreAfterDelete,
+    /// Before 3.7 puts in nested txns alone do not count under NOSPACE: it is not asked.
+    NestedCost,
     /// 3.4 takes a watch from a negative revision: it is not asked.
     NegativeStart,
     /// 3.4 answers alarms without a header, and may end when one of no type is activated: it is not asked.
@@ -51,8 +53,9 @@ impl Rule {
             Rule::WhichFailure => "TXN-14 which of several failures",
             Rule::WhichIsMissing => "PUT-4 lease or key",
             Rule::Ties => "RNG-22 order of equals",
-            Rule::DeleteAndPut => "TXN-24 compaction at a delete and put",
+            Rule::DeleteAndPut => "TXN-24 compaction or hash at a delete and put",
             Rule::IgnoreAfterDelete => "TXN-14 ignore_value or ignore_lease after a delete",
+            Rule::NestedCost => "QTA-2 puts in nested txns under NOSPACE",
             Rule::NegativeStart => "WCH-5 watch from a negative revision (3.4)",
             Rule::AlarmOfNothing => "MNT-5 alarms without header, of no type (3.4)",
             Rule::Clock => "LSE-9 remaining seconds",
@@ -68,8 +71,9 @@ pub(crate) type Used = BTreeMap<Rule, u64>;
 pub(crate) struct Past {
     /// The reference is older than 3.5.
     pub(crate) old: bool,
-    /// Our hash at each compacted revision, and the compacted revision before, as of its compaction.
-    pub(crate) hashes: BTreeMap<i64, (u32, i64)>,
+    /// Our hash at each compacted revision, and the compacted revision before, as of its compaction. None
+    /// if no key was live: what etcd remembers then depends on how it compacts.
+    pub(crate) hashes: BTreeMap<i64, (Option<u32>, i64)>,
 }
 
 /// None if the answers agree, or by which rule they may differ.
@@ -81,7 +85,7 @@ pub(crate) fn agree(op: &Op, real: &Answer, ours: &Answer, past: &Past) -> Resul
         (Op::HashKv(_), Answer::HashKv(theirs), Answer::HashKv(_) | Answer::Error(Code::OutOfRange, _)) => past
             .hashes
             .values()
-            .any(|(hash, compacted)| (theirs.hash, theirs.compact_revision) == (*hash, *compacted))
+            .any(|(hash, compacted)| hash.is_none_or(|hash| hash == theirs.hash) && theirs.compact_revision == *compacted)
             .then_some(Rule::RememberedHash),
         (Op::HashKv(at), Answer::Error(Code::OutOfRange, text), Answer::HashKv(mine)) => {
             (past.old && *at == mine.compact_revision && text.contains("compacted")).then_some(Rule::HashAtCompacted)
@@ -191,6 +195,14 @@ pub(crate) fn deletes_and_puts(txn: &pb::TxnRequest) -> bool {
         end => key >= &delete.key[..] && key < end,
     };
     puts.iter().any(|key| deletes.iter().any(|delete| covers(delete, key)))
+}
+
+/// True if only nested txns put.
+pub(crate) fn puts_below_only(txn: &pb::TxnRequest) -> bool {
+    let here = |op: &pb::RequestOp| matches!(op.request, Some(Request::RequestPut(_)));
+    let mut puts = Vec::new();
+    collect(txn, &mut puts, &mut Vec::new());
+    !puts.is_empty() && !txn.success.iter().chain(&txn.failure).any(here)
 }
 
 /// Takes `ignore_value` and `ignore_lease` from all puts; true if there were any.
