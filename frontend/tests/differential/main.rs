@@ -211,7 +211,7 @@ impl Pair {
             Op::TimeToLive(request) => drop(both!(self, op, time_to_live(request))?),
             Op::Leases => drop(both!(self, op, leases())?),
             Op::Expire(keys) => self.expire(op, keys).await?,
-            Op::HashKv(revision) => self.hash_kv(op, *revision).await?,
+            Op::HashKv(revision) => self.hash_kv(*revision).await?,
             Op::Watch(request) => self.watch(op, request).await?,
             Op::Cancel(id) => self.cancel(op, *id).await?,
             Op::Sync => {
@@ -287,7 +287,7 @@ impl Pair {
         both!(self, op, range(count)).map(drop)
     }
 
-    async fn hash_kv(&mut self, op: &Op, mut revision: i64) -> Result<(), String> {
+    async fn hash_kv(&mut self, mut revision: i64) -> Result<(), String> {
         self.report.hashes += 1;
         if revision == 0 && self.twice.contains(&self.known.revision) {
             revision = self.known.revision;
@@ -296,6 +296,7 @@ impl Pair {
             *self.report.used.entry(Rule::DeleteAndPut).or_default() += 1;
             revision -= 1;
         }
+        let op = &Op::HashKv(revision);
         let (mut real, mut ours) = tokio::join!(self.real.hash_kv(revision), self.ours.hash_kv(revision));
         if agree(op, &real, &ours, &self.past).is_err() {
             let limit = Instant::now() + PATIENCE;
@@ -423,18 +424,15 @@ impl Pair {
             let mut theirs = expected.clone();
             if self.past.old {
                 let forgotten = |event: &Event| {
-                    event.r#type() == EventType::Delete
-                        && event.kv.as_ref().unwrap().mod_revision == watching.compacted
+                    event.r#type() == EventType::Delete && event.kv.as_ref().unwrap().mod_revision == watching.compacted
                 };
                 theirs.retain(|event| !forgotten(event));
                 if theirs.len() < expected.len() {
                     *self.report.used.entry(Rule::TombstoneAtCompacted).or_default() += 1;
                 }
             }
-            let (real, ours) = tokio::join!(
-                self.real.watches.take(*id, theirs.len()),
-                self.ours.watches.take(*id, expected.len())
-            );
+            let (real, ours) =
+                tokio::join!(self.real.watches.take(*id, theirs.len()), self.ours.watches.take(*id, expected.len()));
             self.report.events += expected.len() as u64;
             for (who, received, expected) in [("etcd", real, theirs), ("ours", ours, expected)] {
                 let received = received.map_err(|text| format!("{who}: {text} {expected:?} {:?}", watching.request))?;
@@ -471,15 +469,11 @@ impl Pair {
         let (first, last) = (self.known.compacted.max(1), self.known.revision);
         for step in 0..=20 {
             let revision = first + (last - first) * step / 20;
-            let everything = pb::RangeRequest {
-                key: vec![0].into(),
-                range_end: vec![0].into(),
-                revision,
-                ..Default::default()
-            };
+            let everything =
+                pb::RangeRequest { key: vec![0].into(), range_end: vec![0].into(), revision, ..Default::default() };
             let op = Op::Range(everything.clone());
             both!(self, &op, range(everything))?;
-            self.hash_kv(&Op::HashKv(revision), revision).await?;
+            self.hash_kv(revision).await?;
         }
         let quiet = Duration::from_millis(50);
         let (real, ours) = tokio::join!(self.real.watches.drain(quiet), self.ours.watches.drain(quiet));
@@ -584,7 +578,9 @@ async fn the_same_answers_as_etcd() {
                 Err(found) => found,
             };
             println!("etcd {}, seed {seed}, operation {at}: {op:?}\n  {text}", reference.version);
-            println!("making it shorter; the whole: POLYBOLT_DIFF_SEED={seed} POLYBOLT_DIFF_SEEDS=1 POLYBOLT_DIFF_OPS={ops}");
+            println!(
+                "making it shorter; the whole: POLYBOLT_DIFF_SEED={seed} POLYBOLT_DIFF_SEEDS=1 POLYBOLT_DIFF_OPS={ops}"
+            );
             sequence.truncate(at + 1);
             let budget = Duration::from_secs(number("POLYBOLT_DIFF_SHRINK_SECONDS", 180));
             let short = reference.shrink(sequence, op.kind(), Instant::now() + budget).await;

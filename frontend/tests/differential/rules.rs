@@ -85,7 +85,9 @@ pub(crate) fn agree(op: &Op, real: &Answer, ours: &Answer, past: &Past) -> Resul
         (Op::HashKv(_), Answer::HashKv(theirs), Answer::HashKv(_) | Answer::Error(Code::OutOfRange, _)) => past
             .hashes
             .values()
-            .any(|(hash, compacted)| hash.is_none_or(|hash| hash == theirs.hash) && theirs.compact_revision == *compacted)
+            .any(|(hash, compacted)| {
+                hash.is_none_or(|hash| hash == theirs.hash) && theirs.compact_revision == *compacted
+            })
             .then_some(Rule::RememberedHash),
         (Op::HashKv(at), Answer::Error(Code::OutOfRange, text), Answer::HashKv(mine)) => {
             (past.old && *at == mine.compact_revision && text.contains("compacted")).then_some(Rule::HashAtCompacted)
@@ -119,7 +121,8 @@ pub(crate) fn agree(op: &Op, real: &Answer, ours: &Answer, past: &Past) -> Resul
 fn is_missing(code: Code, text: &str) -> bool {
     matches!(
         (code, text),
-        (Code::NotFound, "etcdserver: requested lease not found") | (Code::InvalidArgument, "etcdserver: key not found")
+        (Code::NotFound, "etcdserver: requested lease not found")
+            | (Code::InvalidArgument, "etcdserver: key not found")
     )
 }
 
