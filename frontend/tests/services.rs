@@ -237,3 +237,44 @@ async fn a_watch_stream_wch_1_to_26() {
     assert_eq!(ended.unwrap_err().message(), "etcdserver: server stopped");
     assert!(stopping.await.unwrap());
 }
+
+#[tokio::test]
+async fn alarms_qta_2_qta_6_mnt_5_mnt_6_put_8() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path(), &[]);
+    let channel = channel(&served).await;
+    let mut maintenance = pb::maintenance_client::MaintenanceClient::new(channel.clone());
+    let mut kv = pb::kv_client::KvClient::new(channel.clone());
+    let mut alarm = async |action, member_id, alarm| {
+        let request = pb::AlarmRequest { action, member_id, alarm };
+        maintenance.alarm(request).await.map(|answer| answer.into_inner().alarms)
+    };
+    let nospace = pb::AlarmMember { member_id: 7, alarm: pb::AlarmType::Nospace as i32 };
+    assert_eq!(alarm(1, 7, 0).await.unwrap(), [], "one of no type is none");
+    assert!(alarm(9, 7, 1).await.is_err(), "an action that there is not");
+    assert_eq!(alarm(1, 7, 1).await.unwrap(), [nospace]);
+    assert_eq!(alarm(2, 0, 1).await.unwrap(), [], "member 0 is nobody else");
+    assert_eq!(alarm(0, 3, 0).await.unwrap(), [nospace]);
+    let put = |key: &'static str| pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() };
+    let op = |request| pb::RequestOp { request: Some(request) };
+    let nested = |below: Vec<pb::RequestOp>| {
+        let child = pb::TxnRequest { success: below, ..Default::default() };
+        let success = vec![op(pb::request_op::Request::RequestTxn(child))];
+        pb::TxnRequest { success, ..Default::default() }
+    };
+    let puts = || nested(vec![op(pb::request_op::Request::RequestPut(put("a")))]);
+    let full = "etcdserver: mvcc: database space exceeded";
+    assert_eq!(kv.put(put("a")).await.unwrap_err().message(), full);
+    assert_eq!(kv.put(put("")).await.unwrap_err().message(), "etcdserver: key is not provided");
+    assert_eq!(kv.txn(puts()).await.unwrap_err().message(), full);
+    let deletes = pb::DeleteRangeRequest { key: "a".into(), ..Default::default() };
+    kv.txn(nested(vec![op(pb::request_op::Request::RequestDeleteRange(deletes.clone()))])).await.unwrap();
+    kv.delete_range(deletes.clone()).await.unwrap();
+    assert_eq!(alarm(2, 7, 1).await.unwrap(), [nospace]);
+    kv.put(put("a")).await.unwrap();
+    alarm(1, 7, 2).await.unwrap();
+    for status in [kv.put(put("a")).await.unwrap_err(), kv.delete_range(deletes).await.unwrap_err()] {
+        assert_eq!((status.code(), status.message()), (tonic::Code::DataLoss, "etcdserver: corrupt cluster"));
+    }
+    assert_eq!(keys(&channel).await, 1, "it can be read");
+}

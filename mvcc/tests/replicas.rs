@@ -108,8 +108,7 @@ fn a_replica_that_crashes_and_replays_is_equal_to_one_that_did_not() {
     let mut replayed = 0;
     for seed in 1..=12 {
         let mut steady = Replica::open(SimDisk::new(seed), seed);
-        let answers: Vec<String> =
-            (1..=LOG).flat_map(|index| shown(&steady.apply(vec![entry(index, seed)]))).collect();
+        let answers: Vec<String> = (1..=LOG).flat_map(|index| shown(&steady.apply(vec![entry(index, seed)]))).collect();
         assert!(answers.iter().any(|answer| answer.starts_with("Err")), "some are refused");
 
         let mut rng = Rng::new(seed);

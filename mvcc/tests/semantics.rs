@@ -484,3 +484,40 @@ fn defragmentation_gives_space_back_while_everything_stays() {
     assert_eq!(kept.count, 30);
     engine.verify(&mut |_| ()).unwrap();
 }
+
+#[test]
+fn what_is_refused_first_txn_2_txn_14_wch_5() {
+    let Opened { ks, _dir, .. } = opened();
+    let both = Op::Put(PutRequest { ignore_value: true, ..PutRequest::new("a", "given") });
+    let nothing = Op::Invalid(Refusal::KeyNotFound);
+    for (success, expected) in [
+        (vec![both.clone(), nothing.clone()], Refusal::ValueProvided),
+        (vec![nothing, both], Refusal::KeyNotFound),
+        (vec![Op::Invalid(Refusal::InvalidSortOption)], Refusal::InvalidSortOption),
+    ] {
+        let txn = TxnRequest { success, ..TxnRequest::default() };
+        assert_eq!(refusal(ks.validate_txn(&txn)), expected);
+        assert_eq!(refusal(ks.txn(txn).wait()), expected);
+    }
+    // What passes the checks before the first change goes through: etcd ends here.
+    put(&ks, "a", "there");
+    let txn = TxnRequest {
+        success: vec![
+            Op::Delete(DeleteRequest { span: Span { key: "a".into(), end: SpanEnd::Open }, prev_kv: false }),
+            Op::Put(PutRequest { ignore_value: true, ..PutRequest::new("a", "") }),
+        ],
+        ..TxnRequest::default()
+    };
+    assert_eq!(ks.txn(txn).wait().unwrap().revision, 3);
+    let kv = ks.range(&RangeRequest::new(Span::key("a"))).unwrap().kvs.remove(0);
+    assert_eq!((&kv.value[..], kv.create_revision, kv.version), (&b""[..], 3, 1));
+    let request = |start_revision| WatchRequest {
+        span: Span { key: "b".into(), end: SpanEnd::Before("a".into()) },
+        start_revision,
+        no_put: false,
+        no_delete: false,
+        prev_kv: false,
+    };
+    assert!(matches!(refusal(ks.watch(request(-1))), Refusal::Compacted { .. }));
+    assert_eq!(refusal(ks.watch(request(0))), Refusal::EmptyWatchRange);
+}
