@@ -277,4 +277,7 @@ async fn alarms_qta_2_qta_6_mnt_5_mnt_6_put_8() {
         assert_eq!((status.code(), status.message()), (tonic::Code::DataLoss, "etcdserver: corrupt cluster"));
     }
     assert_eq!(keys(&channel).await, 1, "it can be read");
+    // Both: CORRUPT counts.
+    alarm(1, 7, 1).await.unwrap();
+    assert_eq!(kv.put(put("a")).await.unwrap_err().code(), tonic::Code::DataLoss);
 }

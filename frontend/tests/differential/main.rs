@@ -219,6 +219,11 @@ impl Pair {
                 self.progress().await?;
             }
             Op::Alarm(request) => {
+                let another = |on: &pb::AlarmRequest| on.alarm != request.alarm && request.alarm != 0;
+                if request.action == 1 && self.known.alarms.iter().any(another) {
+                    *self.report.used.entry(Rule::TwoAlarms).or_default() += 1;
+                    return Ok(());
+                }
                 if self.past.old && request.action == 1 && request.alarm == 0 {
                     *self.report.used.entry(Rule::AlarmOfNothing).or_default() += 1;
                     let header = pb::ResponseHeader { revision: self.known.revision, ..Default::default() };

@@ -34,6 +34,8 @@ pub(crate) enum Rule {
     IgnoreAfterDelete,
     /// Before 3.7 puts in nested txns alone do not count under NOSPACE: it is not asked.
     NestedCost,
+    /// Of two types of alarm the newer one counts in older versions, not CORRUPT: one at a time is raised.
+    TwoAlarms,
     /// 3.4 takes a watch from a negative revision: it is not asked.
     NegativeStart,
     /// 3.4 answers alarms without a header, and may end when one of no type is activated: it is not asked.
@@ -56,6 +58,7 @@ impl Rule {
             Rule::DeleteAndPut => "TXN-24 compaction or hash at a delete and put",
             Rule::IgnoreAfterDelete => "TXN-14 ignore_value or ignore_lease after a delete",
             Rule::NestedCost => "QTA-2 puts in nested txns under NOSPACE",
+            Rule::TwoAlarms => "PUT-8 CORRUPT before NOSPACE",
             Rule::NegativeStart => "WCH-5 watch from a negative revision (3.4)",
             Rule::AlarmOfNothing => "MNT-5 alarms without header, of no type (3.4)",
             Rule::Clock => "LSE-9 remaining seconds",
