@@ -330,10 +330,16 @@ impl Watches {
         Err("no progress came".into())
     }
 
-    /// Waits until a watcher has this many events; takes them.
-    pub(crate) async fn take(&mut self, id: i64, count: usize) -> Result<Vec<Event>, String> {
+    /// Waits until a watcher has this many events; takes them. Those to `skip` do not count.
+    pub(crate) async fn take(
+        &mut self,
+        id: i64,
+        count: usize,
+        skip: impl Fn(&Event) -> bool,
+    ) -> Result<Vec<Event>, String> {
         let enough = |watches: &mut Watches| {
             let received = watches.events.get_mut(&id)?;
+            received.events.retain(|event| !skip(event));
             (received.events.len() >= count).then(|| std::mem::take(&mut received.events))
         };
         match self.until("more events", enough).await {
