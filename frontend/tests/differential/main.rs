@@ -426,18 +426,20 @@ impl Pair {
                     event.prev_kv = None;
                 }
             }
+            let (old, compacted) = (self.past.old, watching.compacted);
+            let forgotten = |event: &Event| {
+                old && event.r#type() == EventType::Delete && event.kv.as_ref().unwrap().mod_revision == compacted
+            };
             let mut theirs = expected.clone();
-            if self.past.old {
-                let forgotten = |event: &Event| {
-                    event.r#type() == EventType::Delete && event.kv.as_ref().unwrap().mod_revision == watching.compacted
-                };
-                theirs.retain(|event| !forgotten(event));
-                if theirs.len() < expected.len() {
-                    *self.report.used.entry(Rule::TombstoneAtCompacted).or_default() += 1;
-                }
+            theirs.retain(|event| !forgotten(event));
+            if theirs.len() < expected.len() {
+                *self.report.used.entry(Rule::TombstoneAtCompacted).or_default() += 1;
             }
-            let (real, ours) =
-                tokio::join!(self.real.watches.take(*id, theirs.len()), self.ours.watches.take(*id, expected.len()));
+            // What is yet to be erased does come.
+            let (real, ours) = tokio::join!(
+                self.real.watches.take(*id, theirs.len(), forgotten),
+                self.ours.watches.take(*id, expected.len(), |_| false)
+            );
             self.report.events += expected.len() as u64;
             for (who, received, expected) in [("etcd", real, theirs), ("ours", ours, expected)] {
                 let received = received.map_err(|text| format!("{who}: {text} {expected:?} {:?}", watching.request))?;
