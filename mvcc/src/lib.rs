@@ -8,6 +8,33 @@
 //! is no async runtime inside. Reads never wait for writers. [`Error::Refused`] means that nothing
 //! was written, [`Error::Unknown`] that the write may be there after a restart.
 //!
+//! # Under a replicated log
+//!
+//! With [`Face::Replayed`] durability comes from a log above, Raft's say, and writes come only through
+//! [`Keyspace::apply`]: the same entries give the same state, answers and hashes on every replica, in
+//! whatever batches they come. An entry that is refused is refused everywhere, and moves the applied
+//! index too. After a crash the keyspace is at an earlier entry: replay from [`Keyspace::applied_index`]
+//! on; what is replayed twice answers `AlreadyApplied`. The log has to keep everything above
+//! [`Keyspace::log_floor`]. Time is not part of the state: the leader calls [`Keyspace::promote`] and
+//! proposes a revoke for each of [`Keyspace::due_leases`]; no key goes without one. What can be refused
+//! without a look at the state ([`Keyspace::validate_txn`] and its like) is best refused before it is proposed.
+//!
+//! ```
+//! use polybolt::{Applied, Command, Engine, Entry, Error, Face, Op, Options, PutRequest, Refusal, Routes};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let dir = tempfile::tempdir()?;
+//! let engine = Engine::open(dir.path(), Options { face: Face::Replayed, ..Options::default() })?;
+//! let keyspace = engine.create_keyspace("default", Routes::kubernetes())?;
+//! let entry = |index| Entry { index, command: Command::Op(Op::Put(PutRequest::new("a", "1"))) };
+//! let answers = keyspace.apply(vec![entry(1), entry(2), entry(2)]).wait()?;
+//! assert!(matches!(&answers[0], Ok(Applied::Txn(txn)) if txn.revision == 2));
+//! assert!(matches!(&answers[2], Err(Error::Refused(Refusal::AlreadyApplied { applied: 2 }))));
+//! assert_eq!(keyspace.applied_index(), 2);
+//! engine.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Reading order: `record` (the codec), `routes` (key prefixes to shards), `publish` (what anybody may
 //! see), `core` (an open keyspace from the inside), `read`, `txn` and `write` (the paths of a
 //! request), `watcher`, `compact`, `snapshot`, `reopen`, `house` (background work), and
