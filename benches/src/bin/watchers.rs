@@ -1,5 +1,8 @@
 //! Many watchers: 10,000 of single keys and 1,000 of one prefix, while puts go on; the put rate without and
 //! with them, and the events delivered. Every watcher gets exactly its events, in order.
+//!
+//! Then slow ones alone: half read nothing during the run and fall below a compaction, half stop reading at the
+//! compaction. They keep a bounded part of what is put, and do not slow the puts.
 
 use clap::Parser;
 use polybolt::{Engine, Error, Keyspace, Options, PutRequest, Routes, Span, WatchItem, WatchRequest, Watcher};
@@ -19,6 +22,9 @@ struct Arguments {
     /// Puts; over as many keys as there are single watchers.
     #[arg(long, default_value_t = 20_000)]
     puts: u64,
+    /// Watchers of the prefix that stop reading.
+    #[arg(long, default_value_t = 200)]
+    slow: u64,
     /// Threads that read watchers.
     #[arg(long, default_value_t = 2)]
     readers: usize,
@@ -144,6 +150,79 @@ fn main() -> Result<(), Error> {
     println!("puts/s: {without:.0} without watchers, {with:.0} with them");
     println!("{events} events in {took:.2} s, {rate:.0} a second; {wrong} watchers got too few or too many");
     println!("anonymous memory {}", polybolt_benches::mib(resident().anonymous));
+    slow(&keyspace, &arguments, without)?;
     drop(keyspace);
     engine.close()
+}
+
+/// What a watcher got before it ended or had no more.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Got {
+    events: u64,
+    last: i64,
+    compacted: Option<i64>,
+}
+
+fn drain(watcher: &mut Watcher, upto: i64, got: &mut Got) -> Result<(), Error> {
+    while got.last < upto && got.compacted.is_none() {
+        match watcher.recv()? {
+            Some(WatchItem::Events { events, .. }) => {
+                for event in events {
+                    assert!(got.last == 0 || event.kv.mod_revision == got.last + 1, "no gap");
+                    got.last = event.kv.mod_revision;
+                    got.events += 1;
+                }
+            }
+            Some(WatchItem::Compacted { compact_revision }) => {
+                got.compacted = Some(compact_revision);
+                assert_eq!(watcher.recv()?, None, "one cancel");
+            }
+            None => break,
+        }
+    }
+    Ok(())
+}
+
+fn slow(keyspace: &Keyspace, arguments: &Arguments, without: f64) -> Result<(), Error> {
+    let begin = || -> Result<Vec<(Watcher, Got)>, Error> {
+        let watcher = |_| {
+            let span = Span::prefix("/registry/pods/");
+            let request = WatchRequest { span, start_revision: 0, no_put: false, no_delete: false, prev_kv: false };
+            keyspace.watch(request).map(|watcher| (watcher, Got::default()))
+        };
+        (0..arguments.slow / 2).map(watcher).collect()
+    };
+    let memory = resident().anonymous;
+    let first = keyspace.revision();
+    let (mut behind, mut stopped) = (begin()?, begin()?);
+    let one = put(keyspace, arguments)?;
+    let compacted = keyspace.revision();
+    for (watcher, got) in &mut stopped {
+        drain(watcher, compacted, got)?;
+    }
+    keyspace.compact(compacted, true).wait()?;
+    let two = put(keyspace, arguments)?;
+    let last = keyspace.revision();
+    let grown = resident().anonymous.saturating_sub(memory);
+    let mut wrong = 0;
+    for (watcher, got) in &mut stopped {
+        drain(watcher, last, got)?;
+        wrong += u64::from(*got != Got { events: (last - first).unsigned_abs(), last, compacted: None });
+    }
+    for (watcher, got) in &mut behind {
+        drain(watcher, last, got)?;
+        wrong += u64::from(got.compacted != Some(compacted) || got.last >= compacted || got.events == 0);
+    }
+    println!(
+        "{} slow watchers: puts/s {one:.0} and {two:.0}, {without:.0} without watchers; {} more of anonymous memory",
+        arguments.slow,
+        polybolt_benches::mib(grown)
+    );
+    println!(
+        "  half stopped reading at the compaction and got all {} events later; half fell below it and got {} events without \
+         a gap, then one cancel with {compacted}; {wrong} got something else",
+        last - first,
+        behind.first().map_or(0, |(_, got)| got.events)
+    );
+    Ok(())
 }
