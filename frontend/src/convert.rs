@@ -3,9 +3,8 @@
 use crate::proto::{etcdserverpb as pb, mvccpb};
 use bytes::Bytes;
 use polybolt::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Error, Event, EventKind, KeyValue, Op,
-    OpResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, Refusal, SortOrder, SortTarget, Span, TxnRequest,
-    TxnResponse,
+    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Error, KeyValue, Op, OpResponse, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, Refusal, SortOrder, SortTarget, Span, TxnRequest, TxnResponse,
 };
 use tonic::{Code, Status};
 
@@ -142,14 +141,6 @@ pub(crate) fn kv(kv: KeyValue) -> mvccpb::KeyValue {
         value: kv.value,
         lease: kv.lease,
     }
-}
-
-pub(crate) fn event(event: Event) -> mvccpb::Event {
-    let r#type = match event.kind {
-        EventKind::Put => mvccpb::event::EventType::Put,
-        EventKind::Delete => mvccpb::event::EventType::Delete,
-    };
-    mvccpb::Event { r#type: r#type.into(), kv: Some(kv(event.kv)), prev_kv: event.prev_kv.map(kv) }
 }
 
 /// Makes the header of a response from its revision.

@@ -36,6 +36,36 @@ pub mod proto {
     pub mod v3electionpb {
         tonic::include_proto!("v3electionpb");
     }
+    /// The Watch service with events that are encoded already, which is the same on the wire: an event is
+    /// encoded once, for all streams that it is sent on.
+    pub mod encoded {
+        use super::etcdserverpb::ResponseHeader;
+        use bytes::Bytes;
+
+        include!(concat!(env!("OUT_DIR"), "/etcdserverpb.Watch.rs"));
+
+        /// `etcdserverpb.WatchResponse`.
+        #[derive(Clone, PartialEq, prost::Message)]
+        pub struct WatchResponse {
+            #[prost(message, optional, tag = "1")]
+            pub header: Option<ResponseHeader>,
+            #[prost(int64, tag = "2")]
+            pub watch_id: i64,
+            #[prost(bool, tag = "3")]
+            pub created: bool,
+            #[prost(bool, tag = "4")]
+            pub canceled: bool,
+            #[prost(int64, tag = "5")]
+            pub compact_revision: i64,
+            #[prost(string, tag = "6")]
+            pub cancel_reason: String,
+            #[prost(bool, tag = "7")]
+            pub fragment: bool,
+            /// Each an `mvccpb.Event`.
+            #[prost(bytes = "bytes", repeated, tag = "11")]
+            pub events: Vec<Bytes>,
+        }
+    }
     /// What polybolt answers beyond it.
     pub mod v1 {
         tonic::include_proto!("polybolt.v1");

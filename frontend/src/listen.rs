@@ -9,6 +9,7 @@ use crate::kv::KvService;
 use crate::lease::LeaseService;
 use crate::lock::LockService;
 use crate::maintenance::MaintenanceService;
+use crate::proto::encoded::watch_server::WatchServer;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::v1::inspect_server::InspectServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
@@ -60,9 +61,7 @@ async fn client_router(server: &Arc<Server>) -> Router {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let grpc = Routes::new(pb::kv_server::KvServer::new(KvService(Arc::clone(server))).max_decoding_message_size(max))
-        .add_service(
-            pb::watch_server::WatchServer::new(WatchService(Arc::clone(server))).max_decoding_message_size(max),
-        )
+        .add_service(WatchServer::new(WatchService(Arc::clone(server))).max_decoding_message_size(max))
         .add_service(pb::lease_server::LeaseServer::new(LeaseService(Arc::clone(server))))
         .add_service(pb::cluster_server::ClusterServer::new(ClusterService(Arc::clone(server))))
         .add_service(pb::maintenance_server::MaintenanceServer::new(MaintenanceService(Arc::clone(server))))

@@ -99,7 +99,7 @@ impl Server {
             };
             match item {
                 Some(WatchItem::Events { events, .. })
-                    if events.iter().any(|event| event.kind == EventKind::Delete) =>
+                    if events.iter().any(|event| event.kind() == EventKind::Delete) =>
                 {
                     return Ok(());
                 }

@@ -5,8 +5,9 @@
 //! so that progress never overtakes events (WCH-25).
 
 use crate::convert;
+use crate::proto::encoded::WatchResponse;
+use crate::proto::encoded::watch_server::Watch;
 use crate::proto::etcdserverpb as pb;
-use crate::proto::etcdserverpb::watch_server::Watch;
 use crate::server::Server;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -32,7 +33,7 @@ const FRAGMENT_SLACK: usize = 512 << 10;
 
 #[tonic::async_trait]
 impl Watch for WatchService {
-    type WatchStream = ReceiverStream<Result<pb::WatchResponse, Status>>;
+    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
 
     async fn watch(
         &self,
@@ -90,7 +91,7 @@ struct Entry {
 
 struct Stream {
     server: Arc<Server>,
-    sender: mpsc::Sender<Result<pb::WatchResponse, Status>>,
+    sender: mpsc::Sender<Result<WatchResponse, Status>>,
     /// By a key that is never used twice, as an id may be.
     watchers: HashMap<u64, Entry>,
     keys: HashMap<i64, u64>,
@@ -144,7 +145,7 @@ impl Stream {
                 };
                 self.watchers.remove(&key);
                 let header = Some(self.server.header_now());
-                self.send(pb::WatchResponse { header, watch_id, canceled: true, ..Default::default() }).await
+                self.send(WatchResponse { header, watch_id, canceled: true, ..Default::default() }).await
             }
             Some(RequestUnion::ProgressRequest(_)) => self.progress().await,
             None => Ok(()),
@@ -153,7 +154,7 @@ impl Stream {
 
     async fn create(&mut self, request: pb::WatchCreateRequest) -> Result<(), Gone> {
         let header = Some(self.server.header_now());
-        let failed = |cancel_reason: String| pb::WatchResponse {
+        let failed = |cancel_reason: String| WatchResponse {
             header,
             watch_id: -1,
             created: true,
@@ -193,7 +194,7 @@ impl Stream {
         let key = self.next_key;
         self.next_key += 1;
         let waker = Arc::new(WatcherWaker { key, queued: AtomicBool::new(false), ready: Arc::clone(&self.ready) });
-        let created = pb::WatchResponse {
+        let created = WatchResponse {
             header: Some(self.server.header(watcher.created_revision())),
             watch_id: id,
             created: true,
@@ -228,14 +229,8 @@ impl Stream {
                 // The id stays taken until the client cancels it (WCH-4), as clients do (WCH-34).
                 self.watchers.remove(&key);
                 let header = Some(self.server.header(0));
-                self.send(pb::WatchResponse {
-                    header,
-                    watch_id,
-                    canceled: true,
-                    compact_revision,
-                    ..Default::default()
-                })
-                .await
+                self.send(WatchResponse { header, watch_id, canceled: true, compact_revision, ..Default::default() })
+                    .await
             }
             ended => {
                 self.watchers.remove(&key);
@@ -244,8 +239,7 @@ impl Stream {
                     Ok(_) => Refusal::Closed.to_string(),
                 };
                 let header = Some(self.server.header_now());
-                self.send(pb::WatchResponse { header, watch_id, canceled: true, cancel_reason, ..Default::default() })
-                    .await
+                self.send(WatchResponse { header, watch_id, canceled: true, cancel_reason, ..Default::default() }).await
             }
         }
     }
@@ -257,7 +251,7 @@ impl Stream {
             return Ok(());
         };
         let header = Some(self.server.header(revision));
-        self.send(pb::WatchResponse { header, watch_id: -1, ..Default::default() }).await
+        self.send(WatchResponse { header, watch_id: -1, ..Default::default() }).await
     }
 
     /// A tick: tells the quiet ones that asked for it (WCH-22).
@@ -274,12 +268,12 @@ impl Stream {
         }
         for (watch_id, revision) in due {
             let header = Some(self.server.header(revision));
-            self.send(pb::WatchResponse { header, watch_id, ..Default::default() }).await?;
+            self.send(WatchResponse { header, watch_id, ..Default::default() }).await?;
         }
         Ok(())
     }
 
-    async fn send(&self, response: pb::WatchResponse) -> Result<(), Gone> {
+    async fn send(&self, response: WatchResponse) -> Result<(), Gone> {
         self.sender.send(Ok(response)).await.map_err(|_| Gone)
     }
 }
@@ -309,24 +303,21 @@ async fn next_item(watchers: &mut HashMap<u64, Entry>, ready: &Ready) -> (u64, I
 }
 
 /// One response, or several fragments of it that are below `max` encoded bytes (WCH-18).
-fn responses(
-    header: pb::ResponseHeader,
-    watch_id: i64,
-    events: Vec<Event>,
-    max: Option<usize>,
-) -> Vec<pb::WatchResponse> {
-    let whole = |events| pb::WatchResponse { header: Some(header), watch_id, events, ..Default::default() };
-    let events: Vec<_> = events.into_iter().map(convert::event).collect();
-    let Some(max) = max.filter(|max| events.len() > 1 && whole(events.clone()).encoded_len() >= *max) else {
-        return vec![whole(events)];
+fn responses(header: pb::ResponseHeader, watch_id: i64, events: Vec<Event>, max: Option<usize>) -> Vec<WatchResponse> {
+    let whole = |events| WatchResponse { header: Some(header), watch_id, events, ..Default::default() };
+    let split = max.filter(|max| {
+        let bytes: usize = events.iter().map(|event| field_len(&event.wire())).sum();
+        events.len() > 1 && bytes + whole(Vec::new()).encoded_len() >= *max
+    });
+    let events = events.iter().map(Event::wire);
+    let Some(max) = split else {
+        return vec![whole(events.collect())];
     };
     let empty = whole(Vec::new()).encoded_len() + FRAGMENT_FLAG;
     let mut parts = vec![whole(Vec::new())];
     let mut bytes = empty;
     for event in events {
-        let len = event.encoded_len();
-        // A field's tag and length come before it.
-        let len = len + 1 + prost::length_delimiter_len(len);
+        let len = field_len(&event);
         let part = parts.last_mut().expect("there is always one");
         if !part.events.is_empty() && bytes + len >= max {
             part.fragment = true;
@@ -340,22 +331,44 @@ fn responses(
     parts
 }
 
+/// Bytes of a field: its tag and length come before it.
+fn field_len(message: &[u8]) -> usize {
+    1 + prost::length_delimiter_len(message.len()) + message.len()
+}
+
 /// Encoded bytes of the fragment flag.
 const FRAGMENT_FLAG: usize = 2;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polybolt::{EventKind, KeyValue};
+    use crate::proto::mvccpb;
+    use polybolt::{Engine, EventKind, Options, PutRequest, Routes};
+
+    /// What a real watcher got.
+    fn events(prev_kv: bool) -> Vec<Event> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let engine = Engine::open(dir.path(), Options::default()).expect("an engine");
+        let keyspace = engine.create_keyspace("default", Routes::kubernetes()).expect("a keyspace");
+        let request =
+            WatchRequest { span: Span::prefix("k"), start_revision: 1, no_put: false, no_delete: false, prev_kv };
+        let mut watcher = keyspace.watch(request).expect("a watcher");
+        let put = |n: usize| {
+            keyspace.put(PutRequest { lease: 0, ..PutRequest::new(format!("k{}", n % 20), vec![7; 100 * n]) })
+        };
+        (0..30).for_each(|n| drop(put(n).wait().expect("a put")));
+        drop(keyspace.delete_range(polybolt::DeleteRequest { span: Span::key("k1"), prev_kv: false }).wait());
+        let mut all = Vec::new();
+        while all.len() < 31 {
+            let Some(WatchItem::Events { events, .. }) = watcher.recv().expect("events") else { panic!("it ended") };
+            all.extend(events);
+        }
+        all
+    }
 
     #[test]
     fn fragments_are_below_the_limit_and_lose_nothing() {
-        let event = |n: usize| Event {
-            kind: EventKind::Put,
-            kv: KeyValue { key: format!("k{n}").into(), value: vec![0; 100 * n].into(), ..KeyValue::default() },
-            prev_kv: None,
-        };
-        let events: Vec<_> = (0..30).map(event).collect();
+        let events = events(false);
         let header = pb::ResponseHeader { revision: 7, ..Default::default() };
         let parts = responses(header, 3, events.clone(), Some(2000));
         assert!(parts.len() > 10);
@@ -363,7 +376,32 @@ mod tests {
         let (last, rest) = parts.split_last().expect("parts");
         assert!(!last.fragment && rest.iter().all(|part| part.fragment));
         let joined: Vec<_> = parts.into_iter().flat_map(|part| part.events).collect();
-        assert_eq!(joined, events.iter().cloned().map(convert::event).collect::<Vec<_>>());
+        assert_eq!(joined, events.iter().map(Event::wire).collect::<Vec<_>>());
         assert_eq!(responses(header, 3, events, None).len(), 1);
+    }
+
+    #[test]
+    fn events_on_the_wire_are_what_protobuf_says_and_encoded_once() {
+        for prev_kv in [false, true] {
+            for event in events(prev_kv) {
+                let kind = mvccpb::event::EventType::from_str_name(match event.kind() {
+                    EventKind::Put => "PUT",
+                    EventKind::Delete => "DELETE",
+                });
+                let plain = mvccpb::Event {
+                    r#type: kind.expect("a name of it").into(),
+                    kv: Some(convert::kv(event.kv().clone())),
+                    prev_kv: event.prev_kv().cloned().map(convert::kv),
+                };
+                assert_eq!(event.wire(), plain.encode_to_vec());
+                assert_eq!(event.clone().wire().as_ptr(), event.wire().as_ptr(), "shared");
+            }
+        }
+        let all = responses(pb::ResponseHeader { revision: 7, ..Default::default() }, 3, events(true), None);
+        let decoded = pb::WatchResponse::decode(&all[0].encode_to_vec()[..]).expect("the same message");
+        assert_eq!(
+            (decoded.watch_id, decoded.events.len(), decoded.header.map(|header| header.revision)),
+            (3, 31, Some(7))
+        );
     }
 }

@@ -6,7 +6,8 @@
 
 use crate::core::{Core, Rows, StoredRow};
 use crate::error::{Refusal, Result};
-use crate::request::{HashKv, KeyValue, Span};
+use crate::request::{HashKv, Span};
+use crate::wire;
 
 /// Hashes the keyspace at `revision`; 0 is the current one, and before it there was nothing. Reads all rows, in bounded memory.
 pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
@@ -71,40 +72,8 @@ fn encode(row: &StoredRow, out: &mut Vec<u8>) {
     out.extend_from_slice(&u64::from(row.at.sub).to_be_bytes());
     if row.tombstone {
         out.push(b't');
-        bytes_field(1, &row.kv.key, out);
+        wire::tombstone(&row.kv.key, out);
     } else {
-        encode_kv(&row.kv, out);
+        wire::key_value(&row.kv, out);
     }
-}
-
-fn encode_kv(kv: &KeyValue, out: &mut Vec<u8>) {
-    bytes_field(1, &kv.key, out);
-    for (field, value) in [(2, kv.create_revision), (3, kv.mod_revision), (4, kv.version)] {
-        number_field(field, value, out);
-    }
-    bytes_field(5, &kv.value, out);
-    number_field(6, kv.lease, out);
-}
-
-fn bytes_field(field: u8, value: &[u8], out: &mut Vec<u8>) {
-    if !value.is_empty() {
-        out.push(field << 3 | 2);
-        varint(value.len() as u64, out);
-        out.extend_from_slice(value);
-    }
-}
-
-fn number_field(field: u8, value: i64, out: &mut Vec<u8>) {
-    if value != 0 {
-        out.push(field << 3);
-        varint(value.cast_unsigned(), out);
-    }
-}
-
-fn varint(mut value: u64, out: &mut Vec<u8>) {
-    while value >= 0x80 {
-        out.push((value & 0x7f) as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }

@@ -35,7 +35,7 @@
 //! # }
 //! ```
 //!
-//! Reading order: `record` (the codec), `routes` (key prefixes to shards), `publish` (what anybody may
+//! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `routes` (key prefixes to shards), `publish` (what anybody may
 //! see), `core` (an open keyspace from the inside), `read`, `txn` and `write` (the paths of a
 //! request), `watcher`, `compact`, `snapshot`, `reopen`, `house` (background work), and
 //! [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
@@ -43,6 +43,8 @@
 
 pub mod error;
 pub mod request;
+mod wire;
+pub mod event;
 pub mod options;
 mod record;
 pub mod routes;
@@ -67,6 +69,7 @@ pub mod engine;
 
 pub use engine::{Engine, Runtime};
 pub use error::{Error, Refusal, Result};
+pub use event::{Event, EventKind, WatchItem};
 pub use keyspace::{Applied, Command, Entry, Keyspace, TableEdit};
 pub use options::{Durability, Face, Options};
 pub use pending::Pending;
@@ -78,9 +81,9 @@ pub use polybolt_engine::store::StoreStats;
 pub use polybolt_engine::verify::VerifyReport;
 pub use read::RangeStream;
 pub use request::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, EventKind, HashKv, KeyValue,
-    KeyspaceStatus, LeaseGranted, LeaseStatus, Op, OpResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
-    ShardStatus, SortOrder, SortTarget, Span, SpanEnd, TxnRequest, TxnResponse, WatchItem, WatchRequest,
+    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, HashKv, KeyValue, KeyspaceStatus, LeaseGranted,
+    LeaseStatus, Op, OpResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, ShardStatus, SortOrder,
+    SortTarget, Span, SpanEnd, TxnRequest, TxnResponse, WatchRequest,
 };
 pub use routes::{Routes, ShardOptions};
 pub use snapshot::Snapshot;

@@ -108,6 +108,14 @@ impl RowPlace {
         record.slice(self.body..self.end)
     }
 
+    /// The row's key, of `key_len` bytes, and its value, as parts of the buffer.
+    pub(crate) fn key_and_value(&self, record: &Bytes, key_len: usize) -> (Bytes, Bytes) {
+        // In the head the key is last, in the body first.
+        let (key, value) =
+            if key_len > INLINE_KEY_MAX { (self.body, self.body + key_len) } else { (self.body - key_len, self.body) };
+        (record.slice(key..key + key_len), record.slice(value..self.end))
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.end - self.start
     }
@@ -444,6 +452,9 @@ mod tests {
             prop_assert_eq!(&record.head, &head);
             for (((key, put, lease), place), row) in keys.iter().zip(&places).zip(&record.rows) {
                 prop_assert_eq!(&place.key(&bytes), &row.0);
+                let (own_key, value) = place.key_and_value(&bytes, key.len());
+                prop_assert_eq!(&own_key[..], &key[..]);
+                prop_assert_eq!(&value[..], if *put { &key[..key.len() / 2] } else { b"" });
                 let kv = open_row(&row.0, &row.1, &row.2).unwrap();
                 prop_assert_eq!(&kv.key[..], &key[..]);
                 prop_assert_eq!(kv.lease, if *put { *lease } else { 0 });

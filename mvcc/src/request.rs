@@ -93,6 +93,18 @@ pub struct KeyValue {
     pub lease: i64,
 }
 
+impl KeyValue {
+    /// The same in bytes of its own, if they are parts of something larger.
+    pub(crate) fn detached(mut self) -> Self {
+        for bytes in [&mut self.key, &mut self.value] {
+            if !bytes.is_unique() {
+                *bytes = Bytes::copy_from_slice(bytes);
+            }
+        }
+        self
+    }
+}
+
 /// How results are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SortOrder {
@@ -350,26 +362,6 @@ pub struct LeaseGranted {
     pub ttl: i64,
 }
 
-/// What kind of change an event is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EventKind {
-    /// A put.
-    Put,
-    /// A delete, an expiry or a revoke.
-    Delete,
-}
-
-/// One change of one key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// What happened.
-    pub kind: EventKind,
-    /// The new version; of a delete only key and `mod_revision` are set (WCH-13).
-    pub kv: KeyValue,
-    /// The version before, captured when it happened; None at a creation.
-    pub prev_kv: Option<KeyValue>,
-}
-
 /// A request to watch (WCH rules).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchRequest {
@@ -383,23 +375,6 @@ pub struct WatchRequest {
     pub no_delete: bool,
     /// Give the version before.
     pub prev_kv: bool,
-}
-
-/// What a watcher yields.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WatchItem {
-    /// Matching events of one or more whole revisions, in order.
-    Events {
-        /// The header revision: at least the last event's (WCH-20).
-        revision: i64,
-        /// The events; never empty.
-        events: Vec<Event>,
-    },
-    /// What it needs next was compacted; the watcher has ended.
-    Compacted {
-        /// The compacted revision.
-        compact_revision: i64,
-    },
 }
 
 /// A hash over the keys (HSH rules).

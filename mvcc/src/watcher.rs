@@ -2,7 +2,8 @@
 
 use crate::core::{Core, Rows};
 use crate::error::Result;
-use crate::request::{Event, EventKind, KeyValue, WatchItem};
+use crate::event::{Event, EventKind, WatchItem};
+use crate::request::KeyValue;
 use crate::watch::{Feed, Take};
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -131,16 +132,16 @@ impl Watcher {
         }
         if next <= visible {
             let (upto, events) = self.history(next, visible)?;
-            self.feed.caught_up(upto, events);
+            self.feed.caught_up(upto, &events);
         }
         core.hub.sync(&self.feed, self.applied);
         Ok(None)
     }
 
     /// Matching events from `next` on, whole revisions, and up to where everything was looked at.
-    fn history(&self, next: u64, visible: u64) -> Result<(u64, Vec<(u64, Vec<Event>)>)> {
+    fn history(&self, next: u64, visible: u64) -> Result<(u64, Vec<Event>)> {
         let mut rows = Rows::new(&self.core, &self.feed.request.span, next, visible);
-        let mut found: Vec<(u64, Vec<Event>)> = Vec::new();
+        let mut found = Vec::new();
         let (mut bytes, mut mains, mut last) = (0, 0, 0);
         while let Some(row) = rows.next_row()? {
             if row.at.main != last {
@@ -167,11 +168,7 @@ impl Watcher {
             let prev_kv =
                 if self.feed.request.prev_kv && !created { self.before(&row.kv.key, row.at.main)? } else { None };
             bytes += kv.key.len() + kv.value.len();
-            let event = Event { kind, kv, prev_kv };
-            match found.last_mut() {
-                Some((main, events)) if *main == row.at.main => events.push(event),
-                _ => found.push((row.at.main, vec![event])),
-            }
+            found.push(Event::new(kind, kv.detached(), prev_kv.map(KeyValue::detached)));
         }
         Ok((visible, found))
     }

@@ -7,9 +7,10 @@
 
 use crate::core::{Core, RESERVE_AHEAD, Writer};
 use crate::error::{Error, Refusal, Result};
+use crate::event::{Event, EventKind};
 use crate::pending::{Pending, Slot};
-use crate::record::{MetaEdit, NewPut, NewRow, RecordBuilder, RecordHead, next_history};
-use crate::request::{Event, EventKind, KeyValue};
+use crate::record::{MetaEdit, NewPut, NewRow, RecordBuilder, RecordHead, RowPlace, next_history};
+use crate::request::KeyValue;
 use crate::txn::{Change, Evaluation};
 use bytes::Bytes;
 use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, Ticket, TreeEdit};
@@ -59,7 +60,9 @@ impl From<AdmitError> for NotNow {
 struct Encoded {
     record: Bytes,
     edits: Vec<TreeEdit>,
-    events: Vec<Arc<Event>>,
+    events: Vec<Event>,
+    /// Bytes that any of the events keeps alive.
+    kept_bytes: usize,
     volatile: bool,
     history: u128,
 }
@@ -171,7 +174,8 @@ impl Core {
             next.reserve = next.main + RESERVE_AHEAD;
         }
         self.reserve(writer, next.main)?;
-        let Encoded { record, edits, events, volatile, history } = self.encode(&next, changes, &extra, writer)?;
+        let Encoded { record, edits, events, kept_bytes, volatile, history } =
+            self.encode(&next, changes, &extra, writer)?;
         next.history = history;
         if volatile {
             self.check_volatile(changes)?;
@@ -189,7 +193,7 @@ impl Core {
         for (sub, change) in changes.iter().enumerate() {
             self.apply_change(next.main, sub, change);
         }
-        self.hub.queue(next.main, events);
+        self.hub.queue(next.main, events, kept_bytes);
         let batch = Batch { space: self.id, edits, record, state: next.encode() };
         let (main, compacted) = (next.main, next.compacted);
         writer.last = self.publisher.seal(main, compacted, || self.store.apply(admission, batch));
@@ -242,8 +246,6 @@ impl Core {
         let mut builder = RecordBuilder::with_capacity(changes.iter().map(sizes).sum());
         let mut aside = RecordBuilder::with_capacity(0);
         let mut places = Vec::with_capacity(changes.len());
-        let mut events = Vec::new();
-        let watched = self.hub.is_watched();
         for (sub, change) in changes.iter().enumerate() {
             let shard = self.routes.shard_of(&change.key);
             let volatile = self.shards[shard].volatile;
@@ -257,9 +259,6 @@ impl Core {
             let row = NewRow { at, key: &change.key, put };
             let place = if volatile { aside.row(row) } else { builder.row(row) };
             places.push((shard, volatile, place));
-            if watched {
-                events.extend(self.event(changes, sub, next.main)?);
-            }
         }
         let rows = builder.rows_bytes();
         let history = if rows.is_empty() { writer.state.history } else { next_history(writer.state.history, rows) };
@@ -278,16 +277,22 @@ impl Core {
         };
         let (record, aside) = (builder.finish(&head), aside.finish(&RecordHead::default()));
         let mut edits = Vec::with_capacity(places.len() + extra.meta.len());
-        for (shard, volatile, place) in &places {
+        let mut events = Vec::new();
+        let watched = self.hub.is_watched();
+        for (sub, (shard, volatile, place)) in places.iter().enumerate() {
             let bytes = if *volatile { &aside } else { &record };
             debug_assert!(place.len() >= crate::record::ROW_KEY_BYTES);
             let edit = Edit::Put { head: place.head(bytes), body: place.body(bytes) };
             edits.push(TreeEdit { tree: self.shards[*shard].tree, key: place.key(bytes), edit });
+            if watched {
+                events.extend(self.event(changes, sub, next.main, place, bytes)?);
+            }
         }
+        let kept_bytes = record.len() + aside.len();
         edits.extend(extra.meta.iter().map(|edit| self.meta_edit(edit)));
         let volatile = places.iter().any(|(_, volatile, _)| *volatile);
         let record = if journaled { record } else { Bytes::new() };
-        Ok(Encoded { record, edits, events, volatile, history })
+        Ok(Encoded { record, edits, events, kept_bytes, volatile, history })
     }
 
     /// The edit of the meta tree.
@@ -299,9 +304,17 @@ impl Core {
         TreeEdit { tree: self.meta, key: edit.key.clone(), edit: value }
     }
 
-    /// The event of a change, if anybody wants it. `prev_kv` is captured now, before compaction or a
-    /// later write can take it away.
-    fn event(&self, changes: &[Change], sub: usize, main: u64) -> Result<Option<Arc<Event>>> {
+    /// The event of a change, if anybody wants it. Key and value are parts of the record, so that a queued
+    /// event keeps the record alive and not the buffer that a request came in. `prev_kv` is captured now,
+    /// before compaction or a later write can take it away.
+    fn event(
+        &self,
+        changes: &[Change],
+        sub: usize,
+        main: u64,
+        place: &RowPlace,
+        record: &Bytes,
+    ) -> Result<Option<Event>> {
         let change = &changes[sub];
         let interest = self.hub.interest(&change.key);
         if !interest.any {
@@ -319,18 +332,19 @@ impl Core {
             },
             _ => None,
         };
-        let mut kv = KeyValue { key: change.key.clone(), mod_revision: main.cast_signed(), ..KeyValue::default() };
+        let (key, value) = place.key_and_value(record, change.key.len());
+        let mut kv = KeyValue { key, mod_revision: main.cast_signed(), ..KeyValue::default() };
         let kind = match &change.put {
             None => EventKind::Delete,
             Some(put) => {
                 kv.create_revision = put.created.cast_signed();
                 kv.version = put.version.cast_signed();
-                kv.value = put.value.clone();
+                kv.value = value;
                 kv.lease = put.lease;
                 EventKind::Put
             }
         };
-        Ok(Some(Arc::new(Event { kind, kv, prev_kv })))
+        Ok(Some(Event::new(kind, kv, prev_kv.map(KeyValue::detached))))
     }
 
     fn apply_change(&self, main: u64, sub: usize, change: &Change) {

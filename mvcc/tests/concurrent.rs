@@ -36,12 +36,11 @@ fn watch(ks: &Keyspace, start_revision: i64, last: i64) {
             WatchItem::Events { revision, events } => {
                 assert_eq!(events.len() % 3, 0, "whole revisions only");
                 for three in events.chunks(3) {
-                    assert!(three.iter().all(|event| event.kv.mod_revision == next), "{next}: {three:?}");
+                    assert!(three.iter().all(|event| event.kv().mod_revision == next), "{next}: {three:?}");
                     for event in three {
-                        let created = event.kv.create_revision == event.kv.mod_revision;
+                        let created = event.kv().create_revision == event.kv().mod_revision;
                         assert!(
-                            created
-                                || event.prev_kv.as_ref().is_some_and(|before| before.version + 1 == event.kv.version)
+                            created || event.prev_kv().is_some_and(|before| before.version + 1 == event.kv().version)
                         );
                     }
                     next += 1;

@@ -219,7 +219,7 @@ impl Driven {
             promised.shown = promised.shown.max(ks.revision());
             while let Poll::Ready(Some(WatchItem::Events { events, .. })) = watcher.try_recv().ok()? {
                 for event in events {
-                    let at = event.kv.mod_revision;
+                    let at = event.kv().mod_revision;
                     assert!(at == next_event || at == next_event - 1, "event of {at}, expected {next_event}");
                     assert!(at <= ks.revision(), "an event that is not visible yet");
                     next_event = at + 1;

@@ -79,10 +79,10 @@ fn watch(ks: &Keyspace) -> Watcher {
 fn deleted(watcher: &mut Watcher) -> BTreeMap<i64, Vec<(i64, String)>> {
     let mut seen: BTreeMap<i64, Vec<(i64, String)>> = BTreeMap::new();
     while let Poll::Ready(Some(WatchItem::Events { events, .. })) = watcher.try_recv().unwrap() {
-        for event in events.into_iter().filter(|event| event.kind == EventKind::Delete) {
-            let lease = event.prev_kv.as_ref().unwrap().lease;
-            let key = String::from_utf8(event.kv.key.to_vec()).unwrap();
-            seen.entry(event.kv.mod_revision).or_default().push((lease, key));
+        for event in events.into_iter().filter(|event| event.kind() == EventKind::Delete) {
+            let lease = event.prev_kv().unwrap().lease;
+            let key = String::from_utf8(event.kv().key.to_vec()).unwrap();
+            seen.entry(event.kv().mod_revision).or_default().push((lease, key));
         }
     }
     seen

@@ -237,8 +237,8 @@ fn events_to(watcher: &mut Watcher, last: i64) -> Vec<(EventKind, String, i64, O
         match watcher.recv().unwrap().unwrap() {
             WatchItem::Events { events, .. } => {
                 for event in events {
-                    let prev = event.prev_kv.as_ref().map(|kv| text(&kv.value));
-                    seen.push((event.kind, text(&event.kv.key), event.kv.mod_revision, prev));
+                    let prev = event.prev_kv().map(|kv| text(&kv.value));
+                    seen.push((event.kind(), text(&event.kv().key), event.kv().mod_revision, prev));
                 }
             }
             WatchItem::Compacted { .. } => panic!("compacted"),

@@ -112,9 +112,9 @@ fn main() -> Result<(), Error> {
             let left = keyspace.leases().len();
             while let Poll::Ready(Some(WatchItem::Events { events, .. })) = watcher.try_recv()? {
                 for event in events {
-                    assert_eq!(event.kind, EventKind::Delete);
+                    assert_eq!(event.kind(), EventKind::Delete);
                     deleted += 1;
-                    revisions.insert(event.kv.mod_revision);
+                    revisions.insert(event.kv().mod_revision);
                 }
             }
             if left as u64 == arguments.leases {

@@ -67,8 +67,8 @@ fn read(mut watched: Vec<Watched>, delivered: &AtomicU64, stop: &AtomicBool) -> 
             while let Poll::Ready(Some(WatchItem::Events { events, .. })) = one.watcher.try_recv()? {
                 idle = false;
                 for event in &events {
-                    assert!(event.kv.mod_revision > one.last, "in order, once");
-                    one.last = event.kv.mod_revision;
+                    assert!(event.kv().mod_revision > one.last, "in order, once");
+                    one.last = event.kv().mod_revision;
                 }
                 one.got += events.len() as u64;
                 delivered.fetch_add(events.len() as u64, Ordering::Relaxed);
@@ -168,8 +168,8 @@ fn drain(watcher: &mut Watcher, upto: i64, got: &mut Got) -> Result<(), Error> {
         match watcher.recv()? {
             Some(WatchItem::Events { events, .. }) => {
                 for event in events {
-                    assert!(got.last == 0 || event.kv.mod_revision == got.last + 1, "no gap");
-                    got.last = event.kv.mod_revision;
+                    assert!(got.last == 0 || event.kv().mod_revision == got.last + 1, "no gap");
+                    got.last = event.kv().mod_revision;
                     got.events += 1;
                 }
             }

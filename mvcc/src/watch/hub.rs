@@ -11,7 +11,8 @@
 //! or above. A revision is fed only if it is at or above `next`.
 
 use super::ranges::Ranges;
-use crate::request::{Event, EventKind, SpanEnd, WatchRequest};
+use crate::event::{Event, EventKind};
+use crate::request::{SpanEnd, WatchRequest};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -38,9 +39,18 @@ struct State {
     /// Those that are not synced.
     lagging: BTreeSet<u64>,
     next_id: u64,
-    queued: VecDeque<(u64, Vec<Arc<Event>>)>,
+    queued: VecDeque<Revision>,
     /// Everything up to here was fed.
     published: u64,
+}
+
+/// The events of a revision that is not visible yet.
+#[derive(Debug)]
+struct Revision {
+    main: u64,
+    events: Vec<Event>,
+    /// Bytes that any of them keeps alive: its record's.
+    record_bytes: usize,
 }
 
 impl State {
@@ -71,8 +81,8 @@ pub(crate) struct Feed {
 
 #[derive(Debug, Default)]
 struct FeedState {
-    /// Shared with other watchers until they are taken.
-    queue: VecDeque<(u64, Vec<Arc<Event>>)>,
+    /// Events of whole revisions, and the bytes that each is counted as.
+    queue: VecDeque<(Event, usize)>,
     bytes: usize,
     /// The lowest revision that was not looked at for this watcher.
     next: u64,
@@ -126,9 +136,9 @@ impl Hub {
     }
 
     /// Events of a revision that is not visible yet. Requires: the keyspace's writer is held.
-    pub(crate) fn queue(&self, main: u64, events: Vec<Arc<Event>>) {
+    pub(crate) fn queue(&self, main: u64, events: Vec<Event>, record_bytes: usize) {
         if !events.is_empty() {
-            self.state.lock().queued.push_back((main, events));
+            self.state.lock().queued.push_back(Revision { main, events, record_bytes });
         }
     }
 
@@ -197,20 +207,27 @@ impl Hub {
             state.queued.clear();
             return;
         }
-        while state.queued.front().is_some_and(|(main, _)| *main <= visible) {
-            let Some((main, events)) = state.queued.pop_front() else { break };
-            let mut matching: BTreeMap<u64, Vec<Arc<Event>>> = BTreeMap::new();
-            for event in &events {
-                for id in state.watchers_of(&event.kv.key) {
-                    let wanted = state.feeds[id].wants(event.kind).then(|| Arc::clone(event));
-                    matching.entry(*id).or_default().extend(wanted);
+        while state.queued.front().is_some_and(|next| next.main <= visible) {
+            let Some(Revision { main, events, record_bytes }) = state.queued.pop_front() else { break };
+            let mut lagging = Vec::new();
+            let mut feed = |id: u64, events: &[Event]| {
+                if !state.feeds[&id].feed(main, events, record_bytes) {
+                    lagging.push(id);
                 }
-            }
-            for (id, events) in matching {
-                if !state.feeds[&id].feed(main, events) {
-                    state.lagging.insert(id);
+            };
+            if let [event] = &events[..] {
+                state.watchers_of(&event.kv().key).for_each(|id| feed(*id, std::slice::from_ref(event)));
+            } else {
+                // A revision reaches a watcher as a whole (WCH-15).
+                let mut matching: BTreeMap<u64, Vec<Event>> = BTreeMap::new();
+                for event in &events {
+                    for id in state.watchers_of(&event.kv().key) {
+                        matching.entry(*id).or_default().push(event.clone());
+                    }
                 }
+                matching.iter().for_each(|(id, events)| feed(*id, events));
             }
+            state.lagging.extend(lagging);
         }
         for id in &state.lagging {
             state.feeds[id].nudge();
@@ -256,66 +273,69 @@ impl Feed {
         }
     }
 
-    /// The event as this watcher sees it.
-    fn seen(&self, event: Arc<Event>) -> Event {
-        let mut event = Arc::unwrap_or_clone(event);
-        if !self.request.prev_kv {
-            event.prev_kv = None;
-        }
-        event
-    }
-
-    /// A live revision. A full queue makes the watcher lag from here on: false if it does.
-    fn feed(&self, main: u64, events: Vec<Arc<Event>>) -> bool {
+    /// A live revision: those of its events that match, in a record of so many bytes. A full queue makes
+    /// the watcher lag from here on: false if it does.
+    fn feed(&self, main: u64, events: &[Event], record_bytes: usize) -> bool {
         let mut state = self.state.lock();
         if !state.synced || main < state.next || state.ended {
             return state.synced || state.ended;
         }
-        let bytes: usize = events.iter().map(|event| event_bytes(event)).sum();
-        if state.bytes > 0 && state.bytes + bytes > self.bytes_max {
+        let wanted = || events.iter().filter(|event| self.wants(event.kind()));
+        let bytes = wanted().map(Event::kept_bytes).sum::<usize>() + record_bytes;
+        if state.bytes > 0 && state.bytes + bytes > self.bytes_max && wanted().next().is_some() {
             state.synced = false;
             state.next = main;
             return false;
         }
         state.next = main + 1;
-        if !events.is_empty() {
-            state.bytes += bytes;
-            state.queue.push_back((main, events));
-            self.wake(&mut state);
-        }
+        self.push(&mut state, wanted(), record_bytes);
         true
     }
 
-    /// What history holds for it: events of whole revisions up to `upto`, everything looked at.
-    pub(crate) fn caught_up(&self, upto: u64, events: Vec<(u64, Vec<Event>)>) {
-        let mut state = self.state.lock();
-        for (main, events) in events {
-            if main >= state.next && !events.is_empty() {
-                state.bytes += events.iter().map(event_bytes).sum::<usize>();
-                state.queue.push_back((main, events.into_iter().map(Arc::new).collect()));
-            }
+    /// Queues the events of a revision. What they share is counted with the first.
+    fn push<'a>(&self, state: &mut FeedState, events: impl Iterator<Item = &'a Event>, mut shared_bytes: usize) {
+        let before = state.queue.len();
+        for event in events {
+            let bytes = event.kept_bytes() + std::mem::take(&mut shared_bytes);
+            state.bytes += bytes;
+            state.queue.push_back((event.clone().seen(self.request.prev_kv), bytes));
         }
+        if state.queue.len() > before {
+            self.wake(state);
+        }
+    }
+
+    /// What history holds for it: events of whole revisions up to `upto`, everything looked at.
+    pub(crate) fn caught_up(&self, upto: u64, events: &[Event]) {
+        let mut state = self.state.lock();
+        let next = state.next.cast_signed();
+        self.push(&mut state, events.iter().filter(|event| event.kv().mod_revision >= next), 0);
         state.next = state.next.max(upto + 1);
     }
 
-    /// Takes what is queued.
+    /// Takes what is queued, whole revisions.
     pub(crate) fn take(&self) -> Take {
         let mut state = self.state.lock();
         if state.ended {
             return Take::Ended;
         }
-        let count = state.queue.len().min(MAINS_PER_TAKE);
-        if count == 0 {
-            return if state.synced { Take::Nothing } else { Take::Behind(state.next) };
+        let (mut events, mut mains, mut upto) = (Vec::with_capacity(state.queue.len()), 0, 0);
+        while let Some((event, bytes)) = state.queue.pop_front() {
+            let main = event.kv().mod_revision.cast_unsigned();
+            if main != upto && mains == MAINS_PER_TAKE {
+                state.queue.push_front((event, bytes));
+                break;
+            }
+            mains += usize::from(main != upto);
+            upto = main;
+            state.bytes -= bytes;
+            events.push(event);
         }
-        let taken: Vec<_> = state.queue.drain(..count).collect();
-        let upto = taken.last().map_or(0, |(main, _)| *main);
-        let bytes: usize = taken.iter().flat_map(|(_, events)| events).map(|event| event_bytes(event)).sum();
-        state.bytes = state.bytes.saturating_sub(bytes);
-        drop(state);
-        // Outside of the lock: the publisher does not wait for copies.
-        let all = taken.into_iter().flat_map(|(_, events)| events).map(|event| self.seen(event)).collect();
-        Take::Events { upto, events: all }
+        match events.is_empty() {
+            false => Take::Events { upto, events },
+            true if state.synced => Take::Nothing,
+            true => Take::Behind(state.next),
+        }
     }
 
     /// True if it is synced with nothing queued: all that is visible was taken.
@@ -363,11 +383,6 @@ impl Feed {
     }
 }
 
-fn event_bytes(event: &Event) -> usize {
-    let prev = event.prev_kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
-    event.kv.key.len() + event.kv.value.len() + prev + size_of::<Event>()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,18 +392,18 @@ mod tests {
         WatchRequest { span, start_revision: 0, no_put: false, no_delete: false, prev_kv: false }
     }
 
-    fn event(key: &'static str, main: u64) -> Arc<Event> {
+    fn event(key: &'static str, main: u64) -> Event {
         let kv = KeyValue {
             key: Bytes::from_static(key.as_bytes()),
             mod_revision: main.cast_signed(),
             ..KeyValue::default()
         };
-        Arc::new(Event { kind: EventKind::Put, kv, prev_kv: None })
+        Event::new(EventKind::Put, kv, None)
     }
 
     fn mains(take: Take) -> Vec<i64> {
         match take {
-            Take::Events { events, .. } => events.iter().map(|event| event.kv.mod_revision).collect(),
+            Take::Events { events, .. } => events.iter().map(|event| event.kv().mod_revision).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -399,8 +414,8 @@ mod tests {
         let (_, one) = hub.register(request(Span::key("a")), 3, 2, 1 << 20);
         let (_, all) = hub.register(request(Span::prefix("")), 3, 2, 1 << 20);
         assert!(hub.interest(b"a").any && hub.interest(b"b").any);
-        hub.queue(3, vec![event("a", 3), event("b", 3)]);
-        hub.queue(4, vec![event("b", 4)]);
+        hub.queue(3, vec![event("a", 3), event("b", 3)], 0);
+        hub.queue(4, vec![event("b", 4)], 0);
         assert_eq!(one.take(), Take::Nothing);
         hub.publish(3);
         assert_eq!(mains(one.take()), [3]);
@@ -415,20 +430,34 @@ mod tests {
         let hub = Hub::default();
         let (id, feed) = hub.register(request(Span::key("a")), 3, 2, 1);
         for main in 3..6 {
-            hub.queue(main, vec![event("a", main)]);
+            hub.queue(main, vec![event("a", main)], 0);
         }
         hub.publish(5);
         assert_eq!(mains(feed.take()), [3]);
         assert_eq!(feed.take(), Take::Behind(4));
         assert!(!hub.sync(&feed, 2));
-        feed.caught_up(5, vec![(4, vec![(*event("a", 4)).clone()]), (5, vec![(*event("a", 5)).clone()])]);
+        feed.caught_up(5, &[event("a", 4), event("a", 5)]);
         assert!(hub.sync(&feed, 2));
         assert_eq!(mains(feed.take()), [4, 5]);
-        hub.queue(6, vec![event("a", 6)]);
+        hub.queue(6, vec![event("a", 6)], 0);
         hub.publish(6);
         assert_eq!(mains(feed.take()), [6]);
         hub.cancel(id);
         assert_eq!(feed.take(), Take::Ended);
         assert_eq!(hub.len(), 0);
+    }
+    #[test]
+    fn what_a_queued_event_keeps_alive_is_counted_not_what_it_shows() {
+        let hub = Hub::default();
+        let small = event("a", 0).kept_bytes();
+        let (_, feed) = hub.register(request(Span::key("a")), 3, 2, 10 * small);
+        hub.queue(3, vec![event("a", 3)], 0);
+        // A small change of a large txn.
+        hub.queue(4, vec![event("a", 4), event("b", 4)], 10 * small);
+        hub.queue(5, vec![event("a", 5)], 0);
+        hub.publish(5);
+        assert_eq!(mains(feed.take()), [3]);
+        assert_eq!(feed.take(), Take::Behind(4));
+        assert_eq!(feed.state.lock().bytes, 0, "what was taken is not counted");
     }
 }
