@@ -84,6 +84,13 @@ fn ranges_rng_1_to_24() {
     assert_eq!(keys(&ks, &down), ["x2", "x1", "m"]);
     let by_value = RangeRequest { sort_order: SortOrder::Ascend, sort_target: SortTarget::Value, ..all.clone() };
     assert_eq!(keys(&ks, &by_value), ["b", "x2", "x1", "m", "a2", "a1"]);
+    // RNG-22: equals stay in the order of their keys, either way, however many they are.
+    for sort_order in [SortOrder::Ascend, SortOrder::Descend] {
+        let equals = RangeRequest { sort_order, sort_target: SortTarget::Version, ..all.clone() };
+        let mut expected = vec!["a1", "a2", "m", "x1", "x2"];
+        expected.insert(if sort_order == SortOrder::Ascend { 5 } else { 0 }, "b");
+        assert_eq!(keys(&ks, &equals), expected);
+    }
     // RNG-20: without an order the limit comes first.
     let cut_first = RangeRequest { sort_target: SortTarget::Value, limit: 2, ..all.clone() };
     assert_eq!(keys(&ks, &cut_first), ["b", "a2"]);
@@ -139,6 +146,9 @@ fn puts_put_1_to_7() {
     assert!(ks.lease_time_to_live(5, true).unwrap().keys.is_empty());
     let kv = ks.range(&RangeRequest::new(Span::key("k"))).unwrap().kvs.remove(0);
     assert_eq!((kv.lease, kv.version, &kv.value[..]), (0, 2, &b"v"[..]));
+    // Neither lease nor key is there: the lease is looked at first (PUT-4).
+    let neither = PutRequest { ignore_value: true, lease: 99, ..PutRequest::new("absent", "") };
+    assert_eq!(refusal(ks.put(neither).wait()), Refusal::LeaseNotFound);
     let big = PutRequest::new("k", vec![0; 2 << 20]);
     assert!(matches!(refusal(ks.put(big).wait()), Refusal::TooLarge { .. }));
 }
@@ -457,6 +467,34 @@ fn hash_kv_with_tombstones_and_leases_hsh_10() {
 }
 
 #[test]
+fn a_hash_while_no_key_is_live_is_that_of_a_finished_sweep_hsh_4() {
+    let Opened { ks, _dir, .. } = opened();
+    for n in 0..50 {
+        put(&ks, &format!("{}{n}", ["a", "m", "x"][n % 3]), "v");
+    }
+    delete(&ks, everything());
+    let last = ks.revision();
+    let before = ks.hash_kv(last).unwrap().hash;
+    // HSH-7, HSH-8: how far the sweep has come does not show, and rows that it is yet to take do not count.
+    ks.compact(last, false).wait().unwrap();
+    let during = ks.hash_kv(0).unwrap();
+    assert!(matches!(refusal(ks.compact(last, true).wait()), Refusal::Compacted { .. }));
+    let after = ks.hash_kv(0).unwrap();
+    assert_eq!(during, after);
+    assert_ne!(after.hash, before);
+    assert_eq!((after.hash, after.compact_revision), (crc32c_of(b"key"), last), "no row is left");
+    put(&ks, "a", "again");
+    assert_ne!(ks.hash_kv(0).unwrap().hash, after.hash);
+}
+
+/// Bit by bit, as the polynomial says (HSH-2).
+fn crc32c_of(bytes: &[u8]) -> u32 {
+    !bytes
+        .iter()
+        .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82F6_3B78 * (crc & 1))))
+}
+
+#[test]
 fn defragmentation_gives_space_back_while_everything_stays() {
     let Opened { ks, engine, _dir } = opened();
     for n in 0..600 {
@@ -498,6 +536,17 @@ fn what_is_refused_first_txn_2_txn_14_wch_5() {
         let txn = TxnRequest { success, ..TxnRequest::default() };
         assert_eq!(refusal(ks.validate_txn(&txn)), expected);
         assert_eq!(refusal(ks.txn(txn).wait()), expected);
+    }
+    // Of what a state makes fail, the first operation in the list is told (TXN-12, TXN-13).
+    let future = Op::Range(RangeRequest { revision: 99, ..RangeRequest::new(Span::key("a")) });
+    let missing = Op::Put(PutRequest { lease: 99, ..PutRequest::new("b", "v") });
+    for (success, expected) in [
+        (vec![future.clone(), missing.clone()], Refusal::FutureRevision { current: 1 }),
+        (vec![missing, future], Refusal::LeaseNotFound),
+    ] {
+        let txn = TxnRequest { success, ..TxnRequest::default() };
+        assert_eq!(refusal(ks.txn(txn).wait()), expected);
+        assert_eq!(ks.revision(), 1, "nothing is written");
     }
     // What passes the checks before the first change goes through: etcd ends here.
     put(&ks, "a", "there");

@@ -613,3 +613,21 @@ async fn the_same_answers_as_etcd() {
         }
     }
 }
+
+/// Each has a line in the documentation, with the rule and the test, which exists.
+#[test]
+fn where_a_reference_may_differ_our_side_has_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = std::fs::read_to_string(root.join("docs/compatibility.md")).unwrap();
+    let mut lines: Vec<&str> =
+        page.lines().skip_while(|line| *line != "| tester's rule | test of our side |").collect();
+    lines.truncate(2 + Rule::ALL.len());
+    let listed: Vec<String> = Rule::ALL.iter().map(|(_, text, test)| format!("| {text} | `{test}` |")).collect();
+    assert_eq!(lines.get(2..).unwrap_or_default(), listed);
+    let sources = ["index/src/tests.rs", "mvcc/tests/semantics.rs", "frontend/tests/services.rs"];
+    let tests: String = sources.iter().map(|file| std::fs::read_to_string(root.join(file)).unwrap()).collect();
+    for (rule, _, test) in Rule::ALL {
+        assert!(tests.contains(&format!("fn {test}()")), "{rule:?}: {test} is not a test");
+        assert_eq!(Rule::ALL.iter().filter(|(other, ..)| *other == rule).count(), 1);
+    }
+}

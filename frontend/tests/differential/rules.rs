@@ -1,7 +1,7 @@
 //! Where a reference may answer otherwise: a closed list.
 //!
 //! Each rule names what differs, and why, and is counted when it is used. For each, a test of our own
-//! holds our side; `docs/compatibility.md` names it.
+//! holds our side; `docs/compatibility.md` names it too, and a test checks that they are the same.
 
 use crate::ops::Op;
 use crate::side::Answer;
@@ -45,24 +45,47 @@ pub(crate) enum Rule {
 }
 
 impl Rule {
+    /// All of them, each with the rule of the contract, what it says, and the test that holds our side.
+    pub(crate) const ALL: [(Rule, &'static str, &'static str); 14] = [
+        (Rule::RememberedHash, "HSH-6 remembered hashes", "hash_kv_with_tombstones_and_leases_hsh_10"),
+        (
+            Rule::HashAtCompacted,
+            "HSH-1 hash at the compacted revision (3.4)",
+            "hash_kv_with_tombstones_and_leases_hsh_10",
+        ),
+        (
+            Rule::TombstoneAtCompacted,
+            "CMP-4 tombstone at the compacted revision (3.4)",
+            "compaction_keeps_what_etcd_keeps",
+        ),
+        (
+            Rule::HashOfNothing,
+            "HSH-4 rows yet to be erased while no key is live",
+            "a_hash_while_no_key_is_live_is_that_of_a_finished_sweep_hsh_4",
+        ),
+        (Rule::WhichFailure, "TXN-14 which of several failures", "what_is_refused_first_txn_2_txn_14_wch_5"),
+        (Rule::WhichIsMissing, "PUT-4 lease or key", "puts_put_1_to_7"),
+        (Rule::Ties, "RNG-22 order of equals", "ranges_rng_1_to_24"),
+        (
+            Rule::DeleteAndPut,
+            "TXN-24 compaction or hash at a delete and put",
+            "a_delete_and_a_put_under_one_main_keep_the_put",
+        ),
+        (
+            Rule::IgnoreAfterDelete,
+            "TXN-14 ignore_value or ignore_lease after a delete",
+            "what_is_refused_first_txn_2_txn_14_wch_5",
+        ),
+        (Rule::NestedCost, "QTA-2 puts in nested txns under NOSPACE", "alarms_qta_2_qta_6_mnt_5_mnt_6_put_8"),
+        (Rule::TwoAlarms, "PUT-8 CORRUPT before NOSPACE", "alarms_qta_2_qta_6_mnt_5_mnt_6_put_8"),
+        (Rule::NegativeStart, "WCH-5 watch from a negative revision (3.4)", "what_is_refused_first_txn_2_txn_14_wch_5"),
+        (Rule::AlarmOfNothing, "MNT-5 alarms without header, of no type (3.4)", "alarms_qta_2_qta_6_mnt_5_mnt_6_put_8"),
+        (Rule::Clock, "LSE-9 remaining seconds", "leases_lse_1_to_11"),
+    ];
+
     /// The rule of the contract, and what it says.
     pub(crate) fn text(self) -> &'static str {
-        match self {
-            Rule::RememberedHash => "HSH-6 remembered hashes",
-            Rule::HashAtCompacted => "HSH-1 hash at the compacted revision (3.4)",
-            Rule::TombstoneAtCompacted => "CMP-4 tombstone at the compacted revision (3.4)",
-            Rule::HashOfNothing => "HSH-4 rows yet to be erased while no key is live",
-            Rule::WhichFailure => "TXN-14 which of several failures",
-            Rule::WhichIsMissing => "PUT-4 lease or key",
-            Rule::Ties => "RNG-22 order of equals",
-            Rule::DeleteAndPut => "TXN-24 compaction or hash at a delete and put",
-            Rule::IgnoreAfterDelete => "TXN-14 ignore_value or ignore_lease after a delete",
-            Rule::NestedCost => "QTA-2 puts in nested txns under NOSPACE",
-            Rule::TwoAlarms => "PUT-8 CORRUPT before NOSPACE",
-            Rule::NegativeStart => "WCH-5 watch from a negative revision (3.4)",
-            Rule::AlarmOfNothing => "MNT-5 alarms without header, of no type (3.4)",
-            Rule::Clock => "LSE-9 remaining seconds",
-        }
+        Rule::ALL.iter().find(|(rule, ..)| *rule == self).map_or("a rule that is not in the list", |(_, text, _)| text)
     }
 }
 
