@@ -310,7 +310,7 @@ impl Keyspace {
         drop(writer);
         // Read after registration (WCH-8).
         let created = core.publisher.visible().cast_signed();
-        Ok(Watcher::new(Arc::clone(core), id, feed, created, applied))
+        Ok(Watcher::new(Arc::clone(core), id, feed, created))
     }
 
     /// Grants a lease; id 0 picks one.

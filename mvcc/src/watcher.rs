@@ -25,14 +25,12 @@ pub struct Watcher {
     id: u64,
     feed: Arc<Feed>,
     created: i64,
-    /// The newest applied revision when it was registered.
-    applied: u64,
     ended: bool,
 }
 
 impl Watcher {
-    pub(crate) fn new(core: Arc<Core>, id: u64, feed: Arc<Feed>, created: i64, applied: u64) -> Self {
-        Watcher { core, id, feed, created, applied, ended: false }
+    pub(crate) fn new(core: Arc<Core>, id: u64, feed: Arc<Feed>, created: i64) -> Self {
+        Watcher { core, id, feed, created, ended: false }
     }
 
     /// The current revision when it was registered: every matching event above it is delivered.
@@ -134,7 +132,11 @@ impl Watcher {
             let (upto, events) = self.history(next, visible)?;
             self.feed.caught_up(upto, &events);
         }
-        core.hub.sync(&self.feed, self.applied);
+        if self.feed.is_to_be_enlisted(visible) {
+            let writer = core.writer.lock();
+            core.hub.enlist(&self.feed, writer.state.main);
+        }
+        core.hub.sync(&self.feed);
         Ok(None)
     }
 

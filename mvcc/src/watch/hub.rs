@@ -5,7 +5,11 @@
 //! visible. A watcher is *synced* while it is fed this way. One whose queue is full, or that begins
 //! in the past, is *lagging*: it reads history from its next revision on, a bounded piece at a time,
 //! whenever its consumer asks, and is synced again when history has nothing more for it. So a slow
-//! watcher costs a bounded queue and slows nobody, and each event reaches it exactly once.
+//! watcher costs a bounded queue, and each event reaches it exactly once.
+//!
+//! Writers and the publisher look up who watches a key. A lagging watcher is not found there, so it
+//! costs them nothing however slow it is. Near the end of its history it is *enlisted*: found again from
+//! the next revision on that the writer begins, and synced once it has read all before that.
 //!
 //! What always holds for a watcher: all matching events below `next` were put in its queue, none at
 //! or above. A revision is fed only if it is at or above `next`.
@@ -27,17 +31,21 @@ pub(crate) struct Hub {
     // Lock order: `state`, then a feed's own lock.
     state: Mutex<State>,
     watchers: AtomicUsize,
+    /// Those that writers find.
+    enlisted: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct State {
     feeds: BTreeMap<u64, Arc<Feed>>,
-    /// Watchers of one key.
+    /// Enlisted watchers of one key.
     singles: HashMap<Bytes, Vec<u64>>,
-    /// Watchers of more than one key.
+    /// Enlisted watchers of more than one key.
     ranges: Ranges,
     /// Those that are not synced.
     lagging: BTreeSet<u64>,
+    /// Those of them that have read all there is, until more is published.
+    waiting: BTreeSet<u64>,
     next_id: u64,
     queued: VecDeque<Revision>,
     /// Everything up to here was fed.
@@ -54,9 +62,30 @@ struct Revision {
 }
 
 impl State {
-    /// The watchers of a key.
+    /// The enlisted watchers of a key.
     fn watchers_of(&self, key: &[u8]) -> impl Iterator<Item = &u64> {
         self.singles.get(key).into_iter().flatten().chain(self.ranges.at(key))
+    }
+
+    fn enlist(&mut self, feed: &Feed) {
+        match &feed.request.span.end {
+            SpanEnd::Single => self.singles.entry(feed.request.span.key.clone()).or_default().push(feed.id),
+            _ => self.ranges.add(feed.id, &feed.request.span),
+        }
+    }
+
+    fn strike(&mut self, feed: &Feed) {
+        match &feed.request.span.end {
+            SpanEnd::Single => {
+                if let Some(ids) = self.singles.get_mut(&feed.request.span.key) {
+                    ids.retain(|have| *have != feed.id);
+                    if ids.is_empty() {
+                        self.singles.remove(&feed.request.span.key);
+                    }
+                }
+            }
+            _ => self.ranges.remove(feed.id, &feed.request.span),
+        }
     }
 }
 
@@ -87,6 +116,10 @@ struct FeedState {
     /// The lowest revision that was not looked at for this watcher.
     next: u64,
     synced: bool,
+    /// Writers find it from the revision after this one on.
+    enlisted: Option<u64>,
+    /// Revisions that found it lagging since it was enlisted.
+    missed: u32,
     ended: bool,
     waker: Option<Waker>,
 }
@@ -104,13 +137,15 @@ pub(crate) enum Take {
     Ended,
 }
 
+/// An enlisted watcher that lags for so many of its revisions has stopped reading: it is struck off again.
+const MISSED_MAX: u32 = 64;
 /// The most revisions handed out at once (WCH-19).
 const MAINS_PER_TAKE: usize = 1000;
 
 impl Hub {
-    /// What is wanted of a key. Nearly free while nobody watches.
+    /// What is wanted of a key. Nearly free while nobody that keeps up watches.
     pub(crate) fn interest(&self, key: &[u8]) -> Interest {
-        if self.watchers.load(Ordering::Acquire) == 0 {
+        if !self.is_watched() {
             return Interest::default();
         }
         let state = self.state.lock();
@@ -125,9 +160,9 @@ impl Hub {
         interest
     }
 
-    /// True if anybody watches anything.
+    /// True if anybody that keeps up watches anything.
     pub(crate) fn is_watched(&self) -> bool {
-        self.watchers.load(Ordering::Acquire) > 0
+        self.enlisted.load(Ordering::Acquire) > 0
     }
 
     /// How many watchers there are.
@@ -155,23 +190,29 @@ impl Hub {
         state.next_id += 1;
         let id = state.next_id;
         let synced = next > applied;
-        if !synced {
+        let own = FeedState { next, synced, enlisted: synced.then_some(applied), ..FeedState::default() };
+        let feed = Arc::new(Feed { id, request, bytes_max, state: Mutex::new(own), moved: Condvar::new() });
+        if synced {
+            state.enlist(&feed);
+            self.enlisted.fetch_add(1, Ordering::AcqRel);
+        } else {
             state.lagging.insert(id);
-        }
-        let feed = Arc::new(Feed {
-            id,
-            request,
-            bytes_max,
-            state: Mutex::new(FeedState { next, synced, ..FeedState::default() }),
-            moved: Condvar::new(),
-        });
-        match &feed.request.span.end {
-            SpanEnd::Single => state.singles.entry(feed.request.span.key.clone()).or_default().push(id),
-            _ => state.ranges.add(id, &feed.request.span),
         }
         state.feeds.insert(id, Arc::clone(&feed));
         self.watchers.store(state.feeds.len(), Ordering::Release);
         (id, feed)
+    }
+
+    /// Lets writers find a lagging watcher, from the revision after `applied` on. Requires: the
+    /// keyspace's writer is held, and `applied` is its newest revision.
+    pub(crate) fn enlist(&self, feed: &Feed, applied: u64) {
+        let mut state = self.state.lock();
+        let mut own = feed.state.lock();
+        if own.enlisted.is_none() && !own.ended {
+            (own.enlisted, own.missed) = (Some(applied), 0);
+            state.enlist(feed);
+            self.enlisted.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// Takes a watcher out.
@@ -179,16 +220,10 @@ impl Hub {
         let mut state = self.state.lock();
         let Some(feed) = state.feeds.remove(&id) else { return };
         state.lagging.remove(&id);
-        match &feed.request.span.end {
-            SpanEnd::Single => {
-                if let Some(ids) = state.singles.get_mut(&feed.request.span.key) {
-                    ids.retain(|have| *have != id);
-                    if ids.is_empty() {
-                        state.singles.remove(&feed.request.span.key);
-                    }
-                }
-            }
-            _ => state.ranges.remove(id, &feed.request.span),
+        state.waiting.remove(&id);
+        if feed.state.lock().enlisted.take().is_some() {
+            state.strike(&feed);
+            self.enlisted.fetch_sub(1, Ordering::AcqRel);
         }
         self.watchers.store(state.feeds.len(), Ordering::Release);
         if state.feeds.is_empty() {
@@ -227,21 +262,31 @@ impl Hub {
                 }
                 matching.iter().for_each(|(id, events)| feed(*id, events));
             }
-            state.lagging.extend(lagging);
+            for id in lagging {
+                let feed = Arc::clone(&state.feeds[&id]);
+                feed.state.lock().enlisted = None;
+                state.strike(&feed);
+                self.enlisted.fetch_sub(1, Ordering::AcqRel);
+                state.lagging.insert(id);
+            }
         }
-        for id in &state.lagging {
-            state.feeds[id].nudge();
+        for id in std::mem::take(&mut state.waiting) {
+            state.feeds[&id].nudge();
         }
     }
 
-    /// Ends the catching up of a watcher whose next revision has not been fed to anybody yet; false
-    /// if it has, and history has to be read on.
-    pub(crate) fn sync(&self, feed: &Feed, applied_at_registration: u64) -> bool {
+    /// Ends the catching up of a watcher whose next revision has not been fed to anybody yet, if writers
+    /// knew of it since before that one; otherwise false, and history has to be read on.
+    pub(crate) fn sync(&self, feed: &Feed) -> bool {
         let mut state = self.state.lock();
         let mut own = feed.state.lock();
-        if own.next > state.published && own.next > applied_at_registration {
-            own.synced = true;
-            state.lagging.remove(&feed.id);
+        if own.next > state.published && !own.ended {
+            if own.enlisted.is_some_and(|applied| own.next > applied) {
+                own.synced = true;
+                state.lagging.remove(&feed.id);
+            } else {
+                state.waiting.insert(feed.id);
+            }
         }
         own.synced
     }
@@ -274,11 +319,15 @@ impl Feed {
     }
 
     /// A live revision: those of its events that match, in a record of so many bytes. A full queue makes
-    /// the watcher lag from here on: false if it does.
+    /// the watcher lag from here on. False if it is to be struck off.
     fn feed(&self, main: u64, events: &[Event], record_bytes: usize) -> bool {
         let mut state = self.state.lock();
-        if !state.synced || main < state.next || state.ended {
-            return state.synced || state.ended;
+        if !state.synced {
+            state.missed += 1;
+            return state.missed < MISSED_MAX;
+        }
+        if main < state.next || state.ended {
+            return true;
         }
         let wanted = || events.iter().filter(|event| self.wants(event.kind()));
         let bytes = wanted().map(Event::kept_bytes).sum::<usize>() + record_bytes;
@@ -348,6 +397,12 @@ impl Feed {
     pub(crate) fn take_next(&self) -> Option<u64> {
         let state = self.state.lock();
         (!state.synced && state.queue.is_empty()).then_some(state.next)
+    }
+
+    /// True if it lags, has read all that is visible, and writers do not find it yet.
+    pub(crate) fn is_to_be_enlisted(&self, visible: u64) -> bool {
+        let state = self.state.lock();
+        !state.synced && state.enlisted.is_none() && state.next > visible
     }
 
     /// Remembers whom to wake.
@@ -435,17 +490,57 @@ mod tests {
         hub.publish(5);
         assert_eq!(mains(feed.take()), [3]);
         assert_eq!(feed.take(), Take::Behind(4));
-        assert!(!hub.sync(&feed, 2));
+        assert!(!hub.sync(&feed));
+        assert!(!hub.is_watched() && !hub.interest(b"a").any, "a writer has nothing to do with it");
         feed.caught_up(5, &[event("a", 4), event("a", 5)]);
-        assert!(hub.sync(&feed, 2));
+        assert!(!hub.sync(&feed), "the next revision may be on its way without its events");
+        hub.enlist(&feed, 5);
+        assert!(hub.sync(&feed) && hub.interest(b"a").any);
         assert_eq!(mains(feed.take()), [4, 5]);
         hub.queue(6, vec![event("a", 6)], 0);
         hub.publish(6);
         assert_eq!(mains(feed.take()), [6]);
         hub.cancel(id);
         assert_eq!(feed.take(), Take::Ended);
-        assert_eq!(hub.len(), 0);
+        assert_eq!((hub.len(), hub.is_watched()), (0, false));
     }
+
+    #[test]
+    fn a_watcher_is_synced_only_from_revisions_on_that_were_begun_after_it_was_enlisted() {
+        let hub = Hub::default();
+        // Up to 7 is applied, up to 4 published: nobody knew of it when 5, 6 and 7 were encoded.
+        hub.publish(4);
+        let (_, feed) = hub.register(request(Span::key("a")), 2, 7, 1 << 20);
+        feed.caught_up(4, &[event("a", 3)]);
+        assert_eq!(mains(feed.take()), [3]);
+        assert!(feed.is_to_be_enlisted(4) && !feed.is_to_be_enlisted(5));
+        hub.enlist(&feed, 7);
+        assert!(!hub.sync(&feed));
+        hub.queue(8, vec![event("a", 8)], 0);
+        hub.publish(7);
+        assert_eq!(feed.take(), Take::Behind(5));
+        feed.caught_up(7, &[event("a", 5)]);
+        assert!(hub.sync(&feed));
+        hub.publish(8);
+        assert_eq!(mains(feed.take()), [5, 8]);
+    }
+
+    #[test]
+    fn one_that_stops_reading_while_it_catches_up_is_struck_off() {
+        let hub = Hub::default();
+        let (id, feed) = hub.register(request(Span::prefix("")), 2, 9, 1 << 20);
+        hub.enlist(&feed, 9);
+        for main in 10..10 + u64::from(MISSED_MAX) {
+            assert!(hub.is_watched());
+            hub.queue(main, vec![event("a", main)], 0);
+            hub.publish(main);
+        }
+        assert!(!hub.is_watched());
+        assert_eq!(feed.take(), Take::Behind(2), "it misses nothing by that");
+        hub.cancel(id);
+        assert!(!hub.is_watched());
+    }
+
     #[test]
     fn what_a_queued_event_keeps_alive_is_counted_not_what_it_shows() {
         let hub = Hub::default();
