@@ -21,6 +21,11 @@ impl ClusterService {
         }
     }
 
+    /// Members are for root to change.
+    fn check_root<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        Ok(self.0.caller(request.metadata())?.check_root()?)
+    }
+
     fn check_known(&self, id: u64) -> Result<(), Status> {
         if id == self.0.member_id { Ok(()) } else { Err(Status::not_found("etcdserver: member not found")) }
     }
@@ -32,11 +37,19 @@ fn alone() -> Status {
 
 #[tonic::async_trait]
 impl Cluster for ClusterService {
-    async fn member_list(&self, _: Request<pb::MemberListRequest>) -> Result<Response<pb::MemberListResponse>, Status> {
+    async fn member_list(
+        &self,
+        request: Request<pb::MemberListRequest>,
+    ) -> Result<Response<pb::MemberListResponse>, Status> {
+        self.0.caller(request.metadata())?.check_user()?;
         Ok(Response::new(pb::MemberListResponse { header: Some(self.0.header(0)), members: vec![self.member()] }))
     }
 
-    async fn member_add(&self, _: Request<pb::MemberAddRequest>) -> Result<Response<pb::MemberAddResponse>, Status> {
+    async fn member_add(
+        &self,
+        request: Request<pb::MemberAddRequest>,
+    ) -> Result<Response<pb::MemberAddResponse>, Status> {
+        self.check_root(&request)?;
         Err(alone())
     }
 
@@ -44,6 +57,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
+        self.check_root(&request)?;
         self.check_known(request.into_inner().id)?;
         Err(Status::unavailable("etcdserver: unhealthy cluster"))
     }
@@ -52,6 +66,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
+        self.check_root(&request)?;
         self.check_known(request.into_inner().id)?;
         Err(alone())
     }
@@ -60,6 +75,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
+        self.check_root(&request)?;
         self.check_known(request.into_inner().id)?;
         Err(Status::failed_precondition("etcdserver: can only promote a learner member"))
     }

@@ -3,8 +3,9 @@
 use crate::convert;
 use crate::proto::v3electionpb as pb;
 use crate::proto::v3electionpb::election_server::Election;
-use crate::queue::{Place, created_at};
+use crate::queue::{Place, created_at, prefix};
 use crate::server::Server;
+use crate::users::Caller;
 use bytes::Bytes;
 use polybolt::{Op, PutRequest, Span, TxnRequest, WatchItem, WatchRequest};
 use std::sync::Arc;
@@ -24,7 +25,7 @@ fn place(leader: Option<pb::LeaderKey>) -> Result<Place, Status> {
 
 impl ElectionService {
     /// Puts a leader's new value; the revision of it.
-    async fn put(&self, place: &Place, value: Bytes) -> Result<i64, Status> {
+    async fn put(&self, caller: &Caller, place: &Place, value: Bytes) -> Result<i64, Status> {
         let Self(server) = self;
         server.check_alarms(true)?;
         let put = PutRequest { lease: place.lease, ..PutRequest::new(place.key.clone(), value) };
@@ -33,6 +34,7 @@ impl ElectionService {
             success: vec![Op::Put(put)],
             failure: Vec::new(),
         };
+        caller.check_txn(&request, &server.keyspace)?;
         match server.keyspace.txn(request).await {
             Ok(response) if response.succeeded => Ok(response.revision),
             Ok(_) => Err(Status::unknown("election: not leader")),
@@ -45,13 +47,17 @@ impl ElectionService {
 impl Election for ElectionService {
     async fn campaign(&self, request: Request<pb::CampaignRequest>) -> Result<Response<pb::CampaignResponse>, Status> {
         let Self(server) = self;
-        let pb::CampaignRequest { name, lease, value } = request.into_inner();
-        let (place, there) = server.enter(&name, lease, value.clone()).await?;
+        let (metadata, _, pb::CampaignRequest { name, lease, value }) = request.into_parts();
+        let caller = server.caller(&metadata)?;
+        let (place, there) = server.enter(&caller, &name, lease, value.clone()).await?;
         let waiting = server.leave_unless_kept(&place);
         if there != value {
-            self.put(&place, value).await?;
+            self.put(&caller, &place, value).await?;
         }
+        drop(caller);
         let revision = server.wait_first(&name, &place).await?;
+        // Rights may have changed while it waited.
+        server.caller(&metadata)?.check_read(&Span::prefix(prefix(&name)))?;
         if !server.holds(&place)? {
             return Err(Status::unknown("election: session is expired"));
         }
@@ -61,14 +67,19 @@ impl Election for ElectionService {
     }
 
     async fn proclaim(&self, request: Request<pb::ProclaimRequest>) -> Result<Response<pb::ProclaimResponse>, Status> {
+        let caller = self.0.caller(request.metadata())?;
         let pb::ProclaimRequest { leader, value } = request.into_inner();
-        let revision = self.put(&place(leader)?, value).await?;
+        let revision = self.put(&caller, &place(leader)?, value).await?;
         Ok(Response::new(pb::ProclaimResponse { header: Some(self.0.header(revision)) }))
     }
 
     async fn leader(&self, request: Request<pb::LeaderRequest>) -> Result<Response<pb::LeaderResponse>, Status> {
         let Self(server) = self;
-        let (first, revision) = server.first(&request.into_inner().name)?;
+        let caller = server.caller(request.metadata())?;
+        let name = request.into_inner().name;
+        caller.check_read(&Span::prefix(prefix(&name)))?;
+        let (first, revision) = server.first(&name)?;
+        server.users.check_unchanged(caller.revision())?;
         let kv = first.ok_or_else(|| Status::unknown("election: no leader"))?;
         Ok(Response::new(pb::LeaderResponse { header: Some(server.header(revision)), kv: Some(convert::kv(kv)) }))
     }
@@ -77,7 +88,10 @@ impl Election for ElectionService {
 
     async fn observe(&self, request: Request<pb::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
         let server = Arc::clone(&self.0);
+        let caller = server.caller(request.metadata())?;
         let name = request.into_inner().name;
+        // Once, as for a watch (WCH-10).
+        caller.check_read(&Span::prefix(prefix(&name)))?;
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
             if let Err(status) = observe(&server, &name, &sender).await {
@@ -89,7 +103,11 @@ impl Election for ElectionService {
 
     async fn resign(&self, request: Request<pb::ResignRequest>) -> Result<Response<pb::ResignResponse>, Status> {
         let Self(server) = self;
-        let revision = server.leave(&place(request.into_inner().leader)?).await?;
+        let caller = server.caller(request.metadata())?;
+        let place = place(request.into_inner().leader)?;
+        let span = Span::key(place.key.clone());
+        caller.check_read(&span).and_then(|()| caller.check_write(&span))?;
+        let revision = server.leave(&place).await?;
         Ok(Response::new(pb::ResignResponse { header: Some(server.header(revision)) }))
     }
 }
@@ -103,7 +121,7 @@ async fn observe(server: &Arc<Server>, name: &Bytes, sender: &Sender) -> Result<
     let (_, mut from) = server.first(name)?;
     loop {
         // Whatever changes in the line may change who is first.
-        let span = Span::prefix(crate::queue::prefix(name));
+        let span = Span::prefix(prefix(name));
         let request = WatchRequest { span, start_revision: from + 1, no_put: false, no_delete: false, prev_kv: false };
         let mut watcher = server.keyspace.watch(request).map_err(failed)?;
         loop {

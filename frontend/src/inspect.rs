@@ -13,7 +13,8 @@ pub(crate) struct InspectService(pub(crate) Arc<Server>);
 
 #[tonic::async_trait]
 impl Inspect for InspectService {
-    async fn shards(&self, _: Request<pb::ShardsRequest>) -> Result<Response<pb::ShardsResponse>, Status> {
+    async fn shards(&self, request: Request<pb::ShardsRequest>) -> Result<Response<pb::ShardsResponse>, Status> {
+        self.0.caller(request.metadata())?.check_user()?;
         Ok(Response::new(shards(&self.0.engine, &self.0.keyspace)))
     }
 }

@@ -4,7 +4,7 @@ use crate::convert;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::server::{Server, off_thread};
-use polybolt::{Op, RangeRequest, SpanEnd, TxnRequest};
+use polybolt::{Error, Op, RangeRequest, Refusal, SpanEnd, TxnRequest};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -53,13 +53,17 @@ impl Kv for KvService {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
         let Self(server) = self;
         server.metrics.ranges.inc();
+        let caller = server.caller(request.metadata());
         let request = convert::range(request.into_inner()).map_err(convert::refused)?;
+        let caller = caller?;
+        caller.check_read(&request.span)?;
         let response = if is_short(&request) {
             server.keyspace.range(&request)
         } else {
             let keyspace = server.keyspace.clone();
             off_thread(move || keyspace.range(&request)).await?
         };
+        server.users.check_unchanged(caller.revision())?;
         let response = response.map_err(|error| convert::status(&error))?;
         Ok(Response::new(convert::range_response(response, &|revision| server.header(revision))))
     }
@@ -72,12 +76,26 @@ impl Kv for KvService {
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let server = Arc::clone(&self.0);
         server.metrics.ranges.inc();
+        let caller = server.caller(request.metadata());
         let request = convert::range(request.into_inner()).map_err(convert::refused)?;
-        let mut stream = server.keyspace.range_stream(&request).map_err(|error| convert::status(&error))?;
+        let stream = server.keyspace.range_stream(&request);
+        if let Err(error @ Error::Refused(Refusal::Unsupported { .. })) = &stream {
+            return Err(convert::status(error));
+        }
+        let caller = caller?;
+        caller.check_read(&request.span)?;
+        let mut stream = stream.map_err(|error| convert::status(&error))?;
+        // A stream may be slow: it holds up no change of users, but ends with it (RST-8).
+        let judged_by = caller.revision();
+        drop(caller);
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
         tokio::task::spawn_blocking(move || {
             let mut next = stream.next();
             loop {
+                if let Err(error) = server.users.check_unchanged(judged_by) {
+                    drop(sender.blocking_send(Err(error.into())));
+                    return;
+                }
                 let mut response = pb::RangeResponse::default();
                 match next {
                     Some(Err(error)) => {
@@ -107,11 +125,13 @@ impl Kv for KvService {
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         let Self(server) = self;
         server.metrics.puts.inc();
-        let size = server.check_size(request.get_ref());
+        let (caller, size) = (server.caller(request.metadata()), server.check_size(request.get_ref()));
         let request = convert::put(request.into_inner());
         server.keyspace.validate_put(&request).map_err(|error| convert::status(&error))?;
+        let caller = caller?;
         size?;
         server.check_alarms(true)?;
+        caller.check_put(&request, &server.keyspace)?;
         match server.keyspace.put(request).await {
             Ok(response) => Ok(Response::new(convert::put_response(response, &|revision| server.header(revision)))),
             Err(error) => Err(server.refuse(error).await),
@@ -124,16 +144,18 @@ impl Kv for KvService {
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         let Self(server) = self;
         server.metrics.deletes.inc();
-        let size = server.check_size(request.get_ref());
+        let (caller, size) = (server.caller(request.metadata()), server.check_size(request.get_ref()));
         let request = convert::delete(request.into_inner());
         server.keyspace.validate_delete(&request).map_err(|error| convert::status(&error))?;
+        let caller = caller?;
         size?;
         server.check_alarms(false)?;
-        let pending = if request.span.end == SpanEnd::Single {
-            server.keyspace.delete_range(request)
+        caller.check_delete(&request)?;
+        let (pending, _caller) = if request.span.end == SpanEnd::Single {
+            (server.keyspace.delete_range(request), caller)
         } else {
             let keyspace = server.keyspace.clone();
-            off_thread(move || keyspace.delete_range(request)).await?
+            off_thread(move || (keyspace.delete_range(request), caller)).await?
         };
         match pending.await {
             Ok(response) => Ok(Response::new(convert::delete_response(response, &|revision| server.header(revision)))),
@@ -144,20 +166,29 @@ impl Kv for KvService {
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         let Self(server) = self;
         server.metrics.txns.inc();
-        let size = server.check_size(request.get_ref());
+        let (caller, size) = (server.caller(request.metadata()), server.check_size(request.get_ref()));
         let request = convert::txn(request.into_inner());
-        if !is_read_only(&request) {
+        let read_only = is_read_only(&request);
+        if !read_only || server.users.enabled() {
             server.keyspace.validate_txn(&request).map_err(|error| convert::status(&error))?;
+        }
+        let caller = caller?;
+        if !read_only {
             size?;
             server.check_alarms(needs_room(&request))?;
         }
-        let pending = if is_short_txn(&request) {
-            server.keyspace.txn(request)
+        caller.check_txn(&request, &server.keyspace)?;
+        let (pending, caller) = if is_short_txn(&request) {
+            (server.keyspace.txn(request), caller)
         } else {
             let keyspace = server.keyspace.clone();
-            off_thread(move || keyspace.txn(request)).await?
+            off_thread(move || (keyspace.txn(request), caller)).await?
         };
-        match pending.await {
+        let response = pending.await;
+        if read_only {
+            server.users.check_unchanged(caller.revision())?;
+        }
+        match response {
             Ok(response) => Ok(Response::new(convert::txn_response(response, &|revision| server.header(revision)))),
             Err(error) => Err(server.refuse(error).await),
         }
@@ -168,6 +199,7 @@ impl Kv for KvService {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         let Self(server) = self;
+        server.caller(request.metadata())?.check_root()?;
         server.check_alarms(false)?;
         let pb::CompactionRequest { revision, physical } = request.into_inner();
         match server.keyspace.compact(revision, physical).await {

@@ -2,7 +2,8 @@
 
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::lease_server::Lease;
-use crate::server::Server;
+use crate::server::{Server, off_thread};
+use crate::users::AuthError;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +23,8 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         let Self(server) = self;
+        let caller = server.caller(request.metadata())?;
+        caller.check_user()?;
         server.check_alarms(true)?;
         let pb::LeaseGrantRequest { ttl, id } = request.into_inner();
         match server.keyspace.lease_grant(id, ttl).await {
@@ -40,8 +43,12 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         let Self(server) = self;
+        let caller = server.caller(request.metadata())?;
+        caller.check_user()?;
         server.check_alarms(false)?;
-        match server.keyspace.lease_revoke(request.into_inner().id).await {
+        let id = request.into_inner().id;
+        caller.check_lease_write(id, &server.keyspace)?;
+        match server.keyspace.lease_revoke(id).await {
             Ok(revision) => Ok(Response::new(pb::LeaseRevokeResponse { header: Some(server.header(revision)) })),
             Err(error) => Err(server.refuse(error).await),
         }
@@ -54,7 +61,7 @@ impl Lease for LeaseService {
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let server = Arc::clone(&self.0);
-        let mut requests = request.into_inner();
+        let (metadata, _, mut requests) = request.into_parts();
         let (sender, receiver) = mpsc::channel(ANSWERS_AHEAD);
         tokio::spawn(async move {
             loop {
@@ -68,6 +75,15 @@ impl Lease for LeaseService {
                 let Ok(Some(pb::LeaseKeepAliveRequest { id })) = request else {
                     return;
                 };
+                // Anew each time: rights change while a stream lives.
+                let allowed = server.caller(&metadata).and_then(|caller| {
+                    caller.check_user()?;
+                    caller.check_lease_write(id, &server.keyspace)
+                });
+                if let Err(error) = allowed {
+                    drop(sender.send(Err(error.into())).await);
+                    return;
+                }
                 // Before the renewal: a success is never stamped later than a revoke.
                 let header = Some(server.header_now());
                 let ttl = server.keyspace.lease_keep_alive(id);
@@ -84,7 +100,12 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         let Self(server) = self;
+        let caller = server.caller(request.metadata())?;
+        caller.check_user()?;
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        if keys {
+            caller.check_lease_read(id, &server.keyspace)?;
+        }
         let header = Some(server.header_now());
         let response = match server.keyspace.lease_time_to_live(id, keys) {
             Some(lease) => pb::LeaseTimeToLiveResponse {
@@ -96,15 +117,31 @@ impl Lease for LeaseService {
             },
             None => pb::LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() },
         };
+        server.users.check_unchanged(caller.revision())?;
         Ok(Response::new(response))
     }
 
     async fn lease_leases(
         &self,
-        _: Request<pb::LeaseLeasesRequest>,
+        request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         let Self(server) = self;
-        let leases = server.keyspace.leases().into_iter().map(|id| pb::LeaseStatus { id }).collect();
+        let caller = server.caller(request.metadata())?;
+        caller.check_user()?;
+        let keyspace = server.keyspace.clone();
+        let (leases, caller) = if caller.check_root().is_ok() {
+            (keyspace.leases(), caller)
+        } else {
+            // There may be many, with many keys.
+            let readable = off_thread(move || {
+                let leases = keyspace.leases();
+                leases.iter().try_for_each(|id| caller.check_lease_read(*id, &keyspace))?;
+                Ok::<_, AuthError>((leases, caller))
+            });
+            readable.await??
+        };
+        server.users.check_unchanged(caller.revision())?;
+        let leases = leases.into_iter().map(|id| pb::LeaseStatus { id }).collect();
         Ok(Response::new(pb::LeaseLeasesResponse { header: Some(server.header_now()), leases }))
     }
 }

@@ -1,7 +1,7 @@
 //! The etcd v3 services on polybolt.
 //!
 //! Reading order: [`proto`] (the wire), `convert` (wire to library and back, errors to codes),
-//! [`server`] (what the services share: keyspace, identity, alarms), one file per service, `http`
+//! `users` (who may do what), [`server`] (what the services share: keyspace, identity, alarms), one file per service, `http`
 //! (probes and metrics), `auto_compact`, and [`listen`], which serves it all on its ports. A file
 //! imports only from lines above it.
 #![forbid(unsafe_code)]
@@ -74,6 +74,7 @@ pub mod proto {
 
 mod convert;
 mod metrics;
+mod users;
 pub mod server;
 mod kv;
 mod watch;

@@ -2,6 +2,7 @@
 
 use crate::proto::v3lockpb as pb;
 use crate::proto::v3lockpb::lock_server::Lock;
+use crate::queue::prefix;
 use crate::server::Server;
 use bytes::Bytes;
 use polybolt::{DeleteRequest, Span};
@@ -16,10 +17,14 @@ pub(crate) struct LockService(pub(crate) Arc<Server>);
 impl Lock for LockService {
     async fn lock(&self, request: Request<pb::LockRequest>) -> Result<Response<pb::LockResponse>, Status> {
         let Self(server) = self;
-        let pb::LockRequest { name, lease } = request.into_inner();
-        let (place, _) = server.enter(&name, lease, Bytes::new()).await?;
+        let (metadata, _, pb::LockRequest { name, lease }) = request.into_parts();
+        let caller = server.caller(&metadata)?;
+        let (place, _) = server.enter(&caller, &name, lease, Bytes::new()).await?;
+        drop(caller);
         let waiting = server.leave_unless_kept(&place);
         let revision = server.wait_first(&name, &place).await?;
+        // Rights may have changed while it waited.
+        server.caller(&metadata)?.check_read(&Span::prefix(prefix(&name)))?;
         // Its own lease may have ended while it waited.
         if !server.holds(&place)? {
             return Err(Status::unknown("mutex: session is expired"));
@@ -30,7 +35,9 @@ impl Lock for LockService {
 
     async fn unlock(&self, request: Request<pb::UnlockRequest>) -> Result<Response<pb::UnlockResponse>, Status> {
         let Self(server) = self;
+        let caller = server.caller(request.metadata())?;
         let request = DeleteRequest { span: Span::key(request.into_inner().key), prev_kv: false };
+        caller.check_delete(&request)?;
         match server.keyspace.delete_range(request).await {
             Ok(done) => Ok(Response::new(pb::UnlockResponse { header: Some(server.header(done.revision)) })),
             Err(error) => Err(server.refuse(error).await),

@@ -24,6 +24,13 @@ const SECTOR_BYTES: usize = 512;
 impl Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         let Self(server) = self;
+        let caller = server.caller(request.metadata())?;
+        // To look, any user will do (MNT-9).
+        if request.get_ref().action == pb::alarm_request::AlarmAction::Get as i32 {
+            caller.check_user()?;
+        } else {
+            caller.check_root()?;
+        }
         let pb::AlarmRequest { action, member_id, alarm } = request.into_inner();
         let one = pb::AlarmMember { member_id, alarm };
         let failed = |error: polybolt::Error| convert::status(&error);
@@ -46,8 +53,9 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(pb::AlarmResponse { header: Some(server.header_now()), alarms }))
     }
 
-    async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
         let Self(server) = self;
+        server.caller(request.metadata())?.check_user()?;
         let status = server.keyspace.status();
         let name = |alarm| pb::AlarmType::try_from(alarm).map_or("UNKNOWN", |alarm| alarm.as_str_name());
         let mut errors: Vec<String> = server
@@ -75,14 +83,19 @@ impl Maintenance for MaintenanceService {
         }))
     }
 
-    async fn defragment(&self, _: Request<pb::DefragmentRequest>) -> Result<Response<pb::DefragmentResponse>, Status> {
+    async fn defragment(
+        &self,
+        request: Request<pb::DefragmentRequest>,
+    ) -> Result<Response<pb::DefragmentResponse>, Status> {
+        self.0.caller(request.metadata())?.check_root()?;
         let keyspace = self.0.keyspace.clone();
         off_thread(move || keyspace.defragment()).await?.map_err(|error| convert::status(&error))?;
         Ok(Response::new(pb::DefragmentResponse { header: None }))
     }
 
-    async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+    async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
         let Self(server) = self;
+        server.caller(request.metadata())?.check_root()?;
         let keyspace = server.keyspace.clone();
         let hash = off_thread(move || keyspace.hash()).await?.map_err(|error| convert::status(&error))?;
         Ok(Response::new(pb::HashResponse { header: Some(server.header_now()), hash }))
@@ -90,6 +103,7 @@ impl Maintenance for MaintenanceService {
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
         let Self(server) = self;
+        server.caller(request.metadata())?.check_root()?;
         let keyspace = server.keyspace.clone();
         let revision = request.into_inner().revision;
         let hash = off_thread(move || keyspace.hash_kv(revision)).await?.map_err(|error| convert::status(&error))?;
@@ -103,8 +117,9 @@ impl Maintenance for MaintenanceService {
 
     type SnapshotStream = ReceiverStream<Result<pb::SnapshotResponse, Status>>;
 
-    async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+    async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         let Self(server) = self;
+        server.caller(request.metadata())?.check_root()?;
         let keyspace = server.keyspace.clone();
         let frames = off_thread(move || keyspace.snapshot()).await?.map_err(|error| convert::status(&error))?;
         // How long the stream will be is not known before its end: at least 1 until then.
@@ -150,6 +165,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        self.0.caller(request.metadata())?.check_root()?;
         if request.into_inner().target_id == self.0.member_id {
             Ok(Response::new(pb::MoveLeaderResponse { header: None }))
         } else {
@@ -161,6 +177,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
+        self.0.caller(request.metadata())?.check_root()?;
         let pb::DowngradeRequest { action, version } = request.into_inner();
         let header = Some(self.0.header_now());
         match action {

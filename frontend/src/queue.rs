@@ -3,6 +3,7 @@
 
 use crate::convert;
 use crate::server::Server;
+use crate::users::Caller;
 use bytes::Bytes;
 use polybolt::{
     Compare, CompareOp, CompareTarget, EventKind, KeyValue, Op, OpResponse, PutRequest, RangeRequest, SortOrder,
@@ -37,8 +38,15 @@ pub(crate) fn created_at(key: &Bytes, revision: i64) -> Compare {
 impl Server {
     /// A place in the line of `name`: a new one, or the one that the lease has there already. Second, the
     /// value that is there.
-    pub(crate) async fn enter(&self, name: &[u8], lease: i64, value: Bytes) -> Result<(Place, Bytes), Status> {
+    pub(crate) async fn enter(
+        &self,
+        caller: &Caller,
+        name: &[u8],
+        lease: i64,
+        value: Bytes,
+    ) -> Result<(Place, Bytes), Status> {
         self.check_alarms(true)?;
+        caller.check_read(&Span::prefix(prefix(name)))?;
         let lease = match lease {
             0 => match self.keyspace.lease_grant(0, SESSION_TTL).await {
                 Ok(granted) => granted.id,
@@ -54,6 +62,7 @@ impl Server {
             success: vec![Op::Put(PutRequest { lease, ..PutRequest::new(key.clone(), value.clone()) })],
             failure: vec![Op::Range(RangeRequest::new(Span::key(key.clone())))],
         };
+        caller.check_txn(&request, &self.keyspace)?;
         let response = match self.keyspace.txn(request).await {
             Ok(response) => response,
             Err(error) => return Err(self.refuse(error).await),

@@ -30,6 +30,11 @@ enum CompactionMode {
     Revision,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AuthToken {
+    Simple,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// This member's name.
@@ -90,6 +95,15 @@ pub(crate) struct Serve {
     /// How often quiet watchers are told their progress.
     #[arg(long, default_value = "10m", value_parser = duration, alias = "experimental-watch-progress-notify-interval")]
     watch_progress_notify_interval: Duration,
+    /// How logins are remembered: simple is a token in this process's memory, so that a restart ends all logins.
+    #[arg(long, value_enum, default_value = "simple", env = "ETCD_AUTH_TOKEN")]
+    auth_token: AuthToken,
+    /// Seconds after which a login ends that is not used.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..), env = "ETCD_AUTH_TOKEN_TTL")]
+    auth_token_ttl: u32,
+    /// How slow passwords are to guess: each step more doubles the time of a login.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(4..=31), env = "ETCD_BCRYPT_COST")]
+    bcrypt_cost: u32,
     /// debug, info, warn or error.
     #[arg(long, default_value = "info", env = "ETCD_LOG_LEVEL")]
     log_level: tracing::Level,
@@ -181,6 +195,8 @@ impl Serve {
             quota_bytes: self.quota(),
             max_request_bytes: self.max_request_bytes as usize,
             progress_interval: self.watch_progress_notify_interval,
+            token_ttl: Duration::from_secs(self.auth_token_ttl.into()),
+            bcrypt_cost: self.bcrypt_cost,
         };
         let stop = CancellationToken::new();
         let (served, token) = (engine.clone(), stop.clone());

@@ -3,6 +3,7 @@
 use crate::convert;
 use crate::metrics::Metrics;
 use crate::proto::etcdserverpb as pb;
+use crate::users::{AuthError, Caller, Users};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use polybolt::{Engine, Error, Keyspace, Refusal, Result, TableEdit};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tonic::metadata::MetadataMap;
 
 /// The version of etcd whose API this is, for clients that look (K8S-13).
 pub const ETCD_VERSION: &str = "3.6.5";
@@ -36,6 +38,10 @@ pub struct Settings {
     pub max_request_bytes: usize,
     /// How often quiet watchers that ask for it are told their progress.
     pub progress_interval: Duration,
+    /// How long a login lasts that is not used.
+    pub token_ttl: Duration,
+    /// How slow passwords are to guess: 2 to the power of this, 4..=31.
+    pub bcrypt_cost: u32,
 }
 
 /// One served keyspace.
@@ -48,6 +54,7 @@ pub struct Server {
     pub(crate) member_id: u64,
     pub(crate) cluster_id: u64,
     pub(crate) metrics: Metrics,
+    pub(crate) users: Arc<Users>,
     /// Ends streams and listeners.
     pub(crate) stop: CancellationToken,
 
@@ -71,7 +78,13 @@ impl Server {
         let alarms = keyspace.table_list(ALARM_TABLE)?.into_iter().filter_map(|(key, _)| alarm_of(&key)).collect();
         let metrics = Metrics::new(&engine, &keyspace, settings.quota_bytes);
         let alarms = Mutex::new(alarms);
-        Ok(Arc::new(Server { engine, keyspace, settings, member_id, cluster_id, metrics, stop, alarms }))
+        let users = Users::load(&keyspace, settings.token_ttl, settings.bcrypt_cost)?;
+        Ok(Arc::new(Server { engine, keyspace, settings, member_id, cluster_id, metrics, users, stop, alarms }))
+    }
+
+    /// Who asks, by what comes with a request.
+    pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<Caller, AuthError> {
+        self.users.caller(metadata)
     }
 
     pub(crate) fn header(&self, revision: i64) -> pb::ResponseHeader {

@@ -6,14 +6,21 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::HumanBytes;
 use polybolt::{Engine, Options};
 use polybolt_frontend::proto::v1::inspect_client::InspectClient;
+use polybolt_frontend::proto::etcdserverpb::AuthenticateRequest;
+use polybolt_frontend::proto::etcdserverpb::auth_client::AuthClient;
 use polybolt_frontend::proto::v1::{ShardsRequest, ShardsResponse};
 use std::path::PathBuf;
+use tonic::Request;
+use tonic::transport::Channel;
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
     /// The server to ask.
     #[arg(long, alias = "endpoints", default_value = "http://127.0.0.1:2379")]
     endpoint: String,
+    /// Who asks, as name:password, if the server has users.
+    #[arg(long, env = "ETCDCTL_USER", hide_env_values = true, conflicts_with = "data_dir")]
+    user: Option<String>,
     /// Look into this data directory instead, which no server may have open.
     #[arg(long, conflicts_with = "endpoint")]
     data_dir: Option<PathBuf>,
@@ -30,7 +37,7 @@ impl Status {
             }
             None => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.map_err(|error| error.to_string())?.block_on(ask(&self.endpoint))?
+                runtime.map_err(|error| error.to_string())?.block_on(ask(&self.endpoint, self.user.as_deref()))?
             }
         };
         print(&response);
@@ -38,12 +45,20 @@ impl Status {
     }
 }
 
-async fn ask(endpoint: &str) -> Result<ShardsResponse, String> {
+async fn ask(endpoint: &str, user: Option<&str>) -> Result<ShardsResponse, String> {
     let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let mut client =
-        InspectClient::connect(url).await.map_err(|error| format!("no server answers at {endpoint}: {error}"))?;
-    let response = client.shards(ShardsRequest {}).await.map_err(|error| format!("{endpoint}: {}", error.message()))?;
-    Ok(response.into_inner())
+    let channel = Channel::from_shared(url).map_err(|error| format!("{endpoint}: {error}"))?;
+    let channel = channel.connect().await.map_err(|error| format!("no server answers at {endpoint}: {error}"))?;
+    let failed = |error: tonic::Status| format!("{endpoint}: {}", error.message());
+    let mut request = Request::new(ShardsRequest {});
+    if let Some(user) = user {
+        let (name, password) = user.split_once(':').ok_or("--user is name:password")?;
+        let login = AuthenticateRequest { name: name.to_owned(), password: password.to_owned() };
+        let token = AuthClient::new(channel.clone()).authenticate(login).await.map_err(failed)?.into_inner().token;
+        let token = token.parse().map_err(|_| format!("{endpoint}: the token cannot be sent"))?;
+        request.metadata_mut().insert("token", token);
+    }
+    Ok(InspectClient::new(channel).shards(request).await.map_err(failed)?.into_inner())
 }
 
 fn print(response: &ShardsResponse) {

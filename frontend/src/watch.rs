@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 /// The Watch service of a server.
@@ -42,6 +43,7 @@ impl Watch for WatchService {
         let (sender, receiver) = mpsc::channel(RESPONSES_AHEAD);
         let stream = Stream {
             server: Arc::clone(&self.0),
+            metadata: request.metadata().clone(),
             sender,
             watchers: HashMap::new(),
             keys: HashMap::new(),
@@ -91,6 +93,8 @@ struct Entry {
 
 struct Stream {
     server: Arc<Server>,
+    /// Who asks.
+    metadata: MetadataMap,
     sender: mpsc::Sender<Result<WatchResponse, Status>>,
     /// By a key that is never used twice, as an id may be.
     watchers: HashMap<u64, Entry>,
@@ -163,6 +167,10 @@ impl Stream {
             ..Default::default()
         };
         let mut span = Span::from_wire(request.key, request.range_end);
+        // As it is asked for, and once (WCH-10).
+        if let Err(error) = self.server.caller(&self.metadata).and_then(|caller| caller.check_read(&span)) {
+            return self.send(failed(error.to_string())).await;
+        }
         if span.key.is_empty() {
             span.key = bytes::Bytes::from_static(b"\0");
         }

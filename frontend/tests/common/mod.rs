@@ -84,6 +84,59 @@ impl Drop for Served {
     }
 }
 
+/// A real etcd of one member, killed when dropped.
+pub(crate) struct Etcd {
+    child: Child,
+    pub(crate) url: String,
+}
+
+impl Etcd {
+    pub(crate) fn start(program: &str, dir: &Path, flags: &[&str]) -> Etcd {
+        let (client, peer) = (free_port(), free_port());
+        let (url, peers) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let mut command = Command::new(program);
+        command.args(["--name", "default", "--log-level", "error", "--data-dir"]).arg(dir);
+        command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peers]);
+        command.args(["--initial-advertise-peer-urls", &peers, "--initial-cluster", &format!("default={peers}")]);
+        let child = command.args(flags).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let limit = Instant::now() + Duration::from_secs(60);
+        while std::net::TcpStream::connect(("127.0.0.1", client)).is_err() {
+            assert!(Instant::now() < limit, "etcd does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Etcd { child, url }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+#[derive(Debug, Clone)]
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
 /// True if a program is there. With `POLYBOLT_REQUIRE_PROGRAMS` set, its absence is a failure.
 pub(crate) fn has_program(name: &str) -> bool {
     let found = Command::new("which").arg(name).stdout(Stdio::null()).status().is_ok_and(|status| status.success());

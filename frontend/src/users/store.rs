@@ -1,0 +1,172 @@
+//! The current state, its tables, and how one state follows another.
+
+use super::caller::Caller;
+use super::passwords::Passwords;
+use super::state::{Change, Draft, SignOut, State};
+use super::tokens::Tokens;
+use super::AuthError;
+use crate::convert;
+use bytes::Bytes;
+use parking_lot::RwLock;
+use polybolt::{Keyspace, Result};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+/// Who may use a keyspace, and how.
+#[derive(Debug)]
+pub(crate) struct Users {
+    // Set when it starts, never changed.
+    keyspace: Keyspace,
+    passwords: Passwords,
+    tokens: Tokens,
+
+    /// As in the current state: all that a request looks at while it is off.
+    enabled: AtomicBool,
+    current: RwLock<Arc<Held>>,
+    /// The right to change, one at a time, with what ends once nobody holds the current state any more.
+    changes: tokio::sync::Mutex<mpsc::Receiver<Infallible>>,
+}
+
+/// A state that requests are judged by. Dropping the last handle on it closes the channel.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) state: State,
+    _open: mpsc::Sender<Infallible>,
+}
+
+fn held(state: State) -> (Arc<Held>, mpsc::Receiver<Infallible>) {
+    let (open, closed) = mpsc::channel(1);
+    (Arc::new(Held { state, _open: open }), closed)
+}
+
+impl Users {
+    /// Reads users and roles of a keyspace.
+    pub(crate) fn load(keyspace: &Keyspace, token_ttl: Duration, bcrypt_cost: u32) -> Result<Arc<Users>> {
+        let state = State::load(|table| keyspace.table_list(table))?;
+        let enabled = AtomicBool::new(state.enabled);
+        let (current, closed) = held(state);
+        Ok(Arc::new(Users {
+            keyspace: keyspace.clone(),
+            passwords: Passwords::new(bcrypt_cost),
+            tokens: Tokens::new(token_ttl),
+            enabled,
+            current: RwLock::new(current),
+            changes: tokio::sync::Mutex::new(closed),
+        }))
+    }
+
+    /// Who asks, by the token that a request brings.
+    pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<Caller, AuthError> {
+        // One that comes while authentication is being turned on may still be before it.
+        if !self.enabled() {
+            return Ok(Caller::anyone());
+        }
+        let held = self.current();
+        if !held.state.enabled {
+            return Ok(Caller::anyone());
+        }
+        // After the state: a token that is good now was good at that state.
+        let user = match metadata.get("token").or_else(|| metadata.get("authorization")) {
+            Some(token) => {
+                let token = token.to_str().map_err(|_| AuthError::InvalidToken)?;
+                let token = token.strip_prefix("Bearer ").unwrap_or(token);
+                Some(self.tokens.user(token, Instant::now()).ok_or(AuthError::InvalidToken)?)
+            }
+            None => None,
+        };
+        Ok(Caller::known(held, user))
+    }
+
+    /// True if authentication is on, as far as a request has to know before it looks closer.
+    pub(crate) fn enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
+    }
+
+    /// Refuses what was read while users or roles changed (AUTH-6); `revision` is that of the caller.
+    pub(crate) fn check_unchanged(&self, revision: Option<u64>) -> std::result::Result<(), AuthError> {
+        match revision {
+            Some(revision) if revision != self.current().state.revision => Err(AuthError::OldRevision),
+            _ => Ok(()),
+        }
+    }
+
+    /// True if authentication is on, and the revision of users and roles.
+    pub(crate) fn status(&self) -> (bool, u64) {
+        let held = self.current();
+        (held.state.enabled, held.state.revision)
+    }
+
+    pub(super) fn current(&self) -> Arc<Held> {
+        Arc::clone(&self.current.read())
+    }
+
+    /// Users and roles as they are now, for those who may see them.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.current().state)
+    }
+
+    pub(crate) async fn hash(&self, password: String) -> Result<Bytes, Status> {
+        self.passwords.hash(password).await
+    }
+
+    /// A token for whoever knows the password.
+    pub(crate) async fn authenticate(&self, name: String, password: String) -> Result<String, Status> {
+        loop {
+            let (hash, revision) = self.look(|state| match state.enabled {
+                true => Ok((state.password(&name)?, state.revision)),
+                false => Err(AuthError::NotEnabled),
+            })?;
+            if !self.passwords.matches(password.clone(), hash).await? {
+                return Err(AuthError::Failed.into());
+            }
+            // The password may have changed meanwhile, and its tokens have been dropped: once more, then.
+            let still = || self.look(|state| state.enabled && state.revision == revision);
+            if let Some(token) = self.tokens.assign(&name, self.keyspace.revision(), Instant::now(), still) {
+                return Ok(token);
+            }
+        }
+    }
+
+    /// Makes a change that `caller` may make. Once it is answered, every request is judged by it, and
+    /// it outlives a crash.
+    pub(crate) async fn change(self: &Arc<Self>, caller: Caller, change: Change) -> Result<(), Status> {
+        caller.check_root()?;
+        // A caller that kept its state would make the change before it wait for it.
+        let name = caller.into_name();
+        let users = Arc::clone(self);
+        // What is stored has to be in effect, also where the client has gone.
+        let made = tokio::spawn(async move { users.change_in_turn(name.as_deref(), change).await });
+        made.await.map_err(|error| Status::internal(error.to_string()))?
+    }
+
+    async fn change_in_turn(&self, name: Option<&str>, change: Change) -> Result<(), Status> {
+        let mut closed = self.changes.lock().await;
+        let draft = self.look(|state| {
+            Caller::check_root_of(state, name)?;
+            state.change(change)
+        })?;
+        let Some(Draft { state, edits, sign_out }) = draft else {
+            return Ok(());
+        };
+        self.keyspace.table_write(edits).await.map_err(|error| convert::status(&error))?;
+        let (enabled, revision) = (state.enabled, state.revision);
+        let (next, next_closed) = held(state);
+        drop(std::mem::replace(&mut *self.current.write(), next));
+        self.enabled.store(enabled, Ordering::Relaxed);
+        match &sign_out {
+            SignOut::Nobody => {}
+            SignOut::User(name) => self.tokens.drop_user(name),
+            SignOut::Everybody => self.tokens.drop_all(),
+        }
+        tracing::info!(enabled, revision, "users or roles changed");
+        // Nothing is ever sent: this waits for those who are judged by the state before.
+        std::mem::replace(&mut *closed, next_closed).recv().await;
+        Ok(())
+    }
+}
