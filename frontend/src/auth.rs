@@ -34,48 +34,89 @@ impl AuthService {
 
 #[tonic::async_trait]
 impl Auth for AuthService {
-    async fn auth_enable(&self, request: Request<pb::AuthEnableRequest>) -> Result<Response<pb::AuthEnableResponse>, Status> {
+    async fn auth_enable(
+        &self,
+        request: Request<pb::AuthEnableRequest>,
+    ) -> Result<Response<pb::AuthEnableResponse>, Status> {
         let header = self.change(request, |_| Change::Enable).await?;
         Ok(Response::new(pb::AuthEnableResponse { header }))
     }
 
-    async fn auth_disable(&self, request: Request<pb::AuthDisableRequest>) -> Result<Response<pb::AuthDisableResponse>, Status> {
+    async fn auth_disable(
+        &self,
+        request: Request<pb::AuthDisableRequest>,
+    ) -> Result<Response<pb::AuthDisableResponse>, Status> {
         let header = self.change(request, |_| Change::Disable).await?;
         Ok(Response::new(pb::AuthDisableResponse { header }))
     }
 
-    async fn user_delete(&self, request: Request<pb::AuthUserDeleteRequest>) -> Result<Response<pb::AuthUserDeleteResponse>, Status> {
+    async fn user_delete(
+        &self,
+        request: Request<pb::AuthUserDeleteRequest>,
+    ) -> Result<Response<pb::AuthUserDeleteResponse>, Status> {
         let header = self.change(request, |pb::AuthUserDeleteRequest { name }| Change::DeleteUser { name }).await?;
         Ok(Response::new(pb::AuthUserDeleteResponse { header }))
     }
 
-    async fn user_grant_role(&self, request: Request<pb::AuthUserGrantRoleRequest>) -> Result<Response<pb::AuthUserGrantRoleResponse>, Status> {
-        let header = self.change(request, |pb::AuthUserGrantRoleRequest { user, role }| Change::GrantRole { user, role }).await?;
+    async fn user_grant_role(
+        &self,
+        request: Request<pb::AuthUserGrantRoleRequest>,
+    ) -> Result<Response<pb::AuthUserGrantRoleResponse>, Status> {
+        let header = self
+            .change(request, |pb::AuthUserGrantRoleRequest { user, role }| Change::GrantRole { user, role })
+            .await?;
         Ok(Response::new(pb::AuthUserGrantRoleResponse { header }))
     }
 
-    async fn user_revoke_role(&self, request: Request<pb::AuthUserRevokeRoleRequest>) -> Result<Response<pb::AuthUserRevokeRoleResponse>, Status> {
-        let header = self.change(request, |pb::AuthUserRevokeRoleRequest { name, role }| Change::RevokeRole { user: name, role }).await?;
+    async fn user_revoke_role(
+        &self,
+        request: Request<pb::AuthUserRevokeRoleRequest>,
+    ) -> Result<Response<pb::AuthUserRevokeRoleResponse>, Status> {
+        let header = self
+            .change(request, |pb::AuthUserRevokeRoleRequest { name, role }| Change::RevokeRole { user: name, role })
+            .await?;
         Ok(Response::new(pb::AuthUserRevokeRoleResponse { header }))
     }
 
-    async fn role_add(&self, request: Request<pb::AuthRoleAddRequest>) -> Result<Response<pb::AuthRoleAddResponse>, Status> {
+    async fn role_add(
+        &self,
+        request: Request<pb::AuthRoleAddRequest>,
+    ) -> Result<Response<pb::AuthRoleAddResponse>, Status> {
         let header = self.change(request, |pb::AuthRoleAddRequest { name }| Change::AddRole { name }).await?;
         Ok(Response::new(pb::AuthRoleAddResponse { header }))
     }
 
-    async fn role_delete(&self, request: Request<pb::AuthRoleDeleteRequest>) -> Result<Response<pb::AuthRoleDeleteResponse>, Status> {
-        let header = self.change(request, |pb::AuthRoleDeleteRequest { role }| Change::DeleteRole { name: role }).await?;
+    async fn role_delete(
+        &self,
+        request: Request<pb::AuthRoleDeleteRequest>,
+    ) -> Result<Response<pb::AuthRoleDeleteResponse>, Status> {
+        let header =
+            self.change(request, |pb::AuthRoleDeleteRequest { role }| Change::DeleteRole { name: role }).await?;
         Ok(Response::new(pb::AuthRoleDeleteResponse { header }))
     }
 
-    async fn role_grant_permission(&self, request: Request<pb::AuthRoleGrantPermissionRequest>) -> Result<Response<pb::AuthRoleGrantPermissionResponse>, Status> {
-        let header = self.change(request, |pb::AuthRoleGrantPermissionRequest { name, perm }| Change::GrantPermission { role: name, permission: perm }).await?;
+    async fn role_grant_permission(
+        &self,
+        request: Request<pb::AuthRoleGrantPermissionRequest>,
+    ) -> Result<Response<pb::AuthRoleGrantPermissionResponse>, Status> {
+        let header = self
+            .change(request, |pb::AuthRoleGrantPermissionRequest { name, perm }| Change::GrantPermission {
+                role: name,
+                permission: perm,
+            })
+            .await?;
         Ok(Response::new(pb::AuthRoleGrantPermissionResponse { header }))
     }
 
-    async fn role_revoke_permission(&self, request: Request<pb::AuthRoleRevokePermissionRequest>) -> Result<Response<pb::AuthRoleRevokePermissionResponse>, Status> {
-        let header = self.change(request, |pb::AuthRoleRevokePermissionRequest { role, key, range_end }| Change::RevokePermission { role, key, range_end }).await?;
+    async fn role_revoke_permission(
+        &self,
+        request: Request<pb::AuthRoleRevokePermissionRequest>,
+    ) -> Result<Response<pb::AuthRoleRevokePermissionResponse>, Status> {
+        let header =
+            self.change(request, |pb::AuthRoleRevokePermissionRequest { role, key, range_end }| {
+                Change::RevokePermission { role, key, range_end }
+            })
+            .await?;
         Ok(Response::new(pb::AuthRoleRevokePermissionResponse { header }))
     }
 

@@ -169,7 +169,7 @@ impl Stream {
         let mut span = Span::from_wire(request.key, request.range_end);
         // As it is asked for, and once (WCH-10).
         if let Err(error) = self.server.caller(&self.metadata).and_then(|caller| caller.check_read(&span)) {
-            return self.send(failed(error.to_string())).await;
+            return self.send(failed(error.cancel_reason())).await;
         }
         if span.key.is_empty() {
             span.key = bytes::Bytes::from_static(b"\0");

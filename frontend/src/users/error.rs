@@ -30,6 +30,12 @@ pub(crate) enum AuthError {
 }
 
 impl AuthError {
+    /// The form in which the refusal of a watch says it (WCH-10).
+    pub(crate) fn cancel_reason(self) -> String {
+        let (code, text) = self.parts();
+        format!("rpc error: code = {code:?} desc = {text}")
+    }
+
     fn parts(self) -> (Code, &'static str) {
         match self {
             AuthError::NotEnabled => (Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
@@ -65,13 +71,5 @@ impl From<AuthError> for Status {
     fn from(error: AuthError) -> Status {
         let (code, text) = error.parts();
         Status::new(code, text)
-    }
-}
-
-/// The form in which a watch is refused (WCH-10).
-impl std::fmt::Display for AuthError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (code, text) = self.parts();
-        write!(f, "rpc error: code = {code:?} desc = {text}")
     }
 }

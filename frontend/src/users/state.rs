@@ -53,15 +53,40 @@ pub(crate) enum Change {
     Enable,
     Disable,
     /// Without a password, nobody can log in as this user.
-    AddUser { name: String, password: Option<Bytes> },
-    DeleteUser { name: String },
-    SetPassword { name: String, password: Bytes },
-    GrantRole { user: String, role: String },
-    RevokeRole { user: String, role: String },
-    AddRole { name: String },
-    DeleteRole { name: String },
-    GrantPermission { role: String, permission: Option<authpb::Permission> },
-    RevokePermission { role: String, key: Bytes, range_end: Bytes },
+    AddUser {
+        name: String,
+        password: Option<Bytes>,
+    },
+    DeleteUser {
+        name: String,
+    },
+    SetPassword {
+        name: String,
+        password: Bytes,
+    },
+    GrantRole {
+        user: String,
+        role: String,
+    },
+    RevokeRole {
+        user: String,
+        role: String,
+    },
+    AddRole {
+        name: String,
+    },
+    DeleteRole {
+        name: String,
+    },
+    GrantPermission {
+        role: String,
+        permission: Option<authpb::Permission>,
+    },
+    RevokePermission {
+        role: String,
+        key: Bytes,
+        range_end: Bytes,
+    },
 }
 
 /// Whose tokens end with a change.
@@ -82,9 +107,7 @@ pub(super) struct Draft {
 
 impl State {
     /// Reads the tables with `list`.
-    pub(super) fn load(
-        list: impl Fn(&str) -> polybolt::Result<Vec<(Bytes, Bytes)>>,
-    ) -> Result<State, polybolt::Error> {
+    pub(super) fn load(list: impl Fn(&str) -> polybolt::Result<Vec<(Bytes, Bytes)>>) -> Result<State, polybolt::Error> {
         let mut state = State { enabled: false, revision: 1, users: BTreeMap::new(), roles: BTreeMap::new() };
         for (key, value) in list(SETTING_TABLE)? {
             match &key[..] {
@@ -372,4 +395,114 @@ fn has_no_password(user: &authpb::User) -> bool {
 /// A name; the wire has it as bytes in records and as text in requests.
 fn text(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// The tables, as changes leave them.
+    #[derive(Debug, Default)]
+    struct Tables(BTreeMap<(String, Bytes), Bytes>);
+
+    impl Tables {
+        fn load(&self) -> State {
+            let list = |table: &str| {
+                let of_table = self.0.iter().filter(|((name, _), _)| name == table);
+                Ok(of_table.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+            };
+            State::load(list).unwrap()
+        }
+
+        fn change(&mut self, change: Change) -> Result<SignOut, AuthError> {
+            let before = self.load();
+            let Some(draft) = before.change(change)? else {
+                return Ok(SignOut::Nobody);
+            };
+            for TableEdit { table, key, value } in draft.edits {
+                match value {
+                    Some(value) => drop(self.0.insert((table, key), value)),
+                    None => drop(self.0.remove(&(table, key))),
+                }
+            }
+            // What is stored is what is in effect.
+            let loaded = self.load();
+            assert_eq!(format!("{loaded:?}"), format!("{:?}", draft.state));
+            Ok(draft.sign_out)
+        }
+    }
+
+    fn permission(perm_type: Type, key: &'static str, range_end: &'static str) -> Option<authpb::Permission> {
+        Some(authpb::Permission { perm_type: perm_type.into(), key: key.into(), range_end: range_end.into() })
+    }
+
+    fn user(tables: &mut Tables, name: &str) {
+        let password = Some(Bytes::from_static(b"hash"));
+        tables.change(Change::AddUser { name: name.into(), password }).unwrap();
+    }
+
+    #[test]
+    fn rights_are_those_of_all_roles_together() {
+        let mut tables = Tables::default();
+        user(&mut tables, "alice");
+        for (role, key, end) in [("low", "a", "c"), ("high", "c", "e")] {
+            tables.change(Change::AddRole { name: role.into() }).unwrap();
+            let permission = permission(Type::Read, key, end);
+            tables.change(Change::GrantPermission { role: role.into(), permission }).unwrap();
+            tables.change(Change::GrantRole { user: "alice".into(), role: role.into() }).unwrap();
+        }
+        let may = |tables: &Tables, access| tables.load().check("alice", access, &Span::range("b", "d")).is_ok();
+        assert!(may(&tables, Access::Read) && !may(&tables, Access::Write));
+        // The same interval again changes what it is for; another one from the same key is one of its own.
+        for end in ["e", "d"] {
+            let permission = permission(Type::Write, "c", end);
+            tables.change(Change::GrantPermission { role: "high".into(), permission }).unwrap();
+        }
+        assert_eq!(tables.load().permissions_of("high").unwrap().len(), 2);
+        assert!(!may(&tables, Access::Read));
+        let check = |span: &Span| tables.load().check("alice", Access::Write, span);
+        assert_eq!(check(&Span::range("c", "e")), Ok(()));
+        assert_eq!(check(&Span::from_key("c")), Err(AuthError::PermissionDenied));
+        // The role goes, and with it what it allowed; a role of that name later is another one.
+        tables.change(Change::DeleteRole { name: "high".into() }).unwrap();
+        tables.change(Change::AddRole { name: "high".into() }).unwrap();
+        assert_eq!(tables.load().roles_of("alice").unwrap(), ["low"]);
+    }
+
+    #[test]
+    fn each_change_counts_but_those_that_change_nothing_and_turning_it_on() {
+        let mut tables = Tables::default();
+        let count = |tables: &Tables| tables.load().revision;
+        assert_eq!(count(&tables), 1);
+        tables.change(Change::Disable).unwrap();
+        assert_eq!(count(&tables), 1);
+        assert_eq!(tables.change(Change::Enable), Err(AuthError::RootUserMissing));
+        user(&mut tables, "root");
+        assert_eq!(count(&tables), 2);
+        let grant = Change::GrantRole { user: "root".into(), role: "root".into() };
+        for _ in 0..2 {
+            tables.change(grant.clone()).unwrap();
+            assert_eq!(count(&tables), 3);
+        }
+        tables.change(Change::Enable).unwrap();
+        tables.change(Change::Enable).unwrap();
+        assert!(tables.load().enabled && count(&tables) == 3);
+        for forbidden in [
+            Change::DeleteUser { name: "root".into() },
+            Change::DeleteRole { name: "root".into() },
+            Change::RevokeRole { user: "root".into(), role: "root".into() },
+        ] {
+            assert_eq!(tables.change(forbidden), Err(AuthError::InvalidManagement));
+        }
+        assert_eq!(tables.change(Change::Disable), Ok(SignOut::Everybody));
+        assert_eq!(count(&tables), 4);
+        let set = Change::SetPassword { name: "root".into(), password: Bytes::from_static(b"other") };
+        assert_eq!(tables.change(set), Ok(SignOut::User("root".into())));
+        assert_eq!(tables.load().password("root"), Ok(Bytes::from_static(b"other")));
+        assert_eq!(tables.change(Change::DeleteUser { name: "root".into() }), Ok(SignOut::User("root".into())));
+        assert_eq!(tables.load().password("root"), Err(AuthError::Failed));
+        let tables: BTreeSet<_> = tables.0.keys().map(|(table, _)| table.clone()).collect();
+        assert_eq!(tables.into_iter().collect::<Vec<_>>(), [SETTING_TABLE]);
+    }
 }

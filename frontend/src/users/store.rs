@@ -1,10 +1,10 @@
 //! The current state, its tables, and how one state follows another.
 
+use super::AuthError;
 use super::caller::Caller;
 use super::passwords::Passwords;
 use super::state::{Change, Draft, SignOut, State};
 use super::tokens::Tokens;
-use super::AuthError;
 use crate::convert;
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -168,5 +168,81 @@ impl Users {
         // Nothing is ever sent: this waits for those who are judged by the state before.
         std::mem::replace(&mut *closed, next_closed).recv().await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polybolt::{Engine, Options, Routes, Span};
+
+    fn metadata(token: &str) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        metadata
+    }
+
+    async fn change(users: &Arc<Users>, token: &str, change: Change) -> std::result::Result<(), Status> {
+        let caller = users.caller(&metadata(token))?;
+        users.change(caller, change).await
+    }
+
+    /// Root, with its token, and alice, who may read everything.
+    async fn some(users: &Arc<Users>) -> String {
+        let password = Some(users.hash("secret".into()).await.unwrap());
+        let everything = crate::proto::authpb::Permission { key: "\0".into(), range_end: "\0".into(), perm_type: 0 };
+        for each in [
+            Change::AddUser { name: "root".into(), password: password.clone() },
+            Change::GrantRole { user: "root".into(), role: "root".into() },
+            Change::AddUser { name: "alice".into(), password },
+            Change::AddRole { name: "reader".into() },
+            Change::GrantPermission { role: "reader".into(), permission: Some(everything) },
+            Change::GrantRole { user: "alice".into(), role: "reader".into() },
+            Change::Enable,
+        ] {
+            change(users, "none", each).await.unwrap();
+        }
+        users.authenticate("root".into(), "secret".into()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_change_is_answered_once_no_request_is_judged_by_what_was_before_auth_6() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path(), Options::default()).unwrap();
+        let keyspace = engine.create_keyspace("users", Routes::single()).unwrap();
+        let users = Users::load(&keyspace, Duration::from_secs(60), 4).unwrap();
+        let root = some(&users).await;
+        let alice = users.authenticate("alice".into(), "secret".into()).await.unwrap();
+        let running = users.caller(&metadata(&alice)).unwrap();
+        let all = Span::prefix("");
+        running.check_read(&all).unwrap();
+        let made = tokio::spawn({
+            let (users, root) = (Arc::clone(&users), root.clone());
+            let revoke = Change::RevokeRole { user: "alice".into(), role: "reader".into() };
+            async move { change(&users, &root, revoke).await }
+        });
+        // It is in effect for those who come now,
+        while users.caller(&metadata(&alice)).unwrap().check_read(&all).is_ok() {
+            tokio::task::yield_now().await;
+        }
+        // but one is still judged by what was before, and is not answered: it reads.
+        running.check_read(&all).unwrap();
+        assert_eq!(users.check_unchanged(running.revision()), Err(AuthError::OldRevision));
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!made.is_finished());
+        drop(running);
+        made.await.unwrap().unwrap();
+        // Two who change at once do not wait for each other for ever.
+        let both = [Change::AddRole { name: "one".into() }, Change::AddRole { name: "two".into() }];
+        let [one, two] = both.map(|each| change(&users, &root, each));
+        let (one, two) = tokio::join!(one, two);
+        one.and(two).unwrap();
+        // Loaded again, it is the same, but for the logins.
+        let again = Users::load(&keyspace, Duration::from_secs(60), 4).unwrap();
+        assert_eq!(again.look(|state| format!("{state:?}")), users.look(|state| format!("{state:?}")));
+        assert_eq!(again.caller(&metadata(&root)).unwrap_err(), AuthError::InvalidToken);
+        engine.close().unwrap();
     }
 }

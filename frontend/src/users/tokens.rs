@@ -36,13 +36,7 @@ impl Tokens {
     }
 
     /// A new token, if `still` says, while every other change of tokens waits, that the login is good.
-    pub(super) fn assign(
-        &self,
-        user: &str,
-        index: i64,
-        now: Instant,
-        still: impl FnOnce() -> bool,
-    ) -> Option<String> {
+    pub(super) fn assign(&self, user: &str, index: i64, now: Instant, still: impl FnOnce() -> bool) -> Option<String> {
         let token = format!("{}.{index}", letters());
         let mut live = self.live.lock();
         if !still() {

@@ -10,33 +10,33 @@ use std::collections::VecDeque;
 
 pub(crate) type Step = (Who, Call);
 
-const READ: i32 = 0;
-const WRITE: i32 = 1;
-const READWRITE: i32 = 2;
+pub(crate) const READ: i32 = 0;
+pub(crate) const WRITE: i32 = 1;
+pub(crate) const READWRITE: i32 = 2;
 
 const USERS: [&str; 4] = ["root", "alice", "bob", "carol"];
 const ROLES: [&str; 4] = ["root", "reader", "writer", "both"];
 const EVERYBODY: [Who; 6] =
     [Who::Nobody, Who::Stranger, Who::User("root"), Who::User("alice"), Who::Http("bob"), Who::User("carol")];
 
-fn range(key: &str, end: &str) -> Call {
+pub(crate) fn range(key: &str, end: &str) -> Call {
     Call::Range(pb::RangeRequest { key: key.to_owned().into(), range_end: end.to_owned().into(), ..Default::default() })
 }
 
-fn put(key: &str, lease: i64, prev_kv: bool) -> pb::PutRequest {
+pub(crate) fn put(key: &str, lease: i64, prev_kv: bool) -> pb::PutRequest {
     pb::PutRequest { key: key.to_owned().into(), value: "v".into(), lease, prev_kv, ..Default::default() }
 }
 
-fn delete(key: &str, end: &str, prev_kv: bool) -> pb::DeleteRangeRequest {
+pub(crate) fn delete(key: &str, end: &str, prev_kv: bool) -> pb::DeleteRangeRequest {
     pb::DeleteRangeRequest { key: key.to_owned().into(), range_end: end.to_owned().into(), prev_kv }
 }
 
-fn watch(key: &str, end: &str) -> Call {
+pub(crate) fn watch(key: &str, end: &str) -> Call {
     let (key, range_end) = (key.to_owned().into(), end.to_owned().into());
     Call::Watch(pb::WatchCreateRequest { key, range_end, ..Default::default() })
 }
 
-fn user_add(name: &str, password: &str, no_password: bool) -> Call {
+pub(crate) fn user_add(name: &str, password: &str, no_password: bool) -> Call {
     Call::UserAdd(pb::AuthUserAddRequest {
         name: name.to_owned(),
         password: password.to_owned(),
@@ -46,7 +46,7 @@ fn user_add(name: &str, password: &str, no_password: bool) -> Call {
     })
 }
 
-fn change_password(name: &str, password: &str) -> Call {
+pub(crate) fn change_password(name: &str, password: &str) -> Call {
     Call::ChangePassword(pb::AuthUserChangePasswordRequest {
         name: name.to_owned(),
         password: password.to_owned(),
@@ -54,9 +54,8 @@ fn change_password(name: &str, password: &str) -> Call {
     })
 }
 
-fn grant(role: &str, perm_type: i32, key: &str, end: &str) -> Call {
-    let permission =
-        authpb::Permission { perm_type, key: key.to_owned().into(), range_end: end.to_owned().into() };
+pub(crate) fn grant(role: &str, perm_type: i32, key: &str, end: &str) -> Call {
+    let permission = authpb::Permission { perm_type, key: key.to_owned().into(), range_end: end.to_owned().into() };
     Call::GrantPermission(pb::AuthRoleGrantPermissionRequest { name: role.to_owned(), perm: Some(permission) })
 }
 
@@ -65,7 +64,7 @@ fn revoke(role: &str, key: &str, end: &str) -> Call {
     Call::RevokePermission(pb::AuthRoleRevokePermissionRequest { role: role.to_owned(), key, range_end })
 }
 
-fn login(name: &'static str) -> Call {
+pub(crate) fn login(name: &'static str) -> Call {
     Call::Login { name, password: name }
 }
 
@@ -85,7 +84,7 @@ fn op(call: &Call) -> pb::RequestOp {
     pb::RequestOp { request: Some(request) }
 }
 
-fn txn(compare: Vec<pb::Compare>, success: &[Call], failure: &[Call]) -> Call {
+pub(crate) fn txn(compare: Vec<pb::Compare>, success: &[Call], failure: &[Call]) -> Call {
     Call::Txn(pb::TxnRequest {
         compare,
         success: success.iter().map(op).collect(),
@@ -93,16 +92,18 @@ fn txn(compare: Vec<pb::Compare>, success: &[Call], failure: &[Call]) -> Call {
     })
 }
 
-fn alarm(action: i32, alarm: i32) -> Call {
+pub(crate) fn alarm(action: i32, alarm: i32) -> Call {
     Call::Alarm(pb::AlarmRequest { action, member_id: 7, alarm })
 }
 
 /// One of each guarded call that leaves everything as it is, or as it was for the one before.
 fn battery() -> Vec<Call> {
-    let ttl = |id, keys| Call::TimeToLive(pb::LeaseTimeToLiveRequest { id, keys });
+    [of_keys(), of_leases(), of_services(), of_users()].concat()
+}
+
+fn of_keys() -> Vec<Call> {
     let compact = pb::CompactionRequest { revision: 1 << 40, physical: false };
-    let leader = || Some(election::LeaderKey { name: "b/l".into(), key: "b/l/9".into(), rev: 1 << 40, lease: 3 });
-    let mut calls = vec![
+    vec![
         range("a/1", ""),
         range("a/", "a0"),
         range("b/1", ""),
@@ -148,11 +149,18 @@ fn battery() -> Vec<Call> {
         watch("b/", "b0"),
         watch("x", "\0"),
         watch("z", "\0"),
+        watch("y", "\0"),
         watch("", ""),
         watch("", "\0"),
         watch("\0", "\0"),
         watch("b/5", "b/1"),
         watch("x", "a"),
+    ]
+}
+
+fn of_leases() -> Vec<Call> {
+    let ttl = |id, keys| Call::TimeToLive(pb::LeaseTimeToLiveRequest { id, keys });
+    vec![
         Call::Grant(pb::LeaseGrantRequest { ttl: 1 << 40, id: 9 }),
         Call::Revoke(404),
         Call::KeepAlive(404),
@@ -168,8 +176,12 @@ fn battery() -> Vec<Call> {
         Call::Put(put("b/2", 2, false)),
         txn(vec![], &[Call::Put(put("b/2", 2, false))], &[]),
         txn(vec![], &[Call::Put(put("b/2", 1, false))], &[]),
-    ];
-    calls.extend([
+    ]
+}
+
+fn of_services() -> Vec<Call> {
+    let leader = || Some(election::LeaderKey { name: "b/l".into(), key: "b/l/9".into(), rev: 1 << 40, lease: 3 });
+    vec![
         Call::Members,
         Call::MemberRemove,
         Call::Status,
@@ -191,6 +203,11 @@ fn battery() -> Vec<Call> {
         Call::Campaign(election::CampaignRequest { name: "a/e".into(), lease: 3, value: "v".into() }),
         Call::Proclaim(election::ProclaimRequest { leader: leader(), value: "v".into() }),
         Call::Resign(election::ResignRequest { leader: leader() }),
+    ]
+}
+
+fn of_users() -> Vec<Call> {
+    vec![
         Call::AuthStatus,
         Call::UserGet("alice"),
         Call::UserGet("bob"),
@@ -219,8 +236,7 @@ fn battery() -> Vec<Call> {
         Call::GrantPermission(pb::AuthRoleGrantPermissionRequest { name: "both".into(), perm: None }),
         revoke("norole", "k", ""),
         revoke("both", "k", ""),
-    ]);
-    calls
+    ]
 }
 
 /// Every rule, one after the other.
@@ -252,6 +268,7 @@ pub(crate) fn script() -> Vec<Step> {
             grant("reader", READ, "b/", "b/5"),
             grant("reader", READ, "b/5", "b0"),
             grant("reader", READ, "z", "\0"),
+            grant("reader", READ, "y", ""),
             grant("writer", WRITE, "b/", "b0"),
             grant("writer", WRITE, "w/", "w0"),
             grant("both", READ, "b/", "b0"),

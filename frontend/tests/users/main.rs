@@ -5,5 +5,6 @@ mod calls;
 #[path = "../common/mod.rs"]
 mod common;
 mod lockstep;
+mod ours;
 mod rules;
 mod side;

@@ -126,10 +126,10 @@ pub(crate) fn agree(call: &Call, real: &Answer, ours: &Answer) -> Result<Option<
         (Call::Login { password: "", .. }, Ok(_), Err((_, text))) => {
             text.contains("authentication failed").then_some(Rule::EmptyPassword)
         }
-        (Call::Watch(watch), Ok(theirs), Ok(mine)) => (watch.range_end[..] == [0]
-            && theirs.contains("canceled: false")
-            && mine.contains("PermissionDenied"))
-        .then_some(Rule::WatchToTheEnd),
+        (Call::Watch(watch), Ok(theirs), Ok(mine)) => {
+            (watch.range_end[..] == [0] && theirs.contains("canceled: false") && mine.contains("PermissionDenied"))
+                .then_some(Rule::WatchToTheEnd)
+        }
         (Call::AuthStatus, Err(_), Ok(_)) => Some(Rule::AuthStatus),
         (Call::AuthStatus, Err((Code::Unimplemented, _)), _) => Some(Rule::AuthStatus),
         (Call::Status, Err((Code::PermissionDenied, _)), Ok(_)) => Some(Rule::Status),

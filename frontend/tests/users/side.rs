@@ -175,6 +175,11 @@ impl Side {
         Side { channel, tokens: HashMap::new() }
     }
 
+    /// The same logins with a server that was started anew.
+    pub(crate) async fn connect_as_before(url: &str, before: Side) -> Side {
+        Side { tokens: before.tokens, ..Side::connect(url).await }
+    }
+
     /// A request as it comes from somebody.
     pub(crate) fn of<T>(&self, who: Who, message: T) -> Request<T> {
         let mut request = Request::new(message);
@@ -305,7 +310,9 @@ impl Side {
                 let response = maintenance.snapshot(self.of(who, pb::SnapshotRequest {})).await.map_err(failed)?;
                 response.into_inner().message().await.map(|_| String::new()).map_err(failed)
             }
-            Call::MoveLeader => any(maintenance.move_leader(self.of(who, pb::MoveLeaderRequest { target_id: 7 })).await),
+            Call::MoveLeader => {
+                any(maintenance.move_leader(self.of(who, pb::MoveLeaderRequest { target_id: 7 })).await)
+            }
             _ => self.line(who, call).await,
         }
     }
@@ -317,9 +324,7 @@ impl Side {
         let name = |name: &str| election::LeaderRequest { name: name.to_owned().into() };
         match call {
             Call::Lock(request) => whole(locks.lock(self.of(who, request.clone())).await),
-            Call::Unlock(key) => {
-                whole(locks.unlock(self.of(who, lock::UnlockRequest { key: (*key).into() })).await)
-            }
+            Call::Unlock(key) => whole(locks.unlock(self.of(who, lock::UnlockRequest { key: (*key).into() })).await),
             Call::Campaign(request) => whole(elections.campaign(self.of(who, request.clone())).await),
             Call::Proclaim(request) => whole(elections.proclaim(self.of(who, request.clone())).await),
             Call::Leader(of) => whole(elections.leader(self.of(who, name(of))).await),
