@@ -24,6 +24,7 @@ use polybolt_frontend::proto::mvccpb::event::EventType;
 use rules::{Past, Rule, Used, agree, deletes_and_puts, ignore_nothing, puts_below_only};
 use side::{Answer, PATIENCE, Side};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 

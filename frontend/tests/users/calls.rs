@@ -68,7 +68,7 @@ pub(crate) fn login(name: &'static str) -> Call {
     Call::Login { name, password: name }
 }
 
-fn compare(key: &str, end: &str) -> pb::Compare {
+pub(crate) fn compare(key: &str, end: &str) -> pb::Compare {
     pb::Compare { key: key.to_owned().into(), range_end: end.to_owned().into(), ..Default::default() }
 }
 

@@ -112,3 +112,12 @@ async fn users_are_refused_what_etcd_refuses_them() {
         }
     }
 }
+
+#[test]
+fn where_a_reference_may_differ_our_side_has_a_test() {
+    let tests = include_str!("ours.rs");
+    for (rule, _, test) in Rule::ALL {
+        assert!(tests.contains(&format!("fn {test}()")), "{rule:?}: {test} is not a test");
+        assert_eq!(Rule::ALL.iter().filter(|(other, ..)| *other == rule).count(), 1);
+    }
+}

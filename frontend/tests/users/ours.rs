@@ -1,6 +1,8 @@
 //! What no reference of the lockstep says: rules that came later, restarts, races, and the command line.
 
-use crate::calls::{READ, READWRITE, alarm, change_password, delete, grant, login, put, range, txn, user_add};
+use crate::calls::{
+    READ, READWRITE, WRITE, alarm, change_password, compare, delete, grant, login, put, range, txn, user_add, watch,
+};
 use crate::common::{Served, has_program, polybolt, succeed, text};
 use crate::lockstep::CHEAP;
 use crate::side::{Answer, Call, Side, Who};
@@ -9,6 +11,7 @@ use polybolt_frontend::proto::etcdserverpb::auth_client::AuthClient;
 use polybolt_frontend::proto::etcdserverpb::kv_client::KvClient;
 use polybolt_frontend::proto::v1::ShardsRequest;
 use polybolt_frontend::proto::v1::inspect_client::InspectClient;
+use polybolt_frontend::proto::v3electionpb as election;
 use polybolt_frontend::proto::v3lockpb as lock;
 use std::process::Command;
 use std::time::Duration;
@@ -138,7 +141,139 @@ async fn maintenance_and_members_are_for_users_or_for_root_mnt_9_auth_5() {
     let mut inspect = InspectClient::connect(served.url()).await.unwrap();
     inspect.shards(side.of(ALICE, ShardsRequest {})).await.unwrap();
     assert_eq!(inspect.shards(ShardsRequest {}).await.unwrap_err().message(), EMPTY.1);
-    assert_refused(side.call(ALICE, &Call::Observe("b")).await, DENIED);
+}
+
+#[tokio::test]
+async fn locks_and_elections_need_the_rights_of_their_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_served, mut side) = served(dir.path(), &[]).await;
+    let lease = 7;
+    side.call(ALICE, &Call::Grant(pb::LeaseGrantRequest { ttl: 600, id: lease })).await.unwrap();
+    let calls = |name: &'static str, key: &'static str| {
+        let leader = election::LeaderKey { name: name.into(), key: key.into(), rev: 1 << 40, lease };
+        [
+            Call::Lock(lock::LockRequest { name: name.into(), lease }),
+            Call::Unlock(key),
+            Call::Campaign(election::CampaignRequest { name: name.into(), lease, value: "v".into() }),
+            Call::Leader(name),
+            Call::Observe(name),
+            Call::Resign(election::ResignRequest { leader: Some(leader.clone()) }),
+            Call::Proclaim(election::ProclaimRequest { leader: Some(leader), value: "v".into() }),
+        ]
+    };
+    for call in calls("b/l", "b/l/7") {
+        assert_refused(side.call(Who::Nobody, &call).await, EMPTY);
+        assert_refused(side.call(Who::Stranger, &call).await, INVALID);
+        assert_refused(side.call(ALICE, &call).await, DENIED);
+    }
+    // To read is enough to see who leads, and for nothing else.
+    for call in calls("r/l", "r/l/7") {
+        let leads = matches!(call, Call::Leader(_) | Call::Observe(_));
+        match side.call(ALICE, &call).await {
+            Err((Code::Unknown, text)) if leads => assert_eq!(text, "election: no leader"),
+            Ok(_) if leads => {}
+            answer => assert_refused(answer, DENIED),
+        }
+    }
+    let mut allowed = calls("a/l", "a/l/7").into_iter().rev();
+    assert_refused(side.call(ALICE, &allowed.next().unwrap()).await, (Code::Unknown, "election: not leader"));
+    for call in allowed.rev() {
+        side.call(ALICE, &call).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_permission_is_an_interval_auth_7() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_served, mut side) = served(dir.path(), &[]).await;
+    let invalid = (Code::InvalidArgument, "etcdserver: invalid auth management");
+    for (key, end) in [("", ""), ("", "a"), ("", "\0"), ("b", "b"), ("b", "a")] {
+        assert_refused(side.call(ROOT, &grant("below-a", READ, key, end)).await, invalid);
+    }
+    let nothing = pb::AuthRoleGrantPermissionRequest { name: "below-a".into(), perm: None };
+    let not_given = (Code::InvalidArgument, "etcdserver: permission not given");
+    assert_refused(side.call(ROOT, &Call::GrantPermission(nothing)).await, not_given);
+    // What is no interval is said before whose it would be.
+    assert_refused(side.call(ROOT, &grant("none", READ, "b", "a")).await, invalid);
+}
+
+#[tokio::test]
+async fn a_watch_is_judged_by_what_it_asks_for_wch_10() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_served, mut side) = served(dir.path(), &[]).await;
+    side.call(ROOT, &grant("below-a", READ, "x", "")).await.unwrap();
+    let mut outcome = async |who, key: &str, end: &str| {
+        let created = side.call(who, &watch(key, end)).await.unwrap();
+        assert!(created.contains("created: true"));
+        let reason = created.split("cancel_reason: \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+        assert_eq!(created.contains("watch_id: -1, created: true, canceled: true"), !reason.is_empty());
+        reason
+    };
+    let denied = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+    assert_eq!(outcome(ALICE, "x", "").await, "");
+    assert_eq!(outcome(ALICE, "a/", "a0").await, "");
+    // Not as the one key that its end would leave of it.
+    assert_eq!(outcome(ALICE, "x", "\0").await, denied);
+    assert_eq!(outcome(ALICE, "", "").await, denied);
+    assert_eq!(outcome(ALICE, "a/", "b").await, denied);
+    assert_eq!(outcome(ROOT, "", "\0").await, "");
+    let empty = "rpc error: code = InvalidArgument desc = etcdserver: user name is empty";
+    assert_eq!(outcome(Who::Nobody, "x", "").await, empty);
+    let invalid = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
+    assert_eq!(outcome(Who::Stranger, "x", "").await, invalid);
+}
+
+#[tokio::test]
+async fn a_call_needs_the_rights_of_all_that_is_in_it_auth_4_lse_19() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_served, mut side) = served(dir.path(), &[]).await;
+    side.call(ROOT, &Call::RoleAdd("drop")).await.unwrap();
+    side.call(ROOT, &grant("drop", WRITE, "w/", "w0")).await.unwrap();
+    side.call(ROOT, &Call::GrantRole { user: "alice", role: "drop" }).await.unwrap();
+    let (mine, other) = (1, 2);
+    for (id, key) in [(mine, "a/leased"), (other, "b/leased")] {
+        side.call(ROOT, &Call::Grant(pb::LeaseGrantRequest { ttl: 600, id })).await.unwrap();
+        side.call(ROOT, &Call::Put(put(key, id, false))).await.unwrap();
+    }
+    let (good, hidden) = (Call::Put(put("a/1", 0, true)), range("b/1", ""));
+    let ttl = |id, keys| Call::TimeToLive(pb::LeaseTimeToLiveRequest { id, keys });
+    let denied = [
+        txn(vec![compare("b/1", "")], std::slice::from_ref(&good), &[]),
+        txn(vec![], std::slice::from_ref(&good), std::slice::from_ref(&hidden)),
+        txn(vec![], &[txn(vec![], &[], std::slice::from_ref(&hidden))], &[]),
+        txn(vec![], &[txn(vec![compare("b/", "c")], std::slice::from_ref(&good), &[])], &[]),
+        Call::Put(put("w/1", 0, true)),
+        Call::Delete(delete("w/1", "", true)),
+        txn(vec![], &[Call::Put(put("w/1", 0, true))], &[]),
+        Call::Put(put("a/1", other, false)),
+        txn(vec![], &[Call::Put(put("a/1", other, false))], &[]),
+        Call::Revoke(other),
+        Call::KeepAlive(other),
+        ttl(other, true),
+        Call::Leases,
+    ];
+    for call in denied {
+        assert_refused(side.call(ALICE, &call).await, DENIED);
+    }
+    for call in [Call::KeepAlive(404), Call::Revoke(404), ttl(404, false), Call::Leases] {
+        assert_refused(side.call(Who::Nobody, &call).await, EMPTY);
+    }
+    let allowed = [
+        txn(vec![compare("r/", "r0")], &[txn(vec![], std::slice::from_ref(&good), &[])], &[good]),
+        Call::Put(put("w/1", 0, false)),
+        Call::Delete(delete("w/", "w0", false)),
+        ttl(other, false),
+        ttl(mine, true),
+        Call::Put(put("a/2", mine, false)),
+        Call::KeepAlive(mine),
+        Call::KeepAlive(404),
+        Call::Revoke(mine),
+    ];
+    for call in allowed {
+        side.call(ALICE, &call).await.unwrap();
+    }
+    side.call(ROOT, &Call::Revoke(other)).await.unwrap();
+    side.call(ALICE, &Call::Leases).await.unwrap();
 }
 
 #[tokio::test]
@@ -261,6 +396,10 @@ async fn passwords_are_hashed_and_never_longer_than_what_counts_auth_8() {
     side.call(ROOT, &user_add("bob", &long[..72], false)).await.unwrap();
     let login = Call::Login { name: "bob", password: &long[..72] };
     side.call(Who::Nobody, &login).await.unwrap();
+    // Without a password nobody logs in, not even with none.
+    side.call(ROOT, &change_password("bob", "")).await.unwrap();
+    let failed = (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password");
+    assert_refused(side.call(Who::Nobody, &Call::Login { name: "bob", password: "" }).await, failed);
     assert!(served.stop());
     // Nowhere in the files.
     for entry in walk(dir.path()) {

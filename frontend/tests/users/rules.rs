@@ -34,22 +34,40 @@ pub(crate) enum Rule {
 }
 
 impl Rule {
+    /// All of them, each with the rule of the contract, what it says, and the test that holds our side.
+    pub(crate) const ALL: [(Rule, &'static str, &'static str); 10] = [
+        (Rule::MaintenanceWords, "AUTH-3 words of Maintenance (3.4, 3.5)", MAINTENANCE),
+        (Rule::LineCode, "11.2 codes of Lock and Election", LINES),
+        (Rule::SilentObserver, "11.2 an observer without rights", LINES),
+        (Rule::AuthStatus, "AUTH-3 AuthStatus without login (3.4, 3.5)", MAINTENANCE),
+        (Rule::Status, "MNT-9 Status for every user (3.4, 3.5)", MAINTENANCE),
+        (
+            Rule::TokenWhileOff,
+            "AUTH-1 tokens are ignored while it is off (3.4)",
+            "users_and_roles_outlive_a_restart_and_logins_do_not",
+        ),
+        (Rule::NoInterval, "AUTH-7 permissions that are no interval (3.4)", "a_permission_is_an_interval_auth_7"),
+        (
+            Rule::EmptyPassword,
+            "AUTH-2 a password that is changed to nothing (3.4)",
+            "passwords_are_hashed_and_never_longer_than_what_counts_auth_8",
+        ),
+        (Rule::WatchToTheEnd, "WCH-10 a watch to the end (3.4, 3.5)", "a_watch_is_judged_by_what_it_asks_for_wch_10"),
+        (
+            Rule::Lax,
+            "AUTH-4, CMP-15, LSE-19, MNT-9 calls without rights (3.4)",
+            "a_call_needs_the_rights_of_all_that_is_in_it_auth_4_lse_19",
+        ),
+    ];
+
     /// The rule of the contract, and what it says.
     pub(crate) fn text(self) -> &'static str {
-        match self {
-            Rule::MaintenanceWords => "AUTH-3 words of Maintenance (3.4, 3.5)",
-            Rule::LineCode => "codes of Lock and Election",
-            Rule::SilentObserver => "an observer without rights",
-            Rule::AuthStatus => "AUTH-3 AuthStatus without login (3.4, 3.5)",
-            Rule::Status => "MNT-9 Status for every user (3.4, 3.5)",
-            Rule::TokenWhileOff => "AUTH-1 tokens are ignored while it is off (3.4)",
-            Rule::NoInterval => "AUTH-7 permissions that are no interval (3.4)",
-            Rule::EmptyPassword => "AUTH-2 a password that is changed to nothing (3.4)",
-            Rule::WatchToTheEnd => "WCH-10 a watch to the end (3.4, 3.5)",
-            Rule::Lax => "AUTH-4, CMP-15, LSE-19, MNT-9 calls without rights (3.4)",
-        }
+        Rule::ALL.iter().find(|(rule, ..)| *rule == self).map_or("a rule that is not in the list", |(_, text, _)| text)
     }
 }
+
+const MAINTENANCE: &str = "maintenance_and_members_are_for_users_or_for_root_mnt_9_auth_5";
+const LINES: &str = "locks_and_elections_need_the_rights_of_their_keys";
 
 /// How often each was used.
 pub(crate) type Used = BTreeMap<Rule, u64>;
