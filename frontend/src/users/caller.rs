@@ -5,9 +5,23 @@
 
 use super::AuthError;
 use super::state::{Access, State};
-use super::store::Held;
 use polybolt::{DeleteRequest, Keyspace, Op, PutRequest, Span, TxnRequest};
+use std::convert::Infallible;
 use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// A state that requests are judged by. Dropping the last handle on it closes the channel.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) state: State,
+    _open: mpsc::Sender<Infallible>,
+}
+
+/// A state, and what ends once nobody holds it any more.
+pub(super) fn held(state: State) -> (Arc<Held>, mpsc::Receiver<Infallible>) {
+    let (open, closed) = mpsc::channel(1);
+    (Arc::new(Held { state, _open: open }), closed)
+}
 
 /// Who asks. Without authentication, everybody may do everything.
 #[derive(Debug)]

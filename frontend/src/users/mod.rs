@@ -15,8 +15,8 @@ mod ranges;
 mod state;
 mod tokens;
 mod passwords;
-mod store;
 mod caller;
+mod store;
 
 pub(crate) use caller::Caller;
 pub(crate) use error::AuthError;

@@ -1,7 +1,7 @@
 //! The current state, its tables, and how one state follows another.
 
 use super::AuthError;
-use super::caller::Caller;
+use super::caller::{Caller, Held, held};
 use super::passwords::Passwords;
 use super::state::{Change, Draft, SignOut, State};
 use super::tokens::Tokens;
@@ -31,18 +31,6 @@ pub(crate) struct Users {
     current: RwLock<Arc<Held>>,
     /// The right to change, one at a time, with what ends once nobody holds the current state any more.
     changes: tokio::sync::Mutex<mpsc::Receiver<Infallible>>,
-}
-
-/// A state that requests are judged by. Dropping the last handle on it closes the channel.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) state: State,
-    _open: mpsc::Sender<Infallible>,
-}
-
-fn held(state: State) -> (Arc<Held>, mpsc::Receiver<Infallible>) {
-    let (open, closed) = mpsc::channel(1);
-    (Arc::new(Held { state, _open: open }), closed)
 }
 
 impl Users {
@@ -102,7 +90,7 @@ impl Users {
         (held.state.enabled, held.state.revision)
     }
 
-    pub(super) fn current(&self) -> Arc<Held> {
+    fn current(&self) -> Arc<Held> {
         Arc::clone(&self.current.read())
     }
 
