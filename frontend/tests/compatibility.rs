@@ -67,7 +67,15 @@ fn every_rule_has_a_line_and_every_test_is_there() {
         }
     }
     let mut lines: BTreeMap<(String, u32), u32> = BTreeMap::new();
-    let is_rule = |cell: &str| AREAS.iter().any(|(area, _)| cell.starts_with(&format!("{area}-")));
+    // `HSH-1..5, HSH-8`, and no words.
+    let is_rule = |cell: &str| {
+        cell.split(',').all(|part| {
+            part.trim().split_once('-').is_some_and(|(area, numbers)| {
+                AREAS.iter().any(|(known, _)| *known == area)
+                    && numbers.chars().all(|character| character.is_ascii_digit() || character == '.')
+            })
+        })
+    };
     for line in text.lines().filter(|line| line.starts_with('|')) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         if !is_rule(cells[0]) {
