@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`proto`] (the wire), `convert` (wire to library and back, errors to codes),
 //! [`server`] (what the services share: keyspace, identity, alarms), one file per service, `http`
-//! (probes and metrics), `auto_compact`, and [`listen`], which serves it all on its ports. A file
-//! imports only from lines above it.
+//! (probes and metrics), `auto_compact`, `authority` (connections of clients that send a bad one), and
+//! [`listen`], which serves it all on its ports. A file imports only from lines above it.
 #![forbid(unsafe_code)]
 
 /// Messages and services, generated from `proto/`.
@@ -87,4 +87,6 @@ mod auth;
 pub mod inspect;
 mod http;
 pub mod auto_compact;
+mod hpack;
+mod authority;
 pub mod listen;
