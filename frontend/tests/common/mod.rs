@@ -1,6 +1,8 @@
 //! A served `polybolt`, as a process.
 #![expect(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod ctl;
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -31,14 +33,28 @@ impl Served {
     }
 
     /// The same, with the command up to and including `serve`.
-    pub(crate) fn start_with(mut command: Command, dir: &Path, flags: &[&str]) -> Served {
-        let port = free_port();
+    pub(crate) fn start_with(command: Command, dir: &Path, flags: &[&str]) -> Served {
+        Served::start_at(command, dir, free_port(), flags)
+    }
+
+    /// The same, on a port.
+    pub(crate) fn start_at(mut command: Command, dir: &Path, port: u16, flags: &[&str]) -> Served {
         let url = format!("http://127.0.0.1:{port}");
-        command.arg("--data-dir").arg(dir).arg("--listen-client-urls").arg(&url).args(flags);
-        let child = command.stderr(Stdio::null()).spawn().unwrap();
+        command.arg("--data-dir").arg(dir).args(["--listen-client-urls", &url]).args(flags);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut served = Served { child, port };
         served.wait_ready();
         served
+    }
+
+    /// A real etcd instead.
+    pub(crate) fn etcd(program: &str, dir: &Path, port: u16) -> Served {
+        let (url, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()));
+        let mut command = Command::new(program);
+        command.args(["--name", "default", "--log-level", "error", "--advertise-client-urls", &url]);
+        command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
+        command.args(["--initial-cluster", &format!("default={peers}")]);
+        Served::start_at(command, dir, port, &[])
     }
 
     fn wait_ready(&mut self) {

@@ -25,38 +25,8 @@ use rules::{Past, Rule, Used, agree, deletes_and_puts, ignore_nothing, puts_belo
 use side::{Answer, PATIENCE, Side};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
-
-struct Etcd {
-    child: Child,
-    url: String,
-}
-
-impl Etcd {
-    fn start(program: &str, dir: &Path) -> Etcd {
-        let (client, peer) = (free_port(), free_port());
-        let (url, peers) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-        let mut command = Command::new(program);
-        command.args(["--name", "default", "--log-level", "error", "--data-dir"]).arg(dir);
-        command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peers]);
-        command.args(["--initial-advertise-peer-urls", &peers, "--initial-cluster", &format!("default={peers}")]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let limit = Instant::now() + Duration::from_secs(60);
-        while std::net::TcpStream::connect(("127.0.0.1", client)).is_err() {
-            assert!(Instant::now() < limit, "etcd does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Etcd { child, url }
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
 
 /// A directory in memory where there is one: what is compared does not depend on the disk.
 fn scratch() -> tempfile::TempDir {
@@ -518,9 +488,9 @@ impl Reference {
     /// Runs a sequence on fresh servers; what was covered, or where it differs and how.
     async fn run(&self, sequence: &[u64], trace: bool) -> Result<Report, (usize, Op, String)> {
         let dir = scratch();
-        let etcd = Etcd::start(&self.program, &dir.path().join("etcd"));
+        let etcd = Served::etcd(&self.program, &dir.path().join("etcd"), free_port());
         let served = Served::start(&dir.path().join("polybolt"), &["--buffer-bytes", "1048576"]);
-        let mut pair = Pair::connect(&etcd.url, &served.url(), self.old).await;
+        let mut pair = Pair::connect(&etcd.url(), &served.url(), self.old).await;
         for (at, number) in sequence.iter().enumerate() {
             let op = operation(*number, &pair.known);
             if trace {
