@@ -1,9 +1,9 @@
 //! The etcd v3 services on polybolt.
 //!
 //! Reading order: [`proto`] (the wire), `convert` (wire to library and back, errors to codes),
-//! `users` (who may do what), [`server`] (what the services share: keyspace, identity, alarms), one file per service, `http`
-//! (probes and metrics), `auto_compact`, and [`listen`], which serves it all on its ports. A file
-//! imports only from lines above it.
+//! `users` (who may do what), [`server`] (what the services share: keyspace, identity, alarms), one file per
+//! service, `http` (probes and metrics), `auto_compact`, `authority` (connections of clients that send a bad
+//! one), and [`listen`], which serves it all on its ports. A file imports only from lines above it.
 #![forbid(unsafe_code)]
 
 /// Messages and services, generated from `proto/`.
@@ -88,4 +88,6 @@ mod auth;
 pub mod inspect;
 mod http;
 pub mod auto_compact;
+mod hpack;
+mod authority;
 pub mod listen;

@@ -1,6 +1,7 @@
 //! Serving it all: gRPC and HTTP on every client URL, probes and metrics on their own.
 
 use crate::auth::AuthService;
+use crate::authority::Tolerant;
 use crate::cluster::ClusterService;
 use crate::election::ElectionService;
 use crate::http;
@@ -122,7 +123,7 @@ async fn accept(server: Arc<Server>, listener: TcpListener, router: Router, stre
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
-        let connection = builder.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
+        let connection = builder.serve_connection(TokioIo::new(Tolerant::new(stream)), service.clone()).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -117,6 +117,7 @@ impl Stream {
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval + jitter, interval + jitter);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let stop = self.server.stop.clone();
+        let mut asking = true;
         loop {
             let outcome = tokio::select! {
                 biased;
@@ -124,10 +125,14 @@ impl Stream {
                     drop(self.sender.send(Err(Status::unavailable("etcdserver: server stopped"))).await);
                     return;
                 }
-                request = requests.message() => match request {
+                request = requests.message(), if asking => match request {
                     Ok(Some(request)) => self.handle(request).await,
-                    // The client closed its side, or went.
-                    _ => return,
+                    // It has no more to ask, and goes on listening.
+                    Ok(None) => {
+                        asking = false;
+                        Ok(())
+                    }
+                    Err(_) => return,
                 },
                 (key, item) = next_item(&mut self.watchers, &self.ready) => self.deliver(key, item).await,
                 _ = tick.tick() => self.notify().await,

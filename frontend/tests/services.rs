@@ -238,6 +238,26 @@ async fn a_watch_stream_wch_1_to_26() {
     assert!(stopping.await.unwrap());
 }
 
+/// As `grpcurl` and gateways do.
+#[tokio::test]
+async fn a_watch_goes_on_after_the_client_has_asked_its_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path(), &[]);
+    let channel = channel(&served).await;
+    let mut kv = pb::kv_client::KvClient::new(channel.clone());
+    let Watching { sender, mut responses } = Watching::start(&channel).await;
+    let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+    let request = pb::watch_request::RequestUnion::CreateRequest(create);
+    sender.send(pb::WatchRequest { request_union: Some(request) }).await.unwrap();
+    drop(sender);
+    assert!(responses.message().await.unwrap().unwrap().created);
+    for n in 0..3 {
+        kv.put(pb::PutRequest { key: "k".into(), value: format!("{n}").into(), ..Default::default() }).await.unwrap();
+        let response = tokio::time::timeout(Duration::from_secs(30), responses.message()).await.unwrap();
+        assert_eq!(response.unwrap().expect("the stream goes on").events[0].kv.as_ref().unwrap().value, format!("{n}"));
+    }
+}
+
 #[tokio::test]
 async fn alarms_qta_2_qta_6_mnt_5_mnt_6_put_8() {
     let dir = tempfile::tempdir().unwrap();

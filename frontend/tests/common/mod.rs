@@ -1,6 +1,8 @@
 //! A served `polybolt`, as a process.
 #![expect(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod ctl;
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -31,14 +33,28 @@ impl Served {
     }
 
     /// The same, with the command up to and including `serve`.
-    pub(crate) fn start_with(mut command: Command, dir: &Path, flags: &[&str]) -> Served {
-        let port = free_port();
+    pub(crate) fn start_with(command: Command, dir: &Path, flags: &[&str]) -> Served {
+        Served::start_at(command, dir, free_port(), flags)
+    }
+
+    /// The same, on a port.
+    pub(crate) fn start_at(mut command: Command, dir: &Path, port: u16, flags: &[&str]) -> Served {
         let url = format!("http://127.0.0.1:{port}");
-        command.arg("--data-dir").arg(dir).arg("--listen-client-urls").arg(&url).args(flags);
-        let child = command.stderr(Stdio::null()).spawn().unwrap();
+        command.arg("--data-dir").arg(dir).args(["--listen-client-urls", &url]).args(flags);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut served = Served { child, port };
         served.wait_ready();
         served
+    }
+
+    /// A real etcd of one member instead.
+    pub(crate) fn etcd(program: &str, dir: &Path, port: u16, flags: &[&str]) -> Served {
+        let (url, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()));
+        let mut command = Command::new(program);
+        command.args(["--name", "default", "--log-level", "error", "--advertise-client-urls", &url]);
+        command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
+        command.args(["--initial-cluster", &format!("default={peers}")]);
+        Served::start_at(command, dir, port, flags)
     }
 
     fn wait_ready(&mut self) {
@@ -78,37 +94,6 @@ impl Served {
 }
 
 impl Drop for Served {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// A real etcd of one member, killed when dropped.
-pub(crate) struct Etcd {
-    child: Child,
-    pub(crate) url: String,
-}
-
-impl Etcd {
-    pub(crate) fn start(program: &str, dir: &Path, flags: &[&str]) -> Etcd {
-        let (client, peer) = (free_port(), free_port());
-        let (url, peers) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-        let mut command = Command::new(program);
-        command.args(["--name", "default", "--log-level", "error", "--data-dir"]).arg(dir);
-        command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peers]);
-        command.args(["--initial-advertise-peer-urls", &peers, "--initial-cluster", &format!("default={peers}")]);
-        let child = command.args(flags).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let limit = Instant::now() + Duration::from_secs(60);
-        while std::net::TcpStream::connect(("127.0.0.1", client)).is_err() {
-            assert!(Instant::now() < limit, "etcd does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Etcd { child, url }
-    }
-}
-
-impl Drop for Etcd {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());

@@ -16,7 +16,7 @@ mod ops;
 mod rules;
 mod side;
 
-use common::{Etcd, Rng, Served, has_program};
+use common::{Rng, Served, free_port, has_program};
 use ops::{Known, Op, operation};
 use polybolt_frontend::proto::etcdserverpb as pb;
 use polybolt_frontend::proto::mvccpb::Event;
@@ -488,9 +488,9 @@ impl Reference {
     /// Runs a sequence on fresh servers; what was covered, or where it differs and how.
     async fn run(&self, sequence: &[u64], trace: bool) -> Result<Report, (usize, Op, String)> {
         let dir = scratch();
-        let etcd = Etcd::start(&self.program, &dir.path().join("etcd"), &[]);
+        let etcd = Served::etcd(&self.program, &dir.path().join("etcd"), free_port(), &[]);
         let served = Served::start(&dir.path().join("polybolt"), &["--buffer-bytes", "1048576"]);
-        let mut pair = Pair::connect(&etcd.url, &served.url(), self.old).await;
+        let mut pair = Pair::connect(&etcd.url(), &served.url(), self.old).await;
         for (at, number) in sequence.iter().enumerate() {
             let op = operation(*number, &pair.known);
             if trace {

@@ -9,7 +9,7 @@
 //! separated by colons.
 
 use crate::calls::{Step, prologue, script, step};
-use crate::common::{Etcd, Rng, Served, has_program, succeed};
+use crate::common::{Rng, Served, free_port, has_program, succeed};
 use crate::rules::{Rule, Used, agree, not_asked};
 use crate::side::{Call, Side, Who};
 use std::process::Command;
@@ -44,9 +44,9 @@ impl Reference {
     async fn run(&self, name: &str, first: Vec<Step>, numbers: &[u64], used: &mut Used) -> (usize, usize) {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let flags = [&CHEAP[..], &AT_ONCE].concat();
-        let etcd = Etcd::start(&self.program, &dir.path().join("etcd"), &flags);
+        let etcd = Served::etcd(&self.program, &dir.path().join("etcd"), free_port(), &flags);
         let served = Served::start(&dir.path().join("polybolt"), &CHEAP);
-        let (mut real, mut ours) = (Side::connect(&etcd.url).await, Side::connect(&served.url()).await);
+        let (mut real, mut ours) = (Side::connect(&etcd.url()).await, Side::connect(&served.url()).await);
         let (mut enabled, mut refused) = (false, 0);
         let count = first.len() + numbers.len();
         let (mut first, mut numbers) = (first.into_iter(), numbers.iter());
