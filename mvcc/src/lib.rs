@@ -37,7 +37,7 @@
 //!
 //! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `routes` (key prefixes to shards), `publish` (what anybody may
 //! see), `core` (an open keyspace from the inside), `read`, `txn` and `write` (the paths of a
-//! request), `watcher`, `compact`, `snapshot`, `reopen`, `house` (background work), and
+//! request), `history` and `watcher`, `compact`, `snapshot`, `reopen`, `house` (background work), and
 //! [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
 #![forbid(unsafe_code)]
 
@@ -58,6 +58,7 @@ mod read;
 mod txn;
 mod pending;
 mod write;
+mod history;
 mod watcher;
 mod compact;
 mod hash;
