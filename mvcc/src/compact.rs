@@ -5,7 +5,7 @@
 //! buffer as removals; these need no record, since a restart finds what is superseded again. Rows
 //! that a tombstone hides go before it (`polybolt_index::sweep`), so no crash brings one back.
 
-use crate::core::{Core, Sweep};
+use crate::core::{Core, Gate, Sweep};
 use crate::error::Result;
 use crate::record;
 use bytes::Bytes;
@@ -67,6 +67,9 @@ impl Core {
             Err(AdmitError::Refused(error)) => return Err(error.into()),
         };
         let writer = self.writer.lock();
+        if matches!(writer.gate, Gate::Replaced(_)) {
+            return Ok(false);
+        }
         let batch = Batch { space: self.id, edits, record: Bytes::new(), state: writer.state.encode() };
         self.store.apply(admission, batch);
         drop(writer);

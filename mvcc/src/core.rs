@@ -1,5 +1,8 @@
 //! An open keyspace from the inside: its shards, its writer's state, and how rows are found.
 //!
+//! An installed snapshot replaces the whole of it: handles hold a [`Current`], which says what a keyspace
+//! is now. Who has begun on what was replaced ends there, but for writers, who go on to what replaced it.
+//!
 //! Lock order: `writer`, then `lessor`, then a shard's index, then the publisher's. Readers take an
 //! index lock for a bounded run of keys and hold nothing while they read rows.
 
@@ -12,6 +15,7 @@ use crate::record::{self, RowHead, State};
 use crate::request::{KeyValue, Span};
 use crate::routes::{Routes, Segment};
 use crate::watch::Hub;
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use polybolt_engine::run::{Clock, Signal};
@@ -45,8 +49,18 @@ pub(crate) struct Shard {
 /// there may be.
 pub(crate) type Queued = Box<dyn FnMut(&Core, &mut Writer, Duration) -> Option<Ticket> + Send>;
 
+/// Whether a core takes writes.
+pub(crate) enum Gate {
+    Open,
+    /// Not until it is decided whether another takes its place.
+    Frozen(Arc<Watermark>),
+    /// Another has taken its place.
+    Replaced(Arc<Core>),
+}
+
 /// What only the writer touches.
 pub(crate) struct Writer {
+    pub(crate) gate: Gate,
     /// Requests that wait for room, in the order in which they came.
     pub(crate) line: VecDeque<Queued>,
     pub(crate) state: State,
@@ -67,6 +81,39 @@ pub(crate) struct Sweep {
     pub(crate) held: bool,
     /// The compacted revision that the last whole round was for.
     pub(crate) done: i64,
+}
+
+/// A keyspace by name, for all handles to it.
+pub(crate) struct Current {
+    // Set at open, never changed.
+    pub(crate) name: String,
+    pub(crate) routes: Routes,
+    core: ArcSwap<Core>,
+    /// True while a snapshot is on its way in.
+    pub(crate) installing: AtomicBool,
+}
+
+impl Current {
+    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+        let (name, routes) = (core.name.clone(), core.routes.clone());
+        Arc::new(Current { name, routes, core: ArcSwap::new(core), installing: AtomicBool::new(false) })
+    }
+
+    /// What it is now. Cheap.
+    pub(crate) fn core(&self) -> Guard<Arc<Core>> {
+        self.core.load()
+    }
+
+    /// Requires: the writers of both are held.
+    pub(crate) fn replace(&self, core: Arc<Core>) {
+        self.core.store(core);
+    }
+}
+
+impl std::fmt::Debug for Current {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Current").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// An open keyspace.
@@ -138,6 +185,19 @@ pub(crate) struct StoredRow {
 }
 
 impl Core {
+    /// Runs with the writer of this core, or of what has replaced it.
+    pub(crate) fn with_writer<T>(self: &Arc<Self>, run: impl FnOnce(&Arc<Self>, &mut Writer) -> T) -> T {
+        let mut writer = self.writer.lock();
+        match &writer.gate {
+            Gate::Replaced(next) => {
+                let next = Arc::clone(next);
+                drop(writer);
+                next.with_writer(run)
+            }
+            _ => run(self, &mut writer),
+        }
+    }
+
     /// True if mains have to be reserved ahead, durably.
     pub(crate) fn reserves(&self) -> bool {
         self.options.face == Face::Standalone && (self.is_batch() || self.shards.iter().any(|shard| shard.volatile))

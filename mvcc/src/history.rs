@@ -219,7 +219,7 @@ mod tests {
     fn feed(ks: &Keyspace, span: Span, rng: &mut Rng) -> Arc<Feed> {
         let (no_put, no_delete, prev_kv) = (rng.one_in(5), rng.one_in(5), !rng.one_in(3));
         let request = WatchRequest { span, start_revision: 1, no_put, no_delete, prev_kv };
-        ks.core.hub.register(request, 1, 1, 1 << 20).1
+        ks.core().hub.register(request, 1, 1, 1 << 20).1
     }
 
     fn main(event: &Event) -> u64 {
@@ -271,7 +271,7 @@ mod tests {
                 if rng.one_in(4) {
                     jobs.advance(Duration::from_millis(rng.below(30)));
                 }
-                let (core, visible) = (&ks.core, ks.revision().cast_unsigned());
+                let (core, visible) = (&ks.core(), ks.revision().cast_unsigned());
                 let next = visible - rng.below(visible.min(40));
                 for feed in &feeds {
                     let segments = core.routes.cut(&feed.request.span);
@@ -300,7 +300,7 @@ mod tests {
             jobs.run_some(4);
         }
         jobs.run_until_idle(10_000);
-        let core = &ks.core;
+        let core = &ks.core();
         let visible = ks.revision().cast_unsigned();
         let one = feed(&ks, Span::key("m-one"), &mut Rng::new(3));
         let segments = core.routes.cut(&one.request.span);
@@ -321,10 +321,10 @@ mod tests {
             jobs.run_some(4);
         }
         jobs.run_until_idle(10_000);
-        let (core, visible) = (&ks.core, ks.revision().cast_unsigned());
+        let (core, visible) = (&ks.core(), ks.revision().cast_unsigned());
         let request =
             WatchRequest { span: Span::prefix("m"), start_revision: 1, no_put: false, no_delete: false, prev_kv: true };
-        let feed = ks.core.hub.register(request, 1, 1, 1 << 20).1;
+        let feed = ks.core().hub.register(request, 1, 1, 1 << 20).1;
         let segments = core.routes.cut(&feed.request.span);
         let mut pieces = 0;
         let read = |next| {

@@ -49,6 +49,9 @@ pub struct Options {
     pub min_lease_ttl: i64,
     /// How much a lease is extended when its primary changes or restarts (LSE-14). Default 1 s.
     pub lease_extend: Duration,
+    /// How often the remaining time of leases that live longer is recorded, so that a restart or a promotion
+    /// extends them by less (LSE-16). None (default) is never.
+    pub lease_checkpoint_interval: Option<Duration>,
     /// The longest a write waits for room before it is refused. Default 5 s.
     pub admission_timeout: Duration,
     /// The longest a pinned read holds compaction back. Default 10 min.
@@ -78,6 +81,7 @@ impl Default for Options {
             quota_bytes: None,
             min_lease_ttl: 2,
             lease_extend: Duration::from_secs(1),
+            lease_checkpoint_interval: None,
             admission_timeout: Duration::from_secs(5),
             pin_age_max: Duration::from_secs(600),
             watch_buffer_bytes: 1 << 20,

@@ -40,7 +40,6 @@ struct Noted {
 
 impl Publisher {
     pub(crate) fn new(main: u64, compacted: i64, durable: Position, at_once: bool, hub: Arc<Hub>) -> Self {
-        hub.publish(main);
         Publisher {
             noted: Mutex::new(Notes { durable, ..Notes::default() }),
             visible: AtomicU64::new(main),
@@ -84,6 +83,11 @@ impl Publisher {
         if let Some(Noted { main, compacted, .. }) = newest {
             self.show(main, compacted);
         }
+    }
+
+    /// Leaves the hub to another. Requires: the keyspace's writer is held.
+    pub(crate) fn retire(&self) {
+        self.noted.lock().waiting.clear();
     }
 
     fn show(&self, main: u64, compacted: i64) {

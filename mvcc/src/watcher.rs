@@ -1,6 +1,6 @@
 //! What a consumer of a watch holds.
 
-use crate::core::Core;
+use crate::core::{Core, Current};
 use crate::error::Result;
 use crate::event::WatchItem;
 use crate::history;
@@ -17,7 +17,7 @@ const STEPS_PER_POLL: usize = 8;
 /// Dropping it cancels it.
 #[derive(Debug)]
 pub struct Watcher {
-    core: Arc<Core>,
+    current: Arc<Current>,
     id: u64,
     feed: Arc<Feed>,
     created: i64,
@@ -27,8 +27,8 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    pub(crate) fn new(core: Arc<Core>, id: u64, feed: Arc<Feed>, created: i64) -> Self {
-        Watcher { core, id, feed, created, by_rows_to: 0, ended: false }
+    pub(crate) fn new(current: Arc<Current>, id: u64, feed: Arc<Feed>, created: i64) -> Self {
+        Watcher { current, id, feed, created, by_rows_to: 0, ended: false }
     }
 
     /// The current revision when it was registered: every matching event above it is delivered.
@@ -69,7 +69,7 @@ impl Watcher {
                         self.ended = true;
                         return Ok(Poll::Ready(Some(item)));
                     }
-                    if next > self.core.publisher.visible() {
+                    if next > self.current.core().publisher.visible() {
                         // What it needs is applied but not visible yet: publishing wakes it.
                         return Ok(Poll::Pending);
                     }
@@ -91,7 +91,7 @@ impl Watcher {
             Ok(Poll::Pending) => {
                 // More history to read: come back, but let others have their turn.
                 if !self.feed.is_idle()
-                    && !matches!(self.feed.take_next(), Some(next) if next > self.core.publisher.visible())
+                    && !matches!(self.feed.take_next(), Some(next) if next > self.current.core().publisher.visible())
                 {
                     cx.waker().wake_by_ref();
                 }
@@ -110,12 +110,12 @@ impl Watcher {
 
     /// The current revision if every matching event up to it was handed out, else None (WCH-21).
     pub fn progress(&self) -> Option<i64> {
-        self.core.hub.progress(&self.feed).map(u64::cast_signed)
+        self.current.core().hub.progress(&self.feed).map(u64::cast_signed)
     }
 
     /// Reads a bounded piece of history from `next` on. Some ends the watcher.
     fn catch_up(&mut self, next: u64) -> Result<Option<WatchItem>> {
-        let core = &self.core;
+        let core = self.current.core();
         let visible = core.publisher.visible();
         // Pinned first, checked after (S3).
         let until = core.clock.monotonic().saturating_add(core.options.pin_age_max);
@@ -123,32 +123,32 @@ impl Watcher {
         let segments = core.routes.cut(&self.feed.request.span);
         let floor = core.floor(&segments);
         if next.cast_signed() < floor {
-            return Ok(Some(self.compacted(floor)));
+            return Ok(Some(self.compacted(&core, floor)));
         }
         if next <= visible {
-            let (upto, events) = history::read(core, &self.feed, next, visible, &mut self.by_rows_to)?;
+            let (upto, events) = history::read(&core, &self.feed, next, visible, &mut self.by_rows_to)?;
             let floor = core.floor(&segments);
             if !pin.holds() && next.cast_signed() < floor {
-                return Ok(Some(self.compacted(floor)));
+                return Ok(Some(self.compacted(&core, floor)));
             }
             self.feed.caught_up(upto, &events);
         }
         if self.feed.is_to_be_enlisted(visible) {
-            let writer = core.writer.lock();
-            core.hub.enlist(&self.feed, writer.state.main);
+            // The writer that begins the next revision, whatever has replaced this core.
+            core.with_writer(|core, writer| core.hub.enlist(&self.feed, writer.state.main));
         }
         core.hub.sync(&self.feed);
         Ok(None)
     }
 
-    fn compacted(&self, compact_revision: i64) -> WatchItem {
-        self.core.hub.cancel(self.id);
+    fn compacted(&self, core: &Core, compact_revision: i64) -> WatchItem {
+        core.hub.cancel(self.id);
         WatchItem::Compacted { compact_revision }
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.core.hub.cancel(self.id);
+        self.current.core().hub.cancel(self.id);
     }
 }
