@@ -1,6 +1,6 @@
 //! What a log can ask for, and what it does: compaction, leases and tables, besides operations on keys.
 
-use crate::core::{Core, Writer};
+use crate::core::{Core, Round, Writer};
 use crate::error::{Error, Refusal, Result};
 use crate::lease::{Renewal, TTL_MAX};
 use crate::meta::{self, StoredLease};
@@ -10,6 +10,7 @@ use crate::request::{DeleteRequest, LeaseGranted, Op, Span, TxnRequest, TxnRespo
 use crate::txn;
 use crate::write::{Extra, NotNow};
 use bytes::Bytes;
+use polybolt_engine::Position;
 
 /// A request of a replicated log, with its position there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +95,10 @@ pub(crate) fn compact(
     }
     let extra = Extra { compacted: Some(revision), applied_index, frees_space: true, ..Extra::default() };
     core.commit(writer, &[], extra)?;
+    if core.options.remember_hashes {
+        let was_over = core.swept.reached() >= Position(compacted.max(0).cast_unsigned());
+        core.rounds.lock().push_back(Round { at: revision, before: compacted, was_over });
+    }
     core.work.raise();
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::options::{Durability, Face, Options};
 use crate::pins::{Pin, Pins};
 use crate::publish::Publisher;
 use crate::record::{self, RowHead, State};
-use crate::request::{KeyValue, Span};
+use crate::request::{HashKv, KeyValue, Span};
 use crate::routes::{Routes, Segment};
 use crate::watch::Hub;
 use arc_swap::{ArcSwap, Guard};
@@ -22,7 +22,7 @@ use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Hit, Index, KeyRange, Revision};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,11 +71,36 @@ pub(crate) struct Writer {
     pub(crate) reserving: Option<(u64, Position)>,
 }
 
+/// A hash under way (`hash.rs`).
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// Hashed as of this revision and compacted revision.
+    pub(crate) at: u64,
+    pub(crate) compacted: i64,
+    /// Where rows at or below the compacted revision have to be the newest of their keys.
+    pub(crate) kept_at: u64,
+    pub(crate) next: Revision,
+    pub(crate) crc: u32,
+}
+
+/// A compaction that is to have a round of the sweep of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Round {
+    pub(crate) at: i64,
+    /// The compacted revision before it, and whether that one's round was over.
+    pub(crate) before: i64,
+    pub(crate) was_over: bool,
+}
+
 /// Revisions that the sweep took out of an index and has yet to take out of its tree.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     pub(crate) left: Vec<(TreeId, Vec<Revision>)>,
     pub(crate) next_shard: usize,
+    pub(crate) begun: bool,
+    /// What the round under way hashes before it takes anything out.
+    pub(crate) hashing: Option<Pass>,
+    pub(crate) hashed: Option<HashKv>,
     /// The compacted revision that the round under way is for, and whether a pin has held it back.
     pub(crate) round: i64,
     pub(crate) held: bool,
@@ -140,6 +165,9 @@ pub(crate) struct Core {
     pub(crate) sweep: Mutex<Sweep>,
     /// Up to which compacted revision everything was swept.
     pub(crate) swept: Arc<Watermark>,
+    /// With `remember_hashes`: compactions that have no round yet, and the newest hashes.
+    pub(crate) rounds: Mutex<VecDeque<Round>>,
+    pub(crate) hashes: Mutex<BTreeMap<i64, HashKv>>,
     pub(crate) dropped: AtomicBool,
     /// The engine was closed.
     pub(crate) closed: Arc<AtomicBool>,

@@ -39,6 +39,9 @@ pub struct Options {
     pub compaction_batch_limit: usize,
     /// The pause between compaction steps. Default 10 ms.
     pub compaction_sleep_interval: Duration,
+    /// Hash what a compaction is about to forget, and answer `hash_kv` of the last ten compacted revisions
+    /// with it (HSH-6). Reads every row once more at each compaction. Default false.
+    pub remember_hashes: bool,
     /// The most operations in a txn. Default 128.
     pub max_txn_ops: usize,
     /// The largest request. Default 1.5 MiB.
@@ -76,6 +79,7 @@ impl Default for Options {
             open_files_max: 256,
             compaction_batch_limit: 1000,
             compaction_sleep_interval: Duration::from_millis(10),
+            remember_hashes: false,
             max_txn_ops: 128,
             max_request_bytes: 1_572_864,
             quota_bytes: None,

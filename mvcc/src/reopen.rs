@@ -349,6 +349,8 @@ fn open_keyspace(
         pins: Arc::default(),
         sweep: Mutex::new(Sweep::default()),
         swept: Arc::new(Watermark::new(Position(0))),
+        rounds: Mutex::default(),
+        hashes: Mutex::default(),
         dropped: AtomicBool::new(false),
         closed: Arc::clone(&shared.closed),
         quota: Mutex::default(),
