@@ -99,7 +99,6 @@ pub(crate) fn compact(
         let was_over = core.swept.reached() >= Position(compacted.max(0).cast_unsigned());
         core.rounds.lock().push_back(Round { at: revision, before: compacted, was_over });
     }
-    core.work.raise();
     Ok(())
 }
 

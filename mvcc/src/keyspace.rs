@@ -165,9 +165,9 @@ impl Keyspace {
         Ok(txn::check_txn(request, self.core().options.max_txn_ops)?)
     }
 
-    /// Forgets history below `revision`; answers with the current revision. Reads below are refused
-    /// at once; rows go step by step. `physical` waits for that, and for a checkpoint; what a running read
-    /// still pins goes later.
+    /// Forgets history below `revision`; answers with the current revision once that is durable (CMP-7),
+    /// under `Batch` too. Reads below are refused at once; rows go step by step. `physical` waits for that,
+    /// and for a checkpoint; what a running read still pins goes later.
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`.
@@ -176,11 +176,11 @@ impl Keyspace {
             command::compact(core, writer, revision, None)?;
             Ok(writer.state.main.cast_signed())
         });
-        if !physical {
-            return pending;
-        }
         let core = Arc::clone(&self.core());
         let flushed = Arc::clone(&core.store);
+        if !physical {
+            return if core.is_batch() { pending.then(move || flushed.flush()) } else { pending };
+        }
         pending
             .then(move || {
                 core.with_writer(|core, writer| {

@@ -320,7 +320,8 @@ fn open_keyspace(
     });
     let durable = store.durable();
     let at_once = options.durability != Durability::Sync;
-    let publisher = Publisher::new(state.main, state.compacted, durable, at_once, Arc::clone(&hub));
+    let publisher =
+        Publisher::new((state.main, state.compacted), durable, at_once, Arc::clone(&hub), shared.work.clone());
     let publisher = Arc::new(publisher);
     let listener: Arc<dyn polybolt_engine::DurableListener> = Arc::<Publisher>::clone(&publisher);
     store.listen(info.id, listener);
@@ -356,4 +357,41 @@ fn open_keyspace(
         quota: Mutex::default(),
     };
     Ok(Arc::new(core))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::Engine;
+    use crate::request::{PutRequest, RangeRequest, Span};
+    use crate::routes::Routes;
+    use crate::write::Extra;
+
+    /// No request makes such a row, but imports and other versions may have.
+    #[test]
+    fn a_key_of_a_lease_that_is_gone_is_kept_lse_15() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path(), Default::default()).unwrap();
+        let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
+        ks.lease_grant(5, 60).wait().unwrap();
+        for lease in [99, 5] {
+            let put = PutRequest { lease, ..PutRequest::new(format!("of-{lease}"), "v") };
+            let unchecked = ks
+                .core()
+                .submit(move |core, writer| core.evaluate(writer, Extra::default(), |evaluation| evaluation.put(&put)));
+            unchecked.wait().unwrap();
+        }
+        drop(ks);
+        engine.close().unwrap();
+        let engine = Engine::open(dir.path(), Default::default()).unwrap();
+        let ks = engine.keyspace("ks").unwrap();
+        let kvs = ks.range(&RangeRequest::new(Span::prefix("of-"))).unwrap().kvs;
+        let found: Vec<(&[u8], i64)> = kvs.iter().map(|kv| (&kv.key[..], kv.lease)).collect();
+        assert_eq!(found, [(&b"of-5"[..], 5), (b"of-99", 99)]);
+        assert_eq!(ks.leases(), [5]);
+        assert_eq!(ks.lease_time_to_live(5, true).unwrap().keys, ["of-5"]);
+        assert!(ks.lease_time_to_live(99, true).is_none());
+        // With the lease that it has, it goes; the other stays.
+        ks.lease_revoke(5).wait().unwrap();
+        assert_eq!(ks.range(&RangeRequest::new(Span::prefix("of-"))).unwrap().count, 1);
+    }
 }
