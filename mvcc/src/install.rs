@@ -38,7 +38,8 @@ pub enum Older {
 }
 
 /// A snapshot on its way into a live keyspace; answers with the revision that the keyspace is at then. Does
-/// nothing until it is waited for or polled. Dropped before that, the keyspace stays as it was.
+/// nothing until it is waited for or polled; polling reads the stream and the disk, so a task should leave
+/// it to a thread that may block. Dropped before its end, the keyspace stays as it was.
 #[must_use = "it does nothing unless waited for"]
 pub struct Install<'a> {
     work: Pin<Box<dyn Future<Output = Result<i64>> + Send + 'a>>,
