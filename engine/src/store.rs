@@ -628,10 +628,13 @@ fn check_tree(spec: &TreeSpec) -> Result<()> {
     Ok(())
 }
 
+/// A name is a part of a file's name.
+const NAME_BYTES_MAX: usize = 120;
+
 fn check_name(what: &str, name: &str) -> Result<()> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.bytes().all(plain) {
-        let rule = "1 to 100 letters, digits, '-', '_' and '.', not beginning with '.'";
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+');
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.starts_with('.') || !name.bytes().all(plain) {
+        let rule = "1 to 120 letters, digits, '-', '_', '+' and '.', not beginning with '.'";
         return Err(Error::invalid(format!("a {what} cannot be named {name:?}: {rule}")));
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! The Lease service.
 
+use crate::convert;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::lease_server::Lease;
 use crate::server::{Server, off_thread};
@@ -86,8 +87,9 @@ impl Lease for LeaseService {
                 }
                 // Before the renewal: a success is never stamped later than a revoke.
                 let header = Some(server.header_now());
-                let ttl = server.keyspace.lease_keep_alive(id);
-                if sender.send(Ok(pb::LeaseKeepAliveResponse { header, id, ttl })).await.is_err() {
+                let renewed = server.keyspace.lease_keep_alive(id).await;
+                let answer = renewed.map(|ttl| pb::LeaseKeepAliveResponse { header, id, ttl });
+                if sender.send(answer.map_err(|error| convert::status(&error))).await.is_err() {
                     return;
                 }
             }

@@ -83,6 +83,25 @@ pub(crate) struct Serve {
     /// The pause between steps of a compaction.
     #[arg(long, default_value = "10ms", value_parser = duration, alias = "experimental-compaction-sleep-interval")]
     compaction_sleep_interval: Duration,
+    /// Remember the hashes of compacted revisions for HashKV; reads every row once more at each compaction.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        env = "ETCD_EXPERIMENTAL_COMPACT_HASH_CHECK_ENABLED")]
+    experimental_compact_hash_check_enabled: bool,
+    /// Record the remaining time of long leases, so that a restart extends them by less.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        env = "ETCD_EXPERIMENTAL_ENABLE_LEASE_CHECKPOINT")]
+    experimental_enable_lease_checkpoint: bool,
+    /// Taken for granted: what is recorded is durable.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        env = "ETCD_EXPERIMENTAL_ENABLE_LEASE_CHECKPOINT_PERSIST")]
+    experimental_enable_lease_checkpoint_persist: bool,
+    /// The same by their names of etcd 3.6: CompactHashCheck, LeaseCheckpoint and LeaseCheckpointPersist, each
+    /// =true or =false, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = gate, env = "ETCD_FEATURE_GATES")]
+    feature_gates: Vec<(Gate, bool)>,
+    /// How often the remaining time of a lease is recorded.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    lease_checkpoint_interval: Duration,
     /// The most operations in a txn.
     #[arg(long, default_value_t = 128, env = "ETCD_MAX_TXN_OPS")]
     max_txn_ops: usize,
@@ -107,6 +126,26 @@ pub(crate) struct Serve {
     /// debug, info, warn or error.
     #[arg(long, default_value = "info", env = "ETCD_LOG_LEVEL")]
     log_level: tracing::Level,
+}
+
+/// What etcd 3.6 switches by name and this server has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    CompactHashCheck,
+    LeaseCheckpoint,
+    LeaseCheckpointPersist,
+}
+
+fn gate(text: &str) -> Result<(Gate, bool), String> {
+    let (name, on) = text.split_once('=').ok_or_else(|| format!("{text:?} is not name=true or name=false"))?;
+    let gate = match name.trim() {
+        "CompactHashCheck" => Gate::CompactHashCheck,
+        "LeaseCheckpoint" => Gate::LeaseCheckpoint,
+        "LeaseCheckpointPersist" => Gate::LeaseCheckpointPersist,
+        name => return Err(format!("there is no feature gate {name:?}")),
+    };
+    let on = on.trim().parse().map_err(|_| format!("{on:?} is neither true nor false"))?;
+    Ok((gate, on))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -143,6 +182,17 @@ impl Serve {
         }
     }
 
+    /// A gate by its flag of 3.5 or its name of 3.6.
+    fn is_on(&self, gate: Gate) -> bool {
+        let flag = match gate {
+            Gate::CompactHashCheck => self.experimental_compact_hash_check_enabled,
+            Gate::LeaseCheckpoint => self.experimental_enable_lease_checkpoint,
+            Gate::LeaseCheckpointPersist => self.experimental_enable_lease_checkpoint_persist,
+        };
+        let named = self.feature_gates.iter().rev().find(|(named, _)| *named == gate);
+        named.map_or(flag, |(_, on)| *on)
+    }
+
     fn options(&self) -> Options {
         let durability = match self.durability {
             DurabilityArgument::Sync => Durability::Sync,
@@ -158,6 +208,8 @@ impl Serve {
             max_txn_ops: self.max_txn_ops,
             max_request_bytes: self.max_request_bytes.into(),
             quota_bytes: u64::try_from(self.quota()).ok(),
+            remember_hashes: self.is_on(Gate::CompactHashCheck),
+            lease_checkpoint_interval: self.is_on(Gate::LeaseCheckpoint).then_some(self.lease_checkpoint_interval),
             ..Options::default()
         }
     }
@@ -170,6 +222,12 @@ impl Serve {
         let retention = self.retention()?;
         if self.watch_progress_notify_interval < Duration::from_millis(100) {
             return Err("--watch-progress-notify-interval has to be at least 100ms".to_owned());
+        }
+        if self.is_on(Gate::LeaseCheckpointPersist) && !self.is_on(Gate::LeaseCheckpoint) {
+            return Err("LeaseCheckpointPersist requires LeaseCheckpoint".to_owned());
+        }
+        if self.lease_checkpoint_interval.is_zero() {
+            return Err("--lease-checkpoint-interval has to be above 0".to_owned());
         }
         // Before anything slow, and before the ports are taken.
         let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;

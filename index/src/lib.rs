@@ -15,16 +15,18 @@
 //! ```
 //!
 //! No I/O, no clock, no log, no locks: the owner wraps it in one. Reading order: [`revision`],
-//! `history` (the ring), `map` (the tree), [`walk`], [`sweep`], [`load`].
+//! `history` (the ring), `map` (the tree), [`walk`], [`changes`], [`sweep`], [`load`].
 #![forbid(unsafe_code)]
 
 pub mod revision;
 mod history;
 mod map;
 pub mod walk;
+pub mod changes;
 pub mod sweep;
 pub mod load;
 
+pub use changes::Resume;
 pub use load::{LoadError, Loader, Row};
 pub use map::{Index, Stats};
 pub use revision::{Hit, KeyRange, Revision};

@@ -1,8 +1,9 @@
 //! The ordered map: a B+tree of keys whose inner nodes count, and know time.
 //!
-//! Each child slot holds how many keys below it are live now, and the newest main at which a key
-//! below was born or died. A count at revision `r` adds a child whole if nothing was born or died
-//! below it after `r`, and descends otherwise: exact while newer changes are already applied.
+//! Each child slot holds how many keys below it are live now, the newest main at which a key below was
+//! born or died, and the newest at which one was written. A count at revision `r` adds a child whole if
+//! nothing was born or died below it after `r`, and descends otherwise: exact while newer changes are
+//! already applied. A walk over what changed since `r` leaves out children not written since.
 
 use crate::history::{Link, Newest, Older, Ring};
 use crate::revision::{Hit, Revision};
@@ -60,6 +61,8 @@ pub(crate) struct Child {
     pub(crate) live: u64,
     /// The newest main at which a key below was born or died.
     pub(crate) changed: u64,
+    /// No key below was written after this main.
+    pub(crate) written: u64,
     pub(crate) node: Node,
 }
 
@@ -117,23 +120,6 @@ impl Index {
     /// The key's newest state, if it is live. O(log n).
     pub fn latest(&self, key: &[u8]) -> Option<Hit> {
         self.find(key)?.newest.hit()
-    }
-
-    /// Appends the key's surviving revisions from `from` on, ascending.
-    pub fn since(&self, key: &[u8], from: Revision, out: &mut Vec<Revision>) {
-        let Some(entry) = self.find(key) else { return };
-        let start = out.len();
-        let mut state = &entry.newest;
-        while state.at >= from {
-            if state.is_live() || state.at.main >= self.swept {
-                out.push(state.at);
-            }
-            match self.ring.get(state.older) {
-                Some(older) => state = &older.state,
-                None => break,
-            }
-        }
-        out[start..].reverse();
     }
 
     /// True if `row` is what the key was after all of main `at`, and a put.
@@ -208,8 +194,8 @@ pub(crate) fn child_of(children: &[Child], key: &[u8]) -> usize {
 
 impl Child {
     fn of(node: Node) -> Self {
-        let (live, changed) = node.sums();
-        Child { low: node.low().into(), live, changed, node }
+        let (live, changed, written) = node.sums();
+        Child { low: node.low().into(), live, changed, written, node }
     }
 }
 
@@ -228,16 +214,18 @@ impl Node {
         }
     }
 
-    fn sums(&self) -> (u64, u64) {
+    fn sums(&self) -> (u64, u64, u64) {
         match self {
             Node::Leaf(entries) => {
                 let live = entries.iter().filter(|entry| entry.newest.is_live()).count() as u64;
                 // A leaf does not keep births: the newest change of any entry is a safe bound.
-                (live, entries.iter().map(|entry| entry.newest.at.main).max().unwrap_or(0))
+                let written = entries.iter().map(|entry| entry.newest.at.main).max().unwrap_or(0);
+                (live, written, written)
             }
             Node::Inner(children) => {
                 let live = children.iter().map(|child| child.live).sum();
-                (live, children.iter().map(|child| child.changed).max().unwrap_or(0))
+                let changed = children.iter().map(|child| child.changed).max().unwrap_or(0);
+                (live, changed, children.iter().map(|child| child.written).max().unwrap_or(0))
             }
         }
     }
@@ -276,13 +264,14 @@ impl Node {
                 }
                 let done = child.node.write(key, at, write, ring, graves);
                 let (_, change, _) = done;
+                child.written = child.written.max(at.main);
                 if change.born || change.died {
                     child.live = child.live + u64::from(change.born) - u64::from(change.died);
                     child.changed = child.changed.max(change.at);
                 }
                 if let Some(right) = child.node.split() {
                     let changed = child.changed;
-                    (child.live, _) = child.node.sums();
+                    (child.live, _, child.written) = child.node.sums();
                     let mut right = Child::of(right);
                     // Both halves inherit the bound; either may hold what changed last.
                     right.changed = changed;
@@ -348,6 +337,7 @@ fn merge(children: &mut Vec<Child>, which: usize) {
     let into = &mut children[left];
     into.live += right.live;
     into.changed = into.changed.max(right.changed);
+    into.written = into.written.max(right.written);
     match (&mut into.node, right.node) {
         (Node::Leaf(entries), Node::Leaf(more)) => entries.extend(more),
         (Node::Inner(children), Node::Inner(more)) => children.extend(more),

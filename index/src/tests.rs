@@ -95,12 +95,32 @@ fn check_reads(index: &Index, model: &Model, from: u64, newest: u64) {
             assert_eq!(index.get(&key, at), model.get(&key, at));
         }
     }
-    for key in model.keys() {
-        let mut since = Vec::new();
-        index.since(&key, Revision::new(from, 0), &mut since);
-        let alive = model.of_key(&key).map(|(at, _)| at).filter(|at| at.main >= from && !model.gone.contains(at));
-        assert_eq!(since, alive.collect::<Vec<_>>(), "{key:?} since {from}");
+    for (start, end) in [(&b""[..], None), (b"a", Some(&b"k05"[..])), (b"k05", Some(b"k2")), (b"k2", None)] {
+        let range = KeyRange { start, end };
+        for (from, to) in [(from, newest), (from + 3, newest), (from + 1, newest.saturating_sub(2)), (newest, newest)] {
+            for budget in [usize::MAX, 1, 3] {
+                check_changes(index, model, range, (from, to), budget);
+            }
+        }
     }
+}
+
+fn check_changes(index: &Index, model: &Model, range: KeyRange<'_>, (from, to): (u64, u64), budget: usize) {
+    let (mut found, mut resume) = (Vec::new(), None);
+    loop {
+        let mut left = budget;
+        resume = index.changes(range, resume, (from, to), &mut left, &mut |at| found.push(at));
+        if resume.is_none() {
+            break;
+        }
+        assert_eq!(left, 0);
+    }
+    let wanted = |at: &Revision| (from..=to).contains(&at.main) && !model.gone.contains(at);
+    let mut want = Vec::new();
+    for key in model.keys().into_iter().filter(|key| range.contains(key)) {
+        want.extend(model.of_key(&key).rev().map(|(at, _)| at).filter(wanted));
+    }
+    assert_eq!(found, want, "{range:?}, {from} to {to}, {budget} at a time");
 }
 
 #[derive(Debug, Clone)]
@@ -277,6 +297,30 @@ fn counts_and_limits_cost_what_they_return() {
     let overwritten = index.count(KeyRange::ALL, u64::MAX);
     index.put(&key(5), Revision::new(40_000, 0));
     assert_eq!(index.count(KeyRange::ALL, u64::MAX), overwritten);
+}
+
+/// WCH-29: what it costs to find what changed.
+#[test]
+fn changes_cost_what_changed() {
+    let mut index = Index::new();
+    let key = |at: u64| format!("k{at:06}").into_bytes();
+    for at in 0..20_000 {
+        index.put(&key(at), Revision::new(at + 2, 0));
+    }
+    for at in 0..100 {
+        index.put(&key(7), Revision::new(30_000 + at, 0));
+        index.put(&key(19_000), Revision::new(40_000 + at, 0));
+    }
+    let cost = |range, from| {
+        let (mut budget, mut found) = (1_000_000, 0);
+        assert_eq!(index.changes(range, None, (from, u64::MAX), &mut budget, &mut |_| found += 1), None);
+        (found, 1_000_000 - budget)
+    };
+    let (found, cost_of_two) = cost(KeyRange::ALL, 30_000);
+    assert!(found == 200 && cost_of_two <= 200 + 2 * 4, "{cost_of_two} looks for the history of two keys in 20,000");
+    let one = KeyRange { start: b"k000007", end: Some(b"k000007\0") };
+    let (found, cost_of_one) = cost(one, 30_050);
+    assert!(found == 50 && cost_of_one <= 52, "{cost_of_one} looks for 50 revisions of one key");
 }
 
 #[test]

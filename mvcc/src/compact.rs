@@ -5,8 +5,9 @@
 //! buffer as removals; these need no record, since a restart finds what is superseded again. Rows
 //! that a tombstone hides go before it (`polybolt_index::sweep`), so no crash brings one back.
 
-use crate::core::{Core, Sweep};
+use crate::core::{Core, Gate, Pass, Round, Sweep};
 use crate::error::Result;
+use crate::hash;
 use crate::record;
 use bytes::Bytes;
 use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, TreeEdit};
@@ -28,9 +29,16 @@ impl Core {
         if self.dropped.load(Ordering::Acquire) || (sweep.left.is_empty() && sweep.done >= compacted) {
             return Ok(false);
         }
-        if sweep.next_shard == 0 && sweep.left.is_empty() {
+        if !sweep.begun {
             // A compaction that comes meanwhile is for the next round: this one may be past its shards.
-            (sweep.round, sweep.held) = (compacted, false);
+            self.begin_round(&mut sweep, compacted);
+        }
+        if let Some(pass) = &mut sweep.hashing {
+            if pass.step(self, self.options.compaction_batch_limit.max(1))? {
+                sweep.hashed = Some(pass.hash());
+                sweep.hashing = None;
+            }
+            return Ok(true);
         }
         // After the compacted revision: a reader pins first and looks at the floor after.
         let oldest = self.pins.oldest(now).unwrap_or(u64::MAX);
@@ -67,6 +75,9 @@ impl Core {
             Err(AdmitError::Refused(error)) => return Err(error.into()),
         };
         let writer = self.writer.lock();
+        if matches!(writer.gate, Gate::Replaced(_)) {
+            return Ok(false);
+        }
         let batch = Batch { space: self.id, edits, record: Bytes::new(), state: writer.state.encode() };
         self.store.apply(admission, batch);
         drop(writer);
@@ -74,12 +85,29 @@ impl Core {
         Ok(self.end_round(&mut sweep))
     }
 
+    /// A round up to the compacted revision; one for each compaction if hashes are remembered, but for
+    /// those that came before the last one was over (HSH-6).
+    fn begin_round(&self, sweep: &mut Sweep, compacted: i64) {
+        (sweep.begun, sweep.round, sweep.held) = (true, compacted, false);
+        let mut rounds = self.rounds.lock();
+        if let Some(Round { at, before, was_over }) = rounds.front().copied().filter(|round| round.at <= compacted) {
+            rounds.pop_front();
+            sweep.round = at;
+            if at > 0 && was_over {
+                sweep.hashing = Some(Pass::new(self, at.cast_unsigned(), before));
+            }
+        }
+    }
+
     /// Ends the round if all shards had their turn; true if there may be more to do.
     fn end_round(&self, sweep: &mut Sweep) -> bool {
         if sweep.next_shard < self.shards.len() {
             return true;
         }
-        sweep.next_shard = 0;
+        (sweep.next_shard, sweep.begun) = (0, false);
+        if let Some(hash) = sweep.hashed.take() {
+            hash::remember(self, hash);
+        }
         // Nobody waits for what a read still pins.
         self.swept.advance(Position(sweep.round.max(0).cast_unsigned()));
         if sweep.held {

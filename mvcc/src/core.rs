@@ -1,5 +1,8 @@
 //! An open keyspace from the inside: its shards, its writer's state, and how rows are found.
 //!
+//! An installed snapshot replaces the whole of it: handles hold a [`Current`], which says what a keyspace
+//! is now. Who has begun on what was replaced ends there, but for writers, who go on to what replaced it.
+//!
 //! Lock order: `writer`, then `lessor`, then a shard's index, then the publisher's. Readers take an
 //! index lock for a bounded run of keys and hold nothing while they read rows.
 
@@ -9,16 +12,17 @@ use crate::options::{Durability, Face, Options};
 use crate::pins::{Pin, Pins};
 use crate::publish::Publisher;
 use crate::record::{self, RowHead, State};
-use crate::request::{KeyValue, Span};
+use crate::request::{HashKv, KeyValue, Span};
 use crate::routes::{Routes, Segment};
 use crate::watch::Hub;
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Hit, Index, KeyRange, Revision};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,8 +49,18 @@ pub(crate) struct Shard {
 /// there may be.
 pub(crate) type Queued = Box<dyn FnMut(&Core, &mut Writer, Duration) -> Option<Ticket> + Send>;
 
+/// Whether a core takes writes.
+pub(crate) enum Gate {
+    Open,
+    /// Not until it is decided whether another takes its place.
+    Frozen(Arc<Watermark>),
+    /// Another has taken its place.
+    Replaced(Arc<Core>),
+}
+
 /// What only the writer touches.
 pub(crate) struct Writer {
+    pub(crate) gate: Gate,
     /// Requests that wait for room, in the order in which they came.
     pub(crate) line: VecDeque<Queued>,
     pub(crate) state: State,
@@ -57,16 +71,74 @@ pub(crate) struct Writer {
     pub(crate) reserving: Option<(u64, Position)>,
 }
 
+/// A hash under way (`hash.rs`).
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// Hashed as of this revision and compacted revision.
+    pub(crate) at: u64,
+    pub(crate) compacted: i64,
+    /// Where rows at or below the compacted revision have to be the newest of their keys.
+    pub(crate) kept_at: u64,
+    pub(crate) next: Revision,
+    pub(crate) crc: u32,
+}
+
+/// A compaction that is to have a round of the sweep of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Round {
+    pub(crate) at: i64,
+    /// The compacted revision before it, and whether that one's round was over.
+    pub(crate) before: i64,
+    pub(crate) was_over: bool,
+}
+
 /// Revisions that the sweep took out of an index and has yet to take out of its tree.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     pub(crate) left: Vec<(TreeId, Vec<Revision>)>,
     pub(crate) next_shard: usize,
+    pub(crate) begun: bool,
+    /// What the round under way hashes before it takes anything out.
+    pub(crate) hashing: Option<Pass>,
+    pub(crate) hashed: Option<HashKv>,
     /// The compacted revision that the round under way is for, and whether a pin has held it back.
     pub(crate) round: i64,
     pub(crate) held: bool,
     /// The compacted revision that the last whole round was for.
     pub(crate) done: i64,
+}
+
+/// A keyspace by name, for all handles to it.
+pub(crate) struct Current {
+    // Set at open, never changed.
+    pub(crate) name: String,
+    pub(crate) routes: Routes,
+    core: ArcSwap<Core>,
+    /// True while a snapshot is on its way in.
+    pub(crate) installing: AtomicBool,
+}
+
+impl Current {
+    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+        let (name, routes) = (core.name.clone(), core.routes.clone());
+        Arc::new(Current { name, routes, core: ArcSwap::new(core), installing: AtomicBool::new(false) })
+    }
+
+    /// What it is now. Cheap.
+    pub(crate) fn core(&self) -> Guard<Arc<Core>> {
+        self.core.load()
+    }
+
+    /// Requires: the writers of both are held.
+    pub(crate) fn replace(&self, core: Arc<Core>) {
+        self.core.store(core);
+    }
+}
+
+impl std::fmt::Debug for Current {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Current").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// An open keyspace.
@@ -93,6 +165,9 @@ pub(crate) struct Core {
     pub(crate) sweep: Mutex<Sweep>,
     /// Up to which compacted revision everything was swept.
     pub(crate) swept: Arc<Watermark>,
+    /// With `remember_hashes`: compactions that have no round yet, and the newest hashes.
+    pub(crate) rounds: Mutex<VecDeque<Round>>,
+    pub(crate) hashes: Mutex<BTreeMap<i64, HashKv>>,
     pub(crate) dropped: AtomicBool,
     /// The engine was closed.
     pub(crate) closed: Arc<AtomicBool>,
@@ -138,6 +213,19 @@ pub(crate) struct StoredRow {
 }
 
 impl Core {
+    /// Runs with the writer of this core, or of what has replaced it.
+    pub(crate) fn with_writer<T>(self: &Arc<Self>, run: impl FnOnce(&Arc<Self>, &mut Writer) -> T) -> T {
+        let mut writer = self.writer.lock();
+        match &writer.gate {
+            Gate::Replaced(next) => {
+                let next = Arc::clone(next);
+                drop(writer);
+                next.with_writer(run)
+            }
+            _ => run(self, &mut writer),
+        }
+    }
+
     /// True if mains have to be reserved ahead, durably.
     pub(crate) fn reserves(&self) -> bool {
         self.options.face == Face::Standalone && (self.is_batch() || self.shards.iter().any(|shard| shard.volatile))
@@ -292,31 +380,62 @@ impl Core {
         polybolt_engine::Error::corrupt(&path, Place::File, damage)
     }
 
-    /// Rows of one shard with revisions in `[from, to]`, ascending, at most `max`.
-    pub(crate) fn rows(
+    /// Rows of one shard with revisions in `[from, to]`, ascending, at most `max`. Of rows whose keys are
+    /// not in `span` only the revision: their values are not read.
+    fn rows(
         &self,
         shard: &Shard,
+        span: Option<&Span>,
         from: Revision,
         to: u64,
         max: usize,
-        out: &mut Vec<StoredRow>,
-    ) -> Result<()> {
-        let full = out.len().saturating_add(max);
+    ) -> Result<VecDeque<Looked>> {
+        let mut out = VecDeque::new();
         let start = record::row_key(from);
         let view = self.store.view(shard.tree)?;
         view.ascend(std::ops::Bound::Included(&start), &mut |key, head, body| {
             let damaged = |damage| self.damaged(shard, damage);
             let at = record::row_revision(key).map_err(damaged)?;
-            if at.main > to || out.len() >= full {
+            if at.main > to || out.len() >= max {
                 return Ok(false);
             }
-            let head = Bytes::copy_from_slice(head);
-            let kv = record::open_row(key, &head, &body.load()?).map_err(damaged)?;
-            out.push(StoredRow { at, tombstone: kv.version == 0, kv });
+            let inline = RowHead::decode(head).map_err(damaged)?.key;
+            if matches!((span, inline), (Some(span), Some(key)) if !span.contains(key)) {
+                out.push_back(Looked { at, row: None });
+                return Ok(true);
+            }
+            let row = stored_row(at, key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
+            let wanted = span.is_none_or(|span| span.contains(&row.kv.key));
+            out.push_back(Looked { at, row: wanted.then_some(row) });
             Ok(true)
         })?;
-        Ok(())
+        Ok(out)
     }
+
+    /// The rows of these shards and revisions, ascending; None where there is none.
+    pub(crate) fn rows_at(&self, wanted: &[(Revision, usize)]) -> Result<Vec<Option<StoredRow>>> {
+        let mut rows = vec![None; wanted.len()];
+        for (at, shard) in self.shards.iter().enumerate() {
+            let places: Vec<usize> = (0..wanted.len()).filter(|&which| wanted[which].1 == at).collect();
+            if places.is_empty() {
+                continue;
+            }
+            let keys: Vec<_> = places.iter().map(|&which| record::row_key(wanted[which].0)).collect();
+            self.store.view(shard.tree)?.get_many(&keys, true, &mut |which, stored| {
+                let Some(stored) = stored else { return Ok(()) };
+                let at = wanted[places[which]].0;
+                let row = stored_row(at, &keys[which], &stored.head, &stored.body);
+                rows[places[which]] = Some(row.map_err(|damage| self.damaged(shard, damage))?);
+                Ok(())
+            })?;
+        }
+        Ok(rows)
+    }
+}
+
+fn stored_row(at: Revision, key: &[u8], head: &Bytes, body: &Bytes) -> Result<StoredRow, Damage> {
+    let kv = record::open_row(key, head, body)?;
+    Ok(StoredRow { at, tombstone: kv.version == 0, kv })
 }
 
 /// A found key without its value.
@@ -331,9 +450,17 @@ pub(crate) fn key_only(found: &Found, lease: i64) -> KeyValue {
     }
 }
 
-/// All rows of a span's shards in revision order, a bounded run of each shard at a time.
+/// A row that was looked at; None if its key was not asked for.
+pub(crate) struct Looked {
+    pub(crate) at: Revision,
+    pub(crate) row: Option<StoredRow>,
+}
+
+/// Rows of shards in revision order, a bounded run of each shard at a time.
 pub(crate) struct Rows<'a> {
     core: &'a Core,
+    /// Rows of keys in it alone.
+    span: Option<&'a Span>,
     lanes: Vec<Lane>,
     to: u64,
 }
@@ -341,43 +468,51 @@ pub(crate) struct Rows<'a> {
 struct Lane {
     shard: usize,
     next: Option<Revision>,
-    run: VecDeque<StoredRow>,
+    run: VecDeque<Looked>,
 }
 
 /// Rows taken from a shard at a time.
 const ROWS_PER_RUN: usize = 128;
 
 impl<'a> Rows<'a> {
-    /// Rows with mains in `[from, to]` of the shards that `span` touches.
-    pub(crate) fn new(core: &'a Core, span: &Span, from: u64, to: u64) -> Self {
+    /// Rows with mains in `[from, to]` of the keys of `span`.
+    pub(crate) fn of_span(core: &'a Core, span: &'a Span, from: u64, to: u64) -> Self {
         let mut shards: Vec<usize> = core.routes.cut(span).iter().map(|segment| segment.shard).collect();
         shards.sort_unstable();
         shards.dedup();
-        Rows::of_shards(core, shards, from, to)
+        Rows { span: Some(span), ..Rows::of_shards(core, shards, from, to) }
     }
 
     /// Rows of the given shards.
     pub(crate) fn of_shards(core: &'a Core, shards: Vec<usize>, from: u64, to: u64) -> Self {
-        let lane = |shard| Lane { shard, next: Some(Revision::new(from, 0)), run: Default::default() };
-        Rows { core, lanes: shards.into_iter().map(lane).collect(), to }
+        let lane = |shard| Lane { shard, next: Some(Revision::new(from, 0)), run: VecDeque::new() };
+        Rows { core, span: None, lanes: shards.into_iter().map(lane).collect(), to }
     }
 
-    /// The next row.
-    pub(crate) fn next_row(&mut self) -> Result<Option<StoredRow>> {
+    /// The next row of the shards, without its contents if its key is not in the span.
+    pub(crate) fn look(&mut self) -> Result<Option<Looked>> {
         for lane in &mut self.lanes {
             if let (true, Some(from)) = (lane.run.is_empty(), lane.next) {
-                let mut run = Vec::new();
                 let shard = &self.core.shards[lane.shard];
-                self.core.rows(shard, from, self.to, ROWS_PER_RUN, &mut run)?;
-                lane.next = match run.last() {
-                    Some(last) if run.len() == ROWS_PER_RUN => Some(Revision::new(last.at.main, last.at.sub + 1)),
+                lane.run = self.core.rows(shard, self.span, from, self.to, ROWS_PER_RUN)?;
+                lane.next = match lane.run.back() {
+                    Some(last) if lane.run.len() == ROWS_PER_RUN => Some(Revision::new(last.at.main, last.at.sub + 1)),
                     _ => None,
                 };
-                lane.run = run.into();
             }
         }
         let first = self.lanes.iter_mut().filter(|lane| !lane.run.is_empty());
         let first = first.min_by_key(|lane| lane.run.front().map(|row| row.at));
         Ok(first.and_then(|lane| lane.run.pop_front()))
+    }
+
+    /// The next row whose key is in the span.
+    pub(crate) fn next_row(&mut self) -> Result<Option<StoredRow>> {
+        while let Some(looked) = self.look()? {
+            if looked.row.is_some() {
+                return Ok(looked.row);
+            }
+        }
+        Ok(None)
     }
 }

@@ -1,14 +1,17 @@
 //! An engine: one data directory with many keyspaces.
 
-use crate::core::Core;
-use crate::error::{Refusal, Result};
+use crate::core::{Core, Current, Gate};
+use crate::error::{Error, Refusal, Result};
+use crate::fill::Filling;
 use crate::house::{Housekeeper, Table};
+use crate::install::{self, Install, Older};
 use crate::keyspace::Keyspace;
 use crate::options::{Durability, Options};
+use crate::pending::block_on;
 use crate::record::{self, State};
-use crate::reopen::{self, Replayer, Shared};
+use crate::reopen::{self, Replayer, Retired, Shared};
 use crate::routes::Routes;
-use crate::snapshot::{Item, SnapshotReader};
+use crate::snapshot::SnapshotReader;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use polybolt_engine::disk::Disk;
@@ -19,10 +22,7 @@ use polybolt_engine::run::threads::Worker;
 use polybolt_engine::run::{Clock, Job, SystemClock};
 use polybolt_engine::store::{Store, StoreOptions, StoreStats};
 use polybolt_engine::verify::VerifyReport;
-use polybolt_engine::{
-    AdmitError, Batch, Cost, Damage, Edit, Error as EngineError, Place, SpaceInfo, SpaceSpec, TreeEdit,
-};
-use std::collections::BTreeMap;
+use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec};
 use std::io::Read;
 use std::ops::Bound;
 use std::path::Path;
@@ -116,21 +116,21 @@ impl Engine {
             clock,
             work: Default::default(),
             closed: Arc::new(AtomicBool::new(false)),
+            retired: Arc::default(),
         };
-        let (unfinished, spaces): (Vec<SpaceInfo>, Vec<SpaceInfo>) =
-            shared.store.spaces().into_iter().partition(is_unfinished);
+        let (spaces, left_over) = reopen::current_spaces(shared.store.spaces());
         if !shared.options.read_only {
-            for space in unfinished {
+            for space in left_over {
                 shared.store.drop_space(space.id)?;
             }
         }
-        let cores = reopen::open_keyspaces(&shared, &spaces, scanners)?;
-        let keyspaces: BTreeMap<String, Arc<Core>> = cores.into_iter().map(|core| (core.name.clone(), core)).collect();
-        let keyspaces = Arc::new(Table::new(keyspaces));
+        let cores = reopen::open_keyspaces(&shared, &spaces, scanners, None)?;
+        let keyspaces = cores.into_iter().map(|core| (core.name.clone(), Current::new(core)));
+        let keyspaces = Arc::new(Table::new(keyspaces.collect()));
         let mut jobs = shared.store.take_jobs();
         let mut worker = None;
         if !shared.options.read_only {
-            let job = Housekeeper::new(Arc::clone(&keyspaces), Arc::clone(&shared.options), shared.work.clone());
+            let job = Housekeeper::new(Arc::clone(&keyspaces), shared.clone());
             if threads {
                 let store = Arc::downgrade(&shared.store);
                 let on_panic = move |text: &str| {
@@ -190,28 +190,32 @@ impl Engine {
         if shared.closed.load(Ordering::Acquire) {
             return Err(Refusal::Closed.into());
         }
+        if name.contains('+') || name.len() > NAME_BYTES_MAX {
+            let why = format!("a keyspace cannot be named {name:?}: at most {NAME_BYTES_MAX} bytes, without '+'");
+            return Err(Refusal::Invalid { why }.into());
+        }
         if keyspaces.read().contains_key(name) {
             return Err(Refusal::KeyspaceExists { name: name.to_owned() }.into());
         }
         reopen::check_routes(&shared.options, routes)?;
-        let any_volatile = routes.shards().iter().any(|shard| shard.volatile);
-        state.reserve = reopen::first_reserve(&shared.options, any_volatile, state.main);
+        state.reserve = reopen::first_reserve(&shared.options, routes.any_volatile(), state.main);
         let spec =
             SpaceSpec { name: name.to_owned(), config: routes.encode(), state: state.encode(), trees: routes.trees() };
         Ok(shared.store.create_space(spec)?)
     }
 
     fn adopt(&self, info: &SpaceInfo) -> Result<Keyspace> {
-        let mut cores = reopen::open_keyspaces(&self.inner.shared, std::slice::from_ref(info), 1)?;
+        let mut cores = reopen::open_keyspaces(&self.inner.shared, std::slice::from_ref(info), 1, None)?;
         let core = cores.pop().ok_or_else(|| Refusal::KeyspaceNotFound { name: info.name.clone() })?;
-        self.inner.keyspaces.write().insert(info.name.clone(), Arc::clone(&core));
+        let current = Current::new(core);
+        self.inner.keyspaces.write().insert(info.name.clone(), Arc::clone(&current));
         self.inner.shared.work.raise();
-        Ok(self.handle(core))
+        Ok(self.handle(current))
     }
 
     /// A handle keeps the engine's jobs going.
-    fn handle(&self, core: Arc<Core>) -> Keyspace {
-        Keyspace { core, engine: Arc::<Inner>::clone(&self.inner) }
+    fn handle(&self, current: Arc<Current>) -> Keyspace {
+        Keyspace { current, engine: Arc::<Inner>::clone(&self.inner) }
     }
 
     /// A keyspace by name.
@@ -220,8 +224,8 @@ impl Engine {
     /// `KeyspaceNotFound`.
     pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
         let found = self.inner.keyspaces.read().get(name).cloned();
-        let core = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
-        Ok(self.handle(core))
+        let current = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
+        Ok(self.handle(current))
     }
 
     /// The names of all keyspaces.
@@ -232,21 +236,30 @@ impl Engine {
     /// Drops a keyspace and its files. Its watchers end; calls on handles to it are refused.
     ///
     /// # Errors
-    /// `KeyspaceNotFound`, or if the disk fails.
+    /// `KeyspaceNotFound`, `Invalid` while the last step of an install is under way, or if the disk fails.
     pub fn drop_keyspace(&self, name: &str) -> Result<()> {
         let _changing = self.inner.changing.lock();
-        let core = self.keyspace(name)?.core;
-        {
-            // No writer is under way once this is held and the flag is set.
-            let _writer = core.writer.lock();
+        let core = self.keyspace(name)?.core().with_writer(|core, writer| {
+            if let Gate::Frozen(_) = writer.gate {
+                let why = format!("a snapshot of {name:?} is being installed: try again");
+                return Err(Error::from(Refusal::Invalid { why }));
+            }
+            // No writer is under way while this is held.
             core.dropped.store(true, Ordering::Release);
-        }
+            Ok(Arc::clone(core))
+        })?;
         core.hub.close();
         core.swept.fail(EngineError::Closed);
         // Nor a sweep.
         drop(core.sweep.lock());
         self.inner.keyspaces.write().remove(name);
-        Ok(self.inner.shared.store.drop_space(core.id)?)
+        // What it replaced goes first: alone it would be the keyspace at the next open.
+        let shared = &self.inner.shared;
+        let replaced: Vec<Retired> = shared.retired.lock().extract_if(.., |old| old.core.name == name).collect();
+        for old in replaced {
+            shared.store.drop_space(old.core.id)?;
+        }
+        Ok(shared.store.drop_space(core.id)?)
     }
 
     /// Checks every page of every file, and every row of every keyspace: its checksum, its place, and
@@ -259,9 +272,10 @@ impl Engine {
         let report = store.verify(&mut |space, tree| progress(&format!("{space}.{}: pages", tree.spec.name)))?;
         for name in self.keyspaces() {
             let Ok(keyspace) = self.keyspace(&name) else { continue };
-            for shard in 0..keyspace.core.shards.len() {
-                progress(&format!("{name}.{}: rows", keyspace.core.shards[shard].name));
-                verify_rows(&keyspace.core, shard)?;
+            let core = keyspace.core();
+            for shard in 0..core.shards.len() {
+                progress(&format!("{name}.{}: rows", core.shards[shard].name));
+                verify_rows(&core, shard)?;
             }
         }
         Ok(report)
@@ -276,10 +290,11 @@ impl Engine {
         self.inner.worker.lock().take();
         self.inner.jobs.lock().clear();
         self.inner.shared.closed.store(true, Ordering::Release);
-        for core in self.inner.keyspaces.read().values() {
-            drop(core.writer.lock());
-            core.hub.close();
-            core.swept.fail(EngineError::Closed);
+        for current in self.inner.keyspaces.read().values() {
+            current.core().with_writer(|core, _| {
+                core.hub.close();
+                core.swept.fail(EngineError::Closed);
+            });
         }
         Ok(self.inner.shared.store.close()?)
     }
@@ -307,86 +322,42 @@ impl Engine {
         let floor = head.state.floors.iter().copied().max().unwrap_or(0);
         let mut state = State { floors: vec![floor; routes.shards().len()], unfinished: true, ..head.state };
         let info = self.create_space(name, &routes, state.clone())?;
-        let filled = self.fill(&info, &routes, &state, reader, progress).and_then(|()| {
+        let shared = &self.inner.shared;
+        let filling = Filling { shared, info: &info, routes: &routes };
+        let filled = block_on(async {
+            filling.fill(&state, reader, progress).await?;
             state.unfinished = false;
-            let any_volatile = routes.shards().iter().any(|shard| shard.volatile);
-            state.reserve = reopen::first_reserve(&self.inner.shared.options, any_volatile, state.main);
-            self.raw_batch(&info, Vec::new(), &state)?;
-            Ok(self.inner.shared.store.flush().wait()?)
+            state.reserve = reopen::first_reserve(&shared.options, routes.any_volatile(), state.main);
+            filling.batch(Vec::new(), &state).await?;
+            Ok(shared.store.flush().await?)
         });
         if let Err(error) = filled {
             // What stays is dropped at the next open.
-            drop(self.inner.shared.store.drop_space(info.id));
+            drop(shared.store.drop_space(info.id));
             return Err(error);
         }
         self.adopt(&SpaceInfo { state: state.encode(), ..info })
     }
 
-    fn fill(
-        &self,
-        info: &SpaceInfo,
-        routes: &Routes,
-        state: &State,
-        reader: SnapshotReader<impl Read>,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<()> {
-        let meta = info.trees[info.trees.len() - 1].id;
-        let mut edits = Vec::new();
-        let (mut bytes, mut rows) = (0, 0);
-        reader.run(&mut |item| {
-            let edit = match item {
-                Item::Row { key, head, body } => {
-                    rows += 1;
-                    let damaged = |damage| EngineError::corrupt(Path::new("the snapshot"), Place::File, damage);
-                    let row = record::RowHead::decode(&head).map_err(damaged)?;
-                    let shard = routes.shard_of(row.key_in(&body).map_err(damaged)?);
-                    let edit = Edit::Put { head: head.clone(), body: body.clone() };
-                    TreeEdit { tree: info.trees[shard].id, key, edit }
-                }
-                Item::Meta { key, value } => {
-                    TreeEdit { tree: meta, key, edit: Edit::Put { head: Bytes::new(), body: value } }
-                }
-            };
-            bytes += edit.key.len() + edit.edit.len();
-            edits.push(edit);
-            if bytes >= RESTORE_BATCH_BYTES {
-                bytes = 0;
-                self.raw_batch(info, std::mem::take(&mut edits), state)?;
-                progress(rows);
-            }
-            Ok(())
-        })?;
-        self.raw_batch(info, edits, state)?;
-        progress(rows);
-        Ok(())
-    }
-
-    /// A batch that the next checkpoint makes durable.
-    fn raw_batch(&self, info: &SpaceInfo, edits: Vec<TreeEdit>, state: &State) -> Result<()> {
-        let cost = Cost {
-            edit_bytes: edits.iter().map(|edit| (edit.key.len() + edit.edit.len()) as u64).sum(),
-            edits: edits.len() as u64,
-            ..Cost::default()
-        };
-        let store = &self.inner.shared.store;
-        let admission = loop {
-            match store.admit(cost) {
-                Ok(admission) => break admission,
-                Err(AdmitError::Short(ticket)) => ticket.wait()?,
-                Err(AdmitError::Refused(error)) => return Err(error.into()),
-            }
-        };
-        store.apply(admission, Batch { space: info.id, edits, record: Bytes::new(), state: state.encode() });
-        Ok(())
+    /// Replaces what a live keyspace holds by a snapshot of another replica, all of it: keys and their
+    /// history, leases, tables, applied index, history hash. It keeps its name and its routes, and handles
+    /// to it their use. A crash leaves the old or the new one. Requests meanwhile are answered out of one
+    /// of the two; writes wait for the moment of the swap. Watchers go on from the next revision that each
+    /// needs, or end with the compacted revision if that is gone (WCH-31).
+    ///
+    /// Memory: the new index beside the old one, and a bounded piece of the stream.
+    ///
+    /// # Errors
+    /// `KeyspaceNotFound`; the rest when the [`Install`] is waited for.
+    pub fn install<'a>(&self, name: &str, stream: impl Read + Send + 'a, older: Older) -> Result<Install<'a>> {
+        let found = self.inner.keyspaces.read().get(name).cloned();
+        let current = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
+        Ok(install::install(self.inner.shared.clone(), current, stream, older))
     }
 }
 
-/// Rows of a snapshot that go to the store at a time.
-const RESTORE_BATCH_BYTES: usize = 1 << 20;
-
-fn is_unfinished(space: &SpaceInfo) -> bool {
-    State::decode(&space.state).is_ok_and(|state| state.unfinished)
-}
+/// The longest name of a keyspace.
+const NAME_BYTES_MAX: usize = 100;
 
 fn store_options(path: &Path, options: &Options) -> StoreOptions {
     StoreOptions {

@@ -53,6 +53,9 @@ pub enum Refusal {
     LeaseExists,
     /// Over the longest time to live.
     LeaseTtlTooLarge,
+    /// In a replayed engine: the lease has a checkpoint, or one on its way. Propose a checkpoint of 0 for
+    /// it, and renew it then.
+    LeaseCheckpointed,
     /// The request is over `max_request_bytes`.
     TooLarge {
         /// Its size.
@@ -89,6 +92,13 @@ pub enum Refusal {
         /// The newest applied index.
         applied: u64,
     },
+    /// A snapshot that would take the keyspace back.
+    OlderSnapshot {
+        /// The revision that it is of.
+        snapshot: i64,
+        /// The newest revision.
+        current: i64,
+    },
     /// The engine is closed.
     Closed,
 }
@@ -109,6 +119,7 @@ impl fmt::Display for Refusal {
             Refusal::LeaseNotFound => f.write_str("etcdserver: requested lease not found"),
             Refusal::LeaseExists => f.write_str("etcdserver: lease already exists"),
             Refusal::LeaseTtlTooLarge => f.write_str("etcdserver: too large lease TTL"),
+            Refusal::LeaseCheckpointed => f.write_str("the lease's checkpoint has to be taken back first"),
             Refusal::TooLarge { .. } => f.write_str("etcdserver: request is too large"),
             Refusal::TooManyRequests => f.write_str("etcdserver: too many requests"),
             Refusal::EmptyWatchRange => f.write_str("mvcc: watcher range is empty"),
@@ -116,6 +127,9 @@ impl fmt::Display for Refusal {
             Refusal::KeyspaceExists { name } => write!(f, "keyspace {name:?} exists already"),
             Refusal::Unsupported { why } | Refusal::Invalid { why } => f.write_str(why),
             Refusal::AlreadyApplied { applied } => write!(f, "index {applied} and all before it are applied already"),
+            Refusal::OlderSnapshot { snapshot, current } => {
+                write!(f, "the snapshot of revision {snapshot} is older than the keyspace, which is at {current}")
+            }
             Refusal::Closed => f.write_str("the engine is closed"),
         }
     }

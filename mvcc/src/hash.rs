@@ -4,13 +4,22 @@
 //! row key (18 for a tombstone) and its value as a protobuf `KeyValue`. What is included depends on
 //! the compacted revision, not on how far the sweep has come (HSH-8).
 
-use crate::core::{Core, Rows, StoredRow};
+use crate::core::{Core, Pass, Rows, StoredRow};
 use crate::error::{Refusal, Result};
 use crate::request::{HashKv, Span};
 use crate::wire;
+use polybolt_index::Revision;
 
-/// Hashes the keyspace at `revision`; 0 is the current one, and before it there was nothing. Reads all rows, in bounded memory.
+/// The most hashes that are remembered (HSH-6).
+const REMEMBERED_MAX: usize = 10;
+
+/// Hashes the keyspace at `revision`; 0 is the current one, and before it there was nothing. Reads all
+/// rows, in bounded memory, unless it is remembered.
 pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
+    if let Some(known) = core.hashes.lock().get(&revision) {
+        core.check_open()?;
+        return Ok(HashKv { revision: core.publisher.visible().cast_signed(), ..*known });
+    }
     let everything = Span::prefix("");
     let segments = core.routes.cut(&everything);
     let point = core.read_point(&segments, revision.max(0))?;
@@ -27,30 +36,62 @@ pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
         return Err(Refusal::Compacted { revision: compacted }.into());
     }
     // Below zero nothing was stored, and nothing is refused (HSH-1).
-    let h = if revision < 0 { 0 } else { point.at };
-    // While no key is live, what a finished compaction has left is hashed (HSH-4).
-    let kept_at = if core.count(&segments, h) == 0 { compacted.max(0).cast_unsigned() } else { h };
-    let mut crc = crc32c::crc32c(b"key");
-    // Volatile shards differ between replicas: they are not part of the hash (R4).
-    let shards = (0..core.shards.len()).filter(|at| !core.shards[*at].volatile).collect();
-    let mut rows = Rows::of_shards(core, shards, 0, h);
-    let mut encoded = Vec::new();
-    while let Some(row) = rows.next_row()? {
-        if is_included(core, &row, compacted, kept_at) {
-            encoded.clear();
-            encode(&row, &mut encoded);
-            crc = crc32c::crc32c_append(crc, &encoded);
-        }
-    }
+    let at = if revision < 0 { 0 } else { point.at };
+    let mut pass = Pass::new(core, at, compacted);
+    pass.step(core, usize::MAX)?;
     if !pin.holds() {
         return Err(Refusal::Compacted { revision: core.publisher.compacted() }.into());
     }
-    Ok(HashKv {
-        hash: crc,
-        revision: point.visible.cast_signed(),
-        compact_revision: compacted,
-        hash_revision: if revision < 0 { revision } else { h.cast_signed() },
-    })
+    let hash_revision = if revision < 0 { revision } else { at.cast_signed() };
+    Ok(HashKv { revision: point.visible.cast_signed(), hash_revision, ..pass.hash() })
+}
+
+/// Keeps the newest ones.
+pub(crate) fn remember(core: &Core, hash: HashKv) {
+    let mut hashes = core.hashes.lock();
+    hashes.insert(hash.hash_revision, hash);
+    while hashes.len() > REMEMBERED_MAX {
+        hashes.pop_first();
+    }
+}
+
+impl Pass {
+    pub(crate) fn new(core: &Core, at: u64, compacted: i64) -> Self {
+        let segments = core.routes.cut(&Span::prefix(""));
+        // While no key is live, what a finished compaction has left is hashed (HSH-4).
+        let kept_at = if core.count(&segments, at) == 0 { compacted.max(0).cast_unsigned() } else { at };
+        Pass { at, compacted, kept_at, next: Revision::default(), crc: crc32c::crc32c(b"key") }
+    }
+
+    /// Hashes up to `max` rows more; true once that were all.
+    pub(crate) fn step(&mut self, core: &Core, max: usize) -> Result<bool> {
+        // Volatile shards differ between replicas: they are not part of the hash (R4).
+        let shards = (0..core.shards.len()).filter(|at| !core.shards[*at].volatile).collect();
+        let mut rows = Rows::of_shards(core, shards, self.next.main, self.at);
+        let mut encoded = Vec::new();
+        let mut seen = 0;
+        while let Some(row) = rows.next_row()? {
+            if row.at < self.next {
+                continue;
+            }
+            if seen == max {
+                self.next = row.at;
+                return Ok(false);
+            }
+            seen += 1;
+            if is_included(core, &row, self.compacted, self.kept_at) {
+                encoded.clear();
+                encode(&row, &mut encoded);
+                self.crc = crc32c::crc32c_append(self.crc, &encoded);
+            }
+        }
+        Ok(true)
+    }
+
+    pub(crate) fn hash(&self) -> HashKv {
+        let (hash_revision, compact_revision) = (self.at.cast_signed(), self.compacted);
+        HashKv { hash: self.crc, revision: 0, compact_revision, hash_revision }
+    }
 }
 
 /// HSH-4.

@@ -2,20 +2,22 @@
 //! revokes leases past their deadline, and moves the lines of requests that wait for room. It sleeps
 //! while there is nothing to do.
 
-use crate::core::Core;
+use crate::command::{self, LEASES_PER_CHECKPOINT};
+use crate::core::{Core, Current};
 use crate::error::Error;
-use crate::keyspace;
 use crate::options::{Face, Options};
+use crate::reopen::{Retired, Shared};
 use crate::write::NotNow;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use polybolt_engine::run::{Job, Next, Signal};
+use polybolt_engine::store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// The open keyspaces by name.
-pub(crate) type Table = RwLock<BTreeMap<String, Arc<Core>>>;
+pub(crate) type Table = RwLock<BTreeMap<String, Arc<Current>>>;
 
 /// Leases past their deadline are looked for this often.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -26,27 +28,51 @@ const LINE_INTERVAL: Duration = Duration::from_millis(5);
 const REVOKES_PER_STEP: usize = 32;
 const REVOKE_INTERVAL: Duration = Duration::from_millis(4);
 
+/// The least time between checkpoints of 1000 leases: 100 such entries a second (etcd: 1000, LSE-16).
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(10);
+
 /// The job.
 pub(crate) struct Housekeeper {
     keyspaces: Arc<Table>,
+    store: Arc<Store>,
     options: Arc<Options>,
+    retired: Arc<Mutex<Vec<Retired>>>,
     work: Signal,
     /// Whose turn to sweep it is.
     turn: usize,
     expire_at: Duration,
     sweep_at: Duration,
+    checkpoint_at: Duration,
 }
 
 impl Housekeeper {
-    pub(crate) fn new(keyspaces: Arc<Table>, options: Arc<Options>, work: Signal) -> Self {
+    pub(crate) fn new(keyspaces: Arc<Table>, shared: Shared) -> Self {
+        let Shared { store, options, retired, work, .. } = shared;
         work.raise();
-        Housekeeper { keyspaces, options, work, turn: 0, expire_at: Duration::ZERO, sweep_at: Duration::ZERO }
+        let at_once = Duration::ZERO;
+        let (expire_at, sweep_at, checkpoint_at) = (at_once, at_once, at_once);
+        Housekeeper { keyspaces, store, options, retired, work, turn: 0, expire_at, sweep_at, checkpoint_at }
     }
 
     fn open(&self) -> Vec<Arc<Core>> {
         let keyspaces = self.keyspaces.read();
-        let open = |core: &&Arc<Core>| !core.dropped.load(Ordering::Acquire) && !core.closed.load(Ordering::Acquire);
-        keyspaces.values().filter(open).cloned().collect()
+        let open = |core: &Arc<Core>| !core.dropped.load(Ordering::Acquire) && !core.closed.load(Ordering::Acquire);
+        keyspaces.values().map(|current| Arc::clone(&current.core())).filter(open).collect()
+    }
+
+    /// Drops one space that an install replaced, once nobody reads it or no pin can hold it any more; true
+    /// if there are more.
+    fn drop_retired(&self, now: Duration) -> bool {
+        let mut retired = self.retired.lock();
+        let unused = |old: &Retired| {
+            Arc::strong_count(&old.core) == 1 || now.saturating_sub(old.since) > self.options.pin_age_max
+        };
+        if let Some(at) = retired.iter().position(unused) {
+            let old = retired.remove(at);
+            // If that fails the next open drops it.
+            drop(self.store.drop_space(old.core.id));
+        }
+        !retired.is_empty()
     }
 
     /// One step of one keyspace's sweep; true if there may be more.
@@ -81,7 +107,7 @@ impl Housekeeper {
                 if !core.lessor.lock().is_expired(id, now) {
                     continue;
                 }
-                match keyspace::revoke(core, &mut writer, id, None) {
+                match command::revoke(core, &mut writer, id, None) {
                     Ok(_) | Err(NotNow::Short(_) | NotNow::Refused(Error::Refused(_))) => {}
                     // A store that takes no more writes.
                     Err(NotNow::Refused(_)) => return None,
@@ -94,6 +120,28 @@ impl Housekeeper {
         let interval = if wave { REVOKE_INTERVAL } else { EXPIRY_INTERVAL };
         next.map(|next| next.max(now + interval))
     }
+}
+
+/// Records what remains of long leases, of a bounded number of them; when to look again.
+fn checkpoint_leases(cores: &[Arc<Core>], now: Duration) -> Option<Duration> {
+    let mut next: Option<Duration> = None;
+    for core in cores {
+        let due = core.lessor.lock().next_checkpoint().is_some_and(|at| at <= now);
+        if due {
+            // The writer first: a renewal has to find it either recorded or on its way.
+            let mut writer = core.writer.lock();
+            let leases = core.lessor.lock().due_checkpoints(now, LEASES_PER_CHECKPOINT);
+            match command::checkpoint(core, &mut writer, &leases, None) {
+                Ok(()) | Err(NotNow::Short(_) | NotNow::Refused(Error::Refused(_))) => {}
+                // A store that takes no more writes.
+                Err(NotNow::Refused(_)) => return None,
+            }
+        }
+        if let Some(at) = core.lessor.lock().next_checkpoint() {
+            next = Some(next.map_or(at, |next| next.min(at)));
+        }
+    }
+    next.map(|next| next.max(now + CHECKPOINT_PAUSE))
 }
 
 impl Job for Housekeeper {
@@ -119,6 +167,9 @@ impl Job for Housekeeper {
         } else if cores.iter().any(|core| core.wants_sweep()) {
             wake(self.sweep_at);
         }
+        if self.drop_retired(now) {
+            wake(now + EXPIRY_INTERVAL);
+        }
         if self.options.face == Face::Standalone {
             if now >= self.expire_at {
                 if let Some(at) = Self::expire(&cores, now) {
@@ -127,6 +178,16 @@ impl Job for Housekeeper {
                 }
             } else {
                 wake(self.expire_at);
+            }
+            if self.options.lease_checkpoint_interval.is_some() {
+                if now >= self.checkpoint_at {
+                    if let Some(at) = checkpoint_leases(&cores, now) {
+                        self.checkpoint_at = at.min(now + EXPIRY_INTERVAL);
+                        wake(at);
+                    }
+                } else {
+                    wake(self.checkpoint_at);
+                }
             }
         }
         next.map_or(Next::Idle, Next::At)

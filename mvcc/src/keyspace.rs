@@ -1,23 +1,24 @@
 //! A keyspace: one etcd logical store.
 
-use crate::core::Core;
+use crate::command::{self, Applied, Entry, TableEdit};
+use crate::core::{Core, Current};
 use crate::error::{Error, Refusal, Result};
 use crate::hash;
-use crate::lease::TTL_MAX;
-use crate::meta::{self, StoredLease};
-use crate::options::Face;
+use crate::lease::Renewal;
+use crate::meta;
 use crate::pending::Pending;
 use crate::read::{self, Pinned, RangeStream};
-use crate::record::{MetaEdit, State};
+use crate::record::State;
 use crate::request::{
     DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, Op, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, ShardStatus, Span, TxnRequest, TxnResponse, WatchRequest,
+    RangeRequest, RangeResponse, ShardStatus, TxnRequest, TxnResponse, WatchRequest,
 };
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
 use crate::txn;
 use crate::watcher::Watcher;
 use crate::write::{Extra, NotNow};
+use arc_swap::Guard;
 use bytes::Bytes;
 use polybolt_engine::Position;
 use std::ops::Bound;
@@ -41,7 +42,7 @@ use std::time::Duration;
 /// ```
 #[derive(Clone)]
 pub struct Keyspace {
-    pub(crate) core: Arc<Core>,
+    pub(crate) current: Arc<Current>,
     /// Keeps the engine's background jobs.
     pub(crate) engine: Arc<dyn std::any::Any + Send + Sync>,
 }
@@ -49,74 +50,24 @@ pub struct Keyspace {
 impl std::fmt::Debug for Keyspace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let shared = Arc::strong_count(&self.engine);
-        f.debug_struct("Keyspace").field("name", &self.core.name).field("handles", &shared).finish()
+        f.debug_struct("Keyspace").field("name", &self.current.name).field("handles", &shared).finish()
     }
 }
 
-/// A request of a replicated log, with its position there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The log's position; must rise.
-    pub index: u64,
-    /// What to do.
-    pub command: Command,
-}
-
-/// What a log can ask for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// A put, delete, range or txn.
-    Op(Op),
-    /// A compaction.
-    Compact(i64),
-    /// A lease with this id and time to live.
-    LeaseGrant {
-        /// Its id; not 0.
-        id: i64,
-        /// Seconds.
-        ttl: i64,
-    },
-    /// The end of a lease.
-    LeaseRevoke(i64),
-    /// Changes of metadata tables.
-    Table(Vec<TableEdit>),
-    /// Nothing: only the index moves.
-    Nothing,
-}
-
-/// What a command answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Applied {
-    /// To a put, delete, range or txn.
-    Txn(TxnResponse),
-    /// To a compaction or revoke: the revision after it.
-    Revision(i64),
-    /// To a grant.
-    Lease(LeaseGranted),
-    /// To the rest.
-    Done,
-}
-
-/// A change of a metadata table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableEdit {
-    /// The table.
-    pub table: String,
-    /// The key in it.
-    pub key: Bytes,
-    /// Its value; None removes it.
-    pub value: Option<Bytes>,
-}
-
 impl Keyspace {
+    /// What it is now.
+    pub(crate) fn core(&self) -> Guard<Arc<Core>> {
+        self.current.core()
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.core.name
+        &self.current.name
     }
 
     /// How it is split.
     pub fn routes(&self) -> &Routes {
-        &self.core.routes
+        &self.current.routes
     }
 
     /// Reads keys. Never waits for writers. Memory: the result.
@@ -125,12 +76,13 @@ impl Keyspace {
     /// `EmptyKey`, `Compacted`, `FutureRevision`, or damage.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse> {
         read::check(request)?;
-        let segments = self.core.routes.cut(&request.span);
-        let point = self.core.read_point(&segments, request.revision)?;
-        let source = Pinned { core: &self.core, segments, at: point.at };
+        let core = self.core();
+        let segments = core.routes.cut(&request.span);
+        let point = core.read_point(&segments, request.revision)?;
+        let source = Pinned { core: &core, segments, at: point.at };
         let response = read::range(&source, request, point.visible)?;
         if !point.pin.holds() {
-            return Err(Refusal::Compacted { revision: self.compact_revision() }.into());
+            return Err(Refusal::Compacted { revision: core.publisher.compacted() }.into());
         }
         Ok(response)
     }
@@ -140,7 +92,7 @@ impl Keyspace {
     /// # Errors
     /// As `range`; `Unsupported` for orders but by key, and for revision filters.
     pub fn range_stream(&self, request: &RangeRequest) -> Result<RangeStream> {
-        RangeStream::new(&self.core, request)
+        RangeStream::new(&self.core(), request)
     }
 
     /// Puts a key.
@@ -148,7 +100,7 @@ impl Keyspace {
     /// # Errors
     /// `EmptyKey`, `ValueProvided`, `LeaseProvided`, `LeaseNotFound`, `KeyNotFound`, `TooLarge`, `NoSpace`.
     pub fn put(&self, request: PutRequest) -> Pending<PutResponse> {
-        self.core.submit(move |core, writer| {
+        self.core().submit(move |core, writer| {
             txn::check_put(&request).map_err(Error::from)?;
             check_size(core, request.key.len() + request.value.len())?;
             core.evaluate(writer, Extra::default(), |evaluation| {
@@ -163,7 +115,7 @@ impl Keyspace {
     /// # Errors
     /// `EmptyKey`.
     pub fn delete_range(&self, request: DeleteRequest) -> Pending<DeleteResponse> {
-        self.core.submit(move |core, writer| {
+        self.core().submit(move |core, writer| {
             if request.span.key.is_empty() {
                 return Err(Error::from(Refusal::EmptyKey).into());
             }
@@ -179,27 +131,14 @@ impl Keyspace {
     /// As its operations, and `TooManyOps`, `DuplicateKey`.
     pub fn txn(&self, request: TxnRequest) -> Pending<TxnResponse> {
         if txn::is_read_only(&request) {
-            return Pending::answered(&self.core, self.read_txn(&request), None);
+            let core = self.core();
+            return Pending::answered(&core, read_txn(&core, &request), None);
         }
-        self.core.submit(move |core, writer| {
+        self.core().submit(move |core, writer| {
             txn::check_txn(&request, core.options.max_txn_ops).map_err(Error::from)?;
             check_size(core, txn_bytes(&request))?;
             core.evaluate(writer, Extra::default(), |evaluation| evaluation.txn(&request))
         })
-    }
-
-    fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse> {
-        let core = &self.core;
-        txn::check_txn(request, core.options.max_txn_ops)?;
-        let point = core.read_point(&[], 0)?;
-        // Pinned first, compared with the compacted revision after (S3).
-        let until = core.clock.monotonic().saturating_add(core.options.pin_age_max);
-        let lowest = core.pins.pin(txn::lowest_revision(request).unwrap_or(point.at), until);
-        let response = txn::Evaluation::reading(core, point.at, core.publisher.compacted()).txn(request)?;
-        if !point.pin.holds() || !lowest.holds() {
-            return Err(Refusal::Compacted { revision: self.compact_revision() }.into());
-        }
-        Ok(response)
     }
 
     /// What can be refused of a put without a look at the state: before it is proposed to a log, say.
@@ -223,30 +162,35 @@ impl Keyspace {
     /// # Errors
     /// `TooManyOps`, `DuplicateKey`, and those of its operations, the first one in order (TXN-2).
     pub fn validate_txn(&self, request: &TxnRequest) -> Result<()> {
-        Ok(txn::check_txn(request, self.core.options.max_txn_ops)?)
+        Ok(txn::check_txn(request, self.core().options.max_txn_ops)?)
     }
 
-    /// Forgets history below `revision`; answers with the current revision. Reads below are refused
-    /// at once; rows go step by step. `physical` waits for that, and for a checkpoint; what a running read
-    /// still pins goes later.
+    /// Forgets history below `revision`; answers with the current revision once that is durable (CMP-7),
+    /// under `Batch` too. Reads below are refused at once; rows go step by step. `physical` waits for that,
+    /// and for a checkpoint; what a running read still pins goes later.
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`.
     pub fn compact(&self, revision: i64, physical: bool) -> Pending<i64> {
-        let pending = self.core.submit(move |core, writer| {
-            compact(core, writer, revision, None)?;
+        let pending = self.core().submit(move |core, writer| {
+            command::compact(core, writer, revision, None)?;
             Ok(writer.state.main.cast_signed())
         });
+        let core = Arc::clone(&self.core());
+        let flushed = Arc::clone(&core.store);
         if !physical {
-            return pending;
+            return if core.is_batch() { pending.then(move || flushed.flush()) } else { pending };
         }
-        let (swept, flushed) = (Arc::clone(&self.core), Arc::clone(&self.core));
         pending
             .then(move || {
-                swept.work.raise();
-                swept.swept.ticket(Position(revision.max(0).cast_unsigned()))
+                core.with_writer(|core, writer| {
+                    core.work.raise();
+                    // Of what was replaced since nothing is left to sweep.
+                    let swept = if writer.state.compacted >= revision { revision.max(0) } else { 0 };
+                    core.swept.ticket(Position(swept.cast_unsigned()))
+                })
             })
-            .then(move || flushed.store.flush())
+            .then(move || flushed.flush())
     }
 
     /// Applies entries of a replicated log in order. Entries at or below the applied index have no
@@ -254,9 +198,9 @@ impl Keyspace {
     /// comes once all of it is durable.
     pub fn apply(&self, entries: Vec<Entry>) -> Pending<Vec<Result<Applied>>> {
         let mut done: Vec<Result<Applied>> = Vec::with_capacity(entries.len());
-        self.core.submit(move |core, writer| {
+        self.core().submit(move |core, writer| {
             while let Some(entry) = entries.get(done.len()) {
-                match apply_entry(core, writer, entry) {
+                match command::apply_entry(core, writer, entry) {
                     Ok(applied) => done.push(Ok(applied)),
                     Err(NotNow::Short(ticket)) => return Err(NotNow::Short(ticket)),
                     Err(NotNow::Refused(error @ Error::Refused(_))) => {
@@ -275,12 +219,12 @@ impl Keyspace {
 
     /// The newest applied index.
     pub fn applied_index(&self) -> u64 {
-        self.core.writer.lock().state.applied_index
+        self.core().with_writer(|_, writer| writer.state.applied_index)
     }
 
     /// 128 bits over the whole history, without Volatile shards: equal on equal replicas.
     pub fn history_hash(&self) -> u128 {
-        self.core.writer.lock().state.history
+        self.core().with_writer(|_, writer| writer.state.history)
     }
 
     /// Watches keys.
@@ -289,7 +233,6 @@ impl Keyspace {
     /// `EmptyWatchRange`; `Compacted` for a negative start. A start below the compacted revision
     /// yields one `Compacted` item instead (WCH-7).
     pub fn watch(&self, mut request: WatchRequest) -> Result<Watcher> {
-        let core = &self.core;
         if request.span.key.is_empty() {
             request.span.key = Bytes::from_static(b"\0");
         }
@@ -301,16 +244,17 @@ impl Keyspace {
         {
             return Err(Refusal::EmptyWatchRange.into());
         }
-        let writer = core.writer.lock();
-        core.check_open()?;
-        let visible = core.publisher.visible();
-        let applied = writer.state.main;
-        let next = if request.start_revision == 0 { visible + 1 } else { request.start_revision.cast_unsigned() };
-        let (id, feed) = core.hub.register(request, next, applied, core.options.watch_buffer_bytes);
-        drop(writer);
-        // Read after registration (WCH-8).
-        let created = core.publisher.visible().cast_signed();
-        Ok(Watcher::new(Arc::clone(core), id, feed, created))
+        // Behind whatever replaced it: that has reset the hub before, and knows no newcomer.
+        self.core().with_writer(|core, writer| {
+            core.check_open()?;
+            let visible = core.publisher.visible();
+            let applied = writer.state.main;
+            let next = if request.start_revision == 0 { visible + 1 } else { request.start_revision.cast_unsigned() };
+            let (id, feed) = core.hub.register(request, next, applied, core.options.watch_buffer_bytes);
+            // Read after registration (WCH-8).
+            let created = core.publisher.visible().cast_signed();
+            Ok(Watcher::new(Arc::clone(&self.current), id, feed, created))
+        })
     }
 
     /// Grants a lease; id 0 picks one.
@@ -318,8 +262,8 @@ impl Keyspace {
     /// # Errors
     /// `LeaseTtlTooLarge`, `LeaseExists`.
     pub fn lease_grant(&self, id: i64, ttl: i64) -> Pending<LeaseGranted> {
-        let entropy = self.core.store.entropy();
-        self.core.submit(move |core, writer| grant(core, writer, id, ttl, entropy, None))
+        let entropy = self.core().store.entropy();
+        self.core().submit(move |core, writer| command::grant(core, writer, id, ttl, entropy, None))
     }
 
     /// Ends a lease: its keys are deleted under one revision. Answers with the revision after it.
@@ -327,20 +271,31 @@ impl Keyspace {
     /// # Errors
     /// `LeaseNotFound`.
     pub fn lease_revoke(&self, id: i64) -> Pending<i64> {
-        self.core.submit(move |core, writer| revoke(core, writer, id, None))
+        self.core().submit(move |core, writer| command::revoke(core, writer, id, None))
     }
 
     /// Starts a lease's time to live anew and answers with it; 0 if there is no such lease. One past
-    /// its deadline is not renewed: the answer is 0.
-    pub fn lease_keep_alive(&self, id: i64) -> i64 {
-        let now = self.core.clock.monotonic();
-        self.core.lessor.lock().keep_alive(id, now).unwrap_or(0)
+    /// its deadline is not renewed: the answer is 0. Writes only if the lease was checkpointed since its
+    /// last renewal: that is taken back first.
+    ///
+    /// # Errors
+    /// `LeaseCheckpointed` in a replayed engine, where that has to be proposed.
+    pub fn lease_keep_alive(&self, id: i64) -> Pending<i64> {
+        let core = self.core();
+        let now = core.clock.monotonic();
+        let renewal = core.lessor.lock().keep_alive(id, now);
+        match renewal {
+            Renewal::Renewed(ttl) => Pending::answered(&core, Ok(ttl), None),
+            Renewal::Gone => Pending::answered(&core, Ok(0), None),
+            Renewal::Checkpointed => core.submit(move |core, writer| command::renew(core, writer, id)),
+        }
     }
 
     /// A lease's time to live, and its keys if asked for.
     pub fn lease_time_to_live(&self, id: i64, keys: bool) -> Option<LeaseStatus> {
-        let now = self.core.clock.monotonic();
-        let lessor = self.core.lessor.lock();
+        let core = self.core();
+        let now = core.clock.monotonic();
+        let lessor = core.lessor.lock();
         let (granted_ttl, remaining_ttl) = lessor.time_to_live(id, now)?;
         let keys = if keys { lessor.keys(id) } else { Vec::new() };
         Some(LeaseStatus { id, granted_ttl, remaining_ttl, keys })
@@ -348,25 +303,38 @@ impl Keyspace {
 
     /// All leases, by remaining time.
     pub fn leases(&self) -> Vec<i64> {
-        self.core.lessor.lock().list()
+        self.core().lessor.lock().list()
     }
 
     /// Leases past their deadline. In a replayed engine the frontend proposes their revokes (S4).
     pub fn due_leases(&self, max: usize) -> Vec<i64> {
-        let now = self.core.clock.monotonic();
-        self.core.lessor.lock().due(now, max)
+        let core = self.core();
+        let now = core.clock.monotonic();
+        core.lessor.lock().due(now, max)
     }
 
-    /// Becomes the one whose clock expires leases; each gets its whole time to live and `extend`.
+    /// Leases whose remaining seconds are due to be recorded, and these: of at most
+    /// [`LEASES_PER_CHECKPOINT`](command::LEASES_PER_CHECKPOINT) leases, as one entry takes them. None
+    /// unless `lease_checkpoint_interval` is set. In a replayed engine the frontend proposes them (S4); until
+    /// that is applied they are not renewed.
+    pub fn due_lease_checkpoints(&self) -> Vec<(i64, i64)> {
+        let core = self.core();
+        let now = core.clock.monotonic();
+        core.lessor.lock().due_checkpoints(now, command::LEASES_PER_CHECKPOINT)
+    }
+
+    /// Becomes the one whose clock expires leases; each gets `extend` and its whole time to live, or what
+    /// its last checkpoint has left it. Where they are 1000 or more at most 750 end in a second.
     pub fn promote(&self, extend: Duration) {
-        let now = self.core.clock.monotonic();
-        self.core.lessor.lock().promote(now, extend);
-        self.core.work.raise();
+        let core = self.core();
+        let now = core.clock.monotonic();
+        core.lessor.lock().promote(now, extend);
+        core.work.raise();
     }
 
     /// Stops being that: no lease expires.
     pub fn demote(&self) {
-        self.core.lessor.lock().demote();
+        self.core().lessor.lock().demote();
     }
 
     /// Hashes all keys at a revision as etcd does; 0 is the current one.
@@ -374,7 +342,7 @@ impl Keyspace {
     /// # Errors
     /// `Compacted`, `FutureRevision`.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv> {
-        hash::hash_kv(&self.core, revision)
+        hash::hash_kv(&self.core(), revision)
     }
 
     /// CRC-32C over everything stored, as of now: rows that compaction has yet to remove too, so it is
@@ -383,11 +351,12 @@ impl Keyspace {
     /// # Errors
     /// If a row cannot be read.
     pub fn hash(&self) -> Result<u32> {
-        self.core.check_open()?;
+        let core = self.core();
+        core.check_open()?;
         let mut crc = 0;
-        let durable = self.core.shards.iter().filter(|shard| !shard.volatile).map(|shard| shard.tree);
-        for tree in durable.chain([self.core.meta]) {
-            let view = self.core.store.view(tree)?;
+        let durable = core.shards.iter().filter(|shard| !shard.volatile).map(|shard| shard.tree);
+        for tree in durable.chain([core.meta]) {
+            let view = core.store.view(tree)?;
             view.ascend(Bound::Unbounded, &mut |key, head, body| {
                 crc = crc32c::crc32c_append(crc, key);
                 crc = crc32c::crc32c_append(crc, head);
@@ -400,7 +369,8 @@ impl Keyspace {
 
     /// The applied index that a restart may fall back to: a log above may forget nothing newer (R3).
     pub fn log_floor(&self) -> u64 {
-        let older = self.core.store.older_state(self.core.id);
+        let core = self.core();
+        let older = core.store.older_state(core.id);
         older.and_then(|state| State::decode(&state).ok()).map_or(0, |state| state.applied_index)
     }
 
@@ -410,26 +380,26 @@ impl Keyspace {
     /// # Errors
     /// If the keyspace was dropped.
     pub fn snapshot(&self) -> Result<Snapshot> {
-        Snapshot::new(&self.core)
+        Snapshot::new(&self.core())
     }
 
     /// The current revision.
     pub fn revision(&self) -> i64 {
-        self.core.publisher.visible().cast_signed()
+        self.core().publisher.visible().cast_signed()
     }
 
     /// The compacted revision, -1 if never.
     pub fn compact_revision(&self) -> i64 {
-        self.core.publisher.compacted()
+        self.core().publisher.compacted()
     }
 
     /// Sizes and counts.
     pub fn status(&self) -> KeyspaceStatus {
-        let core = &self.core;
+        let core = self.core();
         let mut status = KeyspaceStatus {
-            revision: self.revision(),
-            compact_revision: self.compact_revision(),
-            applied_index: self.applied_index(),
+            revision: core.publisher.visible().cast_signed(),
+            compact_revision: core.publisher.compacted(),
+            applied_index: core.writer.lock().state.applied_index,
             leases: core.lessor.lock().len() as u64,
             watchers: core.hub.len() as u64,
             ..KeyspaceStatus::default()
@@ -500,8 +470,8 @@ impl Keyspace {
 
     /// Changes metadata tables, all at once.
     pub fn table_write(&self, edits: Vec<TableEdit>) -> Pending<()> {
-        self.core.submit(move |core, writer| {
-            let extra = Extra { meta: table_edits(&edits), frees_space: true, ..Extra::default() };
+        self.core().submit(move |core, writer| {
+            let extra = Extra { meta: command::table_edits(&edits), frees_space: true, ..Extra::default() };
             core.commit(writer, &[], extra)
         })
     }
@@ -512,19 +482,34 @@ impl Keyspace {
     /// # Errors
     /// If the disk fails.
     pub fn defragment(&self) -> Result<()> {
-        self.core.check_open()?;
-        for tree in self.core.shards.iter().map(|shard| shard.tree).chain([self.core.meta]) {
-            self.core.store.vacuum(self.core.id, tree)?;
+        let core = self.core();
+        core.check_open()?;
+        for tree in core.shards.iter().map(|shard| shard.tree).chain([core.meta]) {
+            core.store.vacuum(core.id, tree)?;
         }
         Ok(())
     }
 
     fn table_view(&self) -> Result<(polybolt_engine::view::View, polybolt_engine::Ticket)> {
-        let writer = self.core.writer.lock();
-        self.core.check_open()?;
-        let ticket = self.core.answer_at(writer.last);
-        Ok((self.core.store.view(self.core.meta)?, ticket))
+        self.core().with_writer(|core, writer| {
+            core.check_open()?;
+            let ticket = core.answer_at(writer.last);
+            Ok((core.store.view(core.meta)?, ticket))
+        })
     }
+}
+
+fn read_txn(core: &Core, request: &TxnRequest) -> Result<TxnResponse> {
+    txn::check_txn(request, core.options.max_txn_ops)?;
+    let point = core.read_point(&[], 0)?;
+    // Pinned first, compared with the compacted revision after (S3).
+    let until = core.clock.monotonic().saturating_add(core.options.pin_age_max);
+    let lowest = core.pins.pin(txn::lowest_revision(request).unwrap_or(point.at), until);
+    let response = txn::Evaluation::reading(core, point.at, core.publisher.compacted()).txn(request)?;
+    if !point.pin.holds() || !lowest.holds() {
+        return Err(Refusal::Compacted { revision: core.publisher.compacted() }.into());
+    }
+    Ok(response)
 }
 
 fn check_size(core: &Core, bytes: usize) -> Result<()> {
@@ -541,125 +526,4 @@ fn txn_bytes(request: &TxnRequest) -> usize {
         Op::Invalid(_) => 0,
     };
     request.success.iter().chain(&request.failure).map(op).sum()
-}
-
-fn table_edits(edits: &[TableEdit]) -> Vec<MetaEdit> {
-    edits
-        .iter()
-        .map(|edit| MetaEdit { key: meta::table_key(&edit.table, &edit.key), value: edit.value.clone() })
-        .collect()
-}
-
-fn compact(
-    core: &Core,
-    writer: &mut crate::core::Writer,
-    revision: i64,
-    applied_index: Option<u64>,
-) -> Result<(), NotNow> {
-    let (main, compacted) = (writer.state.main.cast_signed(), writer.state.compacted);
-    if revision <= compacted {
-        return Err(Error::from(Refusal::Compacted { revision: compacted }).into());
-    }
-    if revision > main {
-        return Err(Error::from(Refusal::FutureRevision { current: main }).into());
-    }
-    let extra = Extra { compacted: Some(revision), applied_index, frees_space: true, ..Extra::default() };
-    core.commit(writer, &[], extra)?;
-    core.work.raise();
-    Ok(())
-}
-
-fn grant(
-    core: &Core,
-    writer: &mut crate::core::Writer,
-    id: i64,
-    ttl: i64,
-    entropy: u64,
-    applied_index: Option<u64>,
-) -> Result<LeaseGranted, NotNow> {
-    if ttl > TTL_MAX {
-        return Err(Error::from(Refusal::LeaseTtlTooLarge).into());
-    }
-    let ttl = ttl.max(core.options.min_lease_ttl);
-    let mut id = id;
-    {
-        let lessor = core.lessor.lock();
-        let mut random = entropy;
-        while id == 0 || (random != entropy && lessor.exists(id)) {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            id = (random >> 1).cast_signed();
-        }
-        if lessor.exists(id) {
-            return Err(Error::from(Refusal::LeaseExists).into());
-        }
-    }
-    let value = StoredLease { ttl, remaining: 0 }.encode();
-    let meta = vec![MetaEdit { key: meta::lease_key(id), value: Some(value) }];
-    core.commit(writer, &[], Extra { meta, applied_index, ..Extra::default() })?;
-    let now = core.clock.monotonic();
-    core.lessor.lock().grant(id, ttl, now);
-    if core.options.face == Face::Standalone {
-        core.work.raise();
-    }
-    Ok(LeaseGranted { revision: writer.state.main.cast_signed(), id, ttl })
-}
-
-/// Deletes the keys of a lease, ascending, under one revision, and the lease with them (LSE-5).
-pub(crate) fn revoke(
-    core: &Core,
-    writer: &mut crate::core::Writer,
-    id: i64,
-    applied_index: Option<u64>,
-) -> Result<i64, NotNow> {
-    let keys = {
-        let lessor = core.lessor.lock();
-        if !lessor.exists(id) {
-            return Err(Error::from(Refusal::LeaseNotFound).into());
-        }
-        lessor.keys(id)
-    };
-    let meta = vec![MetaEdit { key: meta::lease_key(id), value: None }];
-    let extra = Extra { meta, applied_index, frees_space: true, ..Extra::default() };
-    core.evaluate(writer, extra, |evaluation| {
-        for key in keys {
-            evaluation.delete(&DeleteRequest { span: Span::key(key), prev_kv: false })?;
-        }
-        Ok(())
-    })?;
-    core.lessor.lock().revoke(id);
-    Ok(writer.state.main.cast_signed())
-}
-
-fn apply_entry(core: &Core, writer: &mut crate::core::Writer, entry: &Entry) -> Result<Applied, NotNow> {
-    let applied = writer.state.applied_index;
-    if entry.index <= applied {
-        return Err(Error::from(Refusal::AlreadyApplied { applied }).into());
-    }
-    let index = Some(entry.index);
-    let extra = Extra { applied_index: index, ..Extra::default() };
-    match &entry.command {
-        Command::Op(op) => {
-            let request = match op {
-                Op::Txn(txn) => txn.clone(),
-                op => TxnRequest { success: vec![op.clone()], ..TxnRequest::default() },
-            };
-            txn::check_txn(&request, core.options.max_txn_ops).map_err(Error::from)?;
-            core.evaluate(writer, extra, |evaluation| evaluation.txn(&request)).map(Applied::Txn)
-        }
-        Command::Compact(revision) => {
-            compact(core, writer, *revision, index)?;
-            Ok(Applied::Revision(writer.state.main.cast_signed()))
-        }
-        Command::LeaseGrant { id, ttl } => grant(core, writer, *id, *ttl, 0, index).map(Applied::Lease),
-        Command::LeaseRevoke(id) => revoke(core, writer, *id, index).map(Applied::Revision),
-        Command::Table(edits) => {
-            let extra = Extra { meta: table_edits(edits), ..extra };
-            core.commit(writer, &[], extra)?;
-            Ok(Applied::Done)
-        }
-        Command::Nothing => {
-            core.commit(writer, &[], extra)?;
-            Ok(Applied::Done)
-        }
-    }
 }

@@ -16,8 +16,16 @@
 //! index too. After a crash the keyspace is at an earlier entry: replay from [`Keyspace::applied_index`]
 //! on; what is replayed twice answers `AlreadyApplied`. The log has to keep everything above
 //! [`Keyspace::log_floor`]. Time is not part of the state: the leader calls [`Keyspace::promote`] and
-//! proposes a revoke for each of [`Keyspace::due_leases`]; no key goes without one. What can be refused
+//! proposes a revoke for each of [`Keyspace::due_leases`]; no key goes without one. With
+//! [`Options::lease_checkpoint_interval`] it also proposes [`Command::LeaseCheckpoint`] with what
+//! [`Keyspace::due_lease_checkpoints`] tells, and one of 0 before it renews a lease that has one. What can be refused
 //! without a look at the state ([`Keyspace::validate_txn`] and its like) is best refused before it is proposed.
+//!
+//! A replica that is too far behind for the log gets another's [`Keyspace::snapshot`] and hands it to
+//! [`Engine::install`]: keys and history, leases, tables, applied index and history hash are the
+//! snapshot's then, handles and watchers stay, and a crash leaves the old or the new state. An `apply` that
+//! waits meanwhile goes on in the new state, where what the snapshot has already answers `AlreadyApplied`.
+//! Go on with the entry after [`Keyspace::applied_index`].
 //!
 //! ```
 //! use polybolt::{Applied, Command, Engine, Entry, Error, Face, Op, Options, PutRequest, Refusal, Routes};
@@ -37,8 +45,8 @@
 //!
 //! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `routes` (key prefixes to shards), `publish` (what anybody may
 //! see), `core` (an open keyspace from the inside), `read`, `txn` and `write` (the paths of a
-//! request), `watcher`, `compact`, `snapshot`, `reopen`, `house` (background work), and
-//! [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
+//! request), `history` and `watcher`, `compact`, `snapshot`, [`command`], `reopen`, `install`, `house`
+//! (background work), and [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
 #![forbid(unsafe_code)]
 
 pub mod error;
@@ -58,19 +66,25 @@ mod read;
 mod txn;
 mod pending;
 mod write;
+mod history;
 mod watcher;
-mod compact;
 mod hash;
+mod compact;
 mod snapshot;
+pub mod command;
 pub mod keyspace;
 mod reopen;
+mod fill;
+mod install;
 mod house;
 pub mod engine;
 
+pub use command::{Applied, Command, Entry, TableEdit};
 pub use engine::{Engine, Runtime};
 pub use error::{Error, Refusal, Result};
 pub use event::{Event, EventKind, WatchItem};
-pub use keyspace::{Applied, Command, Entry, Keyspace, TableEdit};
+pub use install::{Install, Older};
+pub use keyspace::Keyspace;
 pub use options::{Durability, Face, Options};
 pub use pending::Pending;
 pub use polybolt_engine::Error as StorageError;
@@ -103,7 +117,7 @@ pub fn decode_everything(bytes: &[u8]) {
     let (at, row) = bytes.split_at(bytes.len().min(record::ROW_KEY_BYTES));
     let (head, body) = row.split_at(row.len().min(60));
     drop(record::open_row(at, &bytes::Bytes::copy_from_slice(head), &bytes::Bytes::copy_from_slice(body)));
-    if let Ok((reader, _)) = snapshot::SnapshotReader::new(bytes) {
-        drop(reader.run(&mut |_| Ok(())));
+    if let Ok((mut reader, _)) = snapshot::SnapshotReader::new(bytes) {
+        while let Ok(Some(_)) = reader.next_items() {}
     }
 }

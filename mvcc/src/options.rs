@@ -39,6 +39,9 @@ pub struct Options {
     pub compaction_batch_limit: usize,
     /// The pause between compaction steps. Default 10 ms.
     pub compaction_sleep_interval: Duration,
+    /// Hash what a compaction is about to forget, and answer `hash_kv` of the last ten compacted revisions
+    /// with it (HSH-6). Reads every row once more at each compaction. Default false.
+    pub remember_hashes: bool,
     /// The most operations in a txn. Default 128.
     pub max_txn_ops: usize,
     /// The largest request. Default 1.5 MiB.
@@ -49,6 +52,9 @@ pub struct Options {
     pub min_lease_ttl: i64,
     /// How much a lease is extended when its primary changes or restarts (LSE-14). Default 1 s.
     pub lease_extend: Duration,
+    /// How often the remaining time of leases that live longer is recorded, so that a restart or a promotion
+    /// extends them by less (LSE-16). None (default) is never.
+    pub lease_checkpoint_interval: Option<Duration>,
     /// The longest a write waits for room before it is refused. Default 5 s.
     pub admission_timeout: Duration,
     /// The longest a pinned read holds compaction back. Default 10 min.
@@ -73,11 +79,13 @@ impl Default for Options {
             open_files_max: 256,
             compaction_batch_limit: 1000,
             compaction_sleep_interval: Duration::from_millis(10),
+            remember_hashes: false,
             max_txn_ops: 128,
             max_request_bytes: 1_572_864,
             quota_bytes: None,
             min_lease_ttl: 2,
             lease_extend: Duration::from_secs(1),
+            lease_checkpoint_interval: None,
             admission_timeout: Duration::from_secs(5),
             pin_age_max: Duration::from_secs(600),
             watch_buffer_bytes: 1 << 20,

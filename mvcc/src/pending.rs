@@ -12,7 +12,7 @@ use polybolt_engine::Ticket;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 
 /// Where the answer of a request in line will be, with what it has to wait for.
 pub(crate) type Slot<T> = Arc<Mutex<Option<(Result<T>, Ticket)>>>;
@@ -115,5 +115,23 @@ impl<T> Future for Pending<T> {
                 return Poll::Ready(answer);
             }
         }
+    }
+}
+
+/// Runs a future that waits for tickets alone on this thread.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = std::pin::pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        std::thread::park();
     }
 }

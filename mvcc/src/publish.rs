@@ -5,6 +5,7 @@
 
 use crate::watch::Hub;
 use parking_lot::Mutex;
+use polybolt_engine::run::Signal;
 use polybolt_engine::{DurableListener, Position};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub(crate) struct Publisher {
     /// True if visible is applied (`Batch`).
     at_once: bool,
     hub: Arc<Hub>,
+    /// Raised when there is more to sweep.
+    work: Signal,
 }
 
 #[derive(Debug, Default)]
@@ -39,14 +42,20 @@ struct Noted {
 }
 
 impl Publisher {
-    pub(crate) fn new(main: u64, compacted: i64, durable: Position, at_once: bool, hub: Arc<Hub>) -> Self {
-        hub.publish(main);
+    pub(crate) fn new(
+        (main, compacted): (u64, i64),
+        durable: Position,
+        at_once: bool,
+        hub: Arc<Hub>,
+        work: Signal,
+    ) -> Self {
         Publisher {
             noted: Mutex::new(Notes { durable, ..Notes::default() }),
             visible: AtomicU64::new(main),
             compacted: AtomicI64::new(compacted),
             at_once,
             hub,
+            work,
         }
     }
 
@@ -86,8 +95,15 @@ impl Publisher {
         }
     }
 
+    /// Leaves the hub to another. Requires: the keyspace's writer is held.
+    pub(crate) fn retire(&self) {
+        self.noted.lock().waiting.clear();
+    }
+
     fn show(&self, main: u64, compacted: i64) {
-        self.compacted.fetch_max(compacted, Ordering::SeqCst);
+        if self.compacted.fetch_max(compacted, Ordering::SeqCst) < compacted {
+            self.work.raise();
+        }
         self.visible.fetch_max(main, Ordering::AcqRel);
         self.hub.publish(main);
     }

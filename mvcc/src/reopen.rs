@@ -1,6 +1,6 @@
 //! Opening: journal records back to edits, rows back to indexes.
 
-use crate::core::{Core, RESERVE_AHEAD, Shard, Sweep, Writer};
+use crate::core::{Core, Gate, RESERVE_AHEAD, Shard, Sweep, Writer};
 use crate::error::Result;
 use crate::lease::Lessor;
 use crate::meta::{self, StoredLease};
@@ -23,6 +23,13 @@ use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// A core that another has replaced, whose files stay while somebody reads them.
+pub(crate) struct Retired {
+    pub(crate) core: Arc<Core>,
+    pub(crate) since: Duration,
+}
 
 /// What every keyspace of an engine shares.
 #[derive(Clone)]
@@ -32,6 +39,39 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) work: Signal,
     pub(crate) closed: Arc<AtomicBool>,
+    pub(crate) retired: Arc<Mutex<Vec<Retired>>>,
+}
+
+/// The keyspace and the generation that a space's name tells. A snapshot that is installed goes into a space
+/// of the next generation, which takes over with the one manifest commit in which it is not unfinished.
+pub(crate) fn keyspace_of(space: &str) -> (&str, u64) {
+    match space.split_once('+') {
+        Some((name, generation)) => (name, generation.parse().unwrap_or(0)),
+        None => (space, 1),
+    }
+}
+
+/// The name of a keyspace's next space.
+pub(crate) fn next_space(store: &Store, name: &str) -> String {
+    let spaces = store.spaces();
+    let known = spaces.iter().map(|space| keyspace_of(&space.name)).filter(|(of, _)| *of == name);
+    format!("{name}+{}", known.map(|(_, generation)| generation).max().unwrap_or(0) + 1)
+}
+
+/// Splits spaces into those that hold a keyspace now and what is left over: restores and installs that
+/// were not finished, and what an install replaced.
+pub(crate) fn current_spaces(spaces: Vec<SpaceInfo>) -> (Vec<SpaceInfo>, Vec<SpaceInfo>) {
+    let unfinished = |space: &SpaceInfo| State::decode(&space.state).is_ok_and(|state| state.unfinished);
+    let finished = spaces.iter().filter(|space| !unfinished(space)).map(|space| keyspace_of(&space.name));
+    let mut newest: HashMap<String, u64> = HashMap::new();
+    for (name, generation) in finished {
+        let highest = newest.entry(name.to_owned()).or_default();
+        *highest = generation.max(*highest);
+    }
+    spaces.into_iter().partition(|space| {
+        let (name, generation) = keyspace_of(&space.name);
+        !unfinished(space) && newest.get(name) == Some(&generation)
+    })
 }
 
 /// Turns journal records back into edits.
@@ -150,8 +190,14 @@ struct Scanned {
     leased: HashMap<Bytes, i64>,
 }
 
-/// Opens keyspaces: scans every tree once, all processors at work.
-pub(crate) fn open_keyspaces(shared: &Shared, spaces: &[SpaceInfo], threads: usize) -> Result<Vec<Arc<Core>>> {
+/// Opens keyspaces: scans every tree once, all processors at work. With the `hub` of another it is that
+/// one's to feed, until this one is told to.
+pub(crate) fn open_keyspaces(
+    shared: &Shared,
+    spaces: &[SpaceInfo],
+    threads: usize,
+    hub: Option<&Arc<Hub>>,
+) -> Result<Vec<Arc<Core>>> {
     let routes: Vec<Routes> = spaces.iter().map(decode_routes).collect::<Result<_, _>>()?;
     let tasks: Vec<(usize, usize)> = spaces
         .iter()
@@ -188,7 +234,7 @@ pub(crate) fn open_keyspaces(shared: &Shared, spaces: &[SpaceInfo], threads: usi
     let mut cores = Vec::with_capacity(spaces.len());
     for (at, (info, routes)) in spaces.iter().zip(routes).enumerate() {
         let scanned = (0..info.trees.len() - 1).filter_map(|shard| found.remove(&(at, shard))).collect();
-        cores.push(open_keyspace(shared, info, routes, scanned)?);
+        cores.push(open_keyspace(shared, info, routes, scanned, hub)?);
     }
     Ok(cores)
 }
@@ -228,11 +274,17 @@ fn scan(store: &Store, routes: &Routes, shard: usize, tree: TreeId) -> Result<Sc
     Ok(Scanned { index: loader.finish(), leased })
 }
 
-fn open_keyspace(shared: &Shared, info: &SpaceInfo, routes: Routes, scanned: Vec<Scanned>) -> Result<Arc<Core>> {
+fn open_keyspace(
+    shared: &Shared,
+    info: &SpaceInfo,
+    routes: Routes,
+    scanned: Vec<Scanned>,
+    hub: Option<&Arc<Hub>>,
+) -> Result<Arc<Core>> {
     let Shared { store, options, clock, .. } = shared;
     let state = State::decode(&info.state).map_err(|damage| damaged(info, damage))?;
     let meta = meta_tree(info)?;
-    let mut lessor = Lessor::default();
+    let mut lessor = Lessor::new(options.lease_checkpoint_interval);
     let now = clock.monotonic();
     store.scan(meta, &mut |_, _, _| Ok(()))?;
     let meta_path = store.tree_stats(meta)?.path;
@@ -242,7 +294,7 @@ fn open_keyspace(shared: &Shared, info: &SpaceInfo, routes: Routes, scanned: Vec
         };
         let lease = StoredLease::decode(&body.load()?);
         let lease = lease.map_err(|damage| EngineError::corrupt(&meta_path, Place::File, damage))?;
-        lessor.grant(id, lease.ttl, now);
+        lessor.load(id, lease.ttl.max(options.min_lease_ttl), lease.remaining);
         Ok(true)
     })?;
     let mut shards = Vec::with_capacity(scanned.len());
@@ -261,15 +313,20 @@ fn open_keyspace(shared: &Shared, info: &SpaceInfo, routes: Routes, scanned: Vec
     if options.face == Face::Standalone {
         lessor.promote(now, options.lease_extend);
     }
-    let hub = Arc::new(Hub::default());
+    let hub = hub.cloned().unwrap_or_else(|| {
+        let hub = Hub::default();
+        hub.publish(state.main);
+        Arc::new(hub)
+    });
     let durable = store.durable();
     let at_once = options.durability != Durability::Sync;
-    let publisher = Publisher::new(state.main, state.compacted, durable, at_once, Arc::clone(&hub));
+    let publisher =
+        Publisher::new((state.main, state.compacted), durable, at_once, Arc::clone(&hub), shared.work.clone());
     let publisher = Arc::new(publisher);
     let listener: Arc<dyn polybolt_engine::DurableListener> = Arc::<Publisher>::clone(&publisher);
     store.listen(info.id, listener);
     let core = Core {
-        name: info.name.clone(),
+        name: keyspace_of(&info.name).0.to_owned(),
         id: info.id,
         store: Arc::clone(store),
         options: Arc::clone(options),
@@ -279,6 +336,7 @@ fn open_keyspace(shared: &Shared, info: &SpaceInfo, routes: Routes, scanned: Vec
         meta,
         work: shared.work.clone(),
         writer: Mutex::new(Writer {
+            gate: Gate::Open,
             line: Default::default(),
             reserved: state.reserve,
             state,
@@ -292,9 +350,48 @@ fn open_keyspace(shared: &Shared, info: &SpaceInfo, routes: Routes, scanned: Vec
         pins: Arc::default(),
         sweep: Mutex::new(Sweep::default()),
         swept: Arc::new(Watermark::new(Position(0))),
+        rounds: Mutex::default(),
+        hashes: Mutex::default(),
         dropped: AtomicBool::new(false),
         closed: Arc::clone(&shared.closed),
         quota: Mutex::default(),
     };
     Ok(Arc::new(core))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::Engine;
+    use crate::request::{PutRequest, RangeRequest, Span};
+    use crate::routes::Routes;
+    use crate::write::Extra;
+
+    /// No request makes such a row, but imports and other versions may have.
+    #[test]
+    fn a_key_of_a_lease_that_is_gone_is_kept_lse_15() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path(), Default::default()).unwrap();
+        let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
+        ks.lease_grant(5, 60).wait().unwrap();
+        for lease in [99, 5] {
+            let put = PutRequest { lease, ..PutRequest::new(format!("of-{lease}"), "v") };
+            let unchecked = ks
+                .core()
+                .submit(move |core, writer| core.evaluate(writer, Extra::default(), |evaluation| evaluation.put(&put)));
+            unchecked.wait().unwrap();
+        }
+        drop(ks);
+        engine.close().unwrap();
+        let engine = Engine::open(dir.path(), Default::default()).unwrap();
+        let ks = engine.keyspace("ks").unwrap();
+        let kvs = ks.range(&RangeRequest::new(Span::prefix("of-"))).unwrap().kvs;
+        let found: Vec<(&[u8], i64)> = kvs.iter().map(|kv| (&kv.key[..], kv.lease)).collect();
+        assert_eq!(found, [(&b"of-5"[..], 5), (b"of-99", 99)]);
+        assert_eq!(ks.leases(), [5]);
+        assert_eq!(ks.lease_time_to_live(5, true).unwrap().keys, ["of-5"]);
+        assert!(ks.lease_time_to_live(99, true).is_none());
+        // With the lease that it has, it goes; the other stays.
+        ks.lease_revoke(5).wait().unwrap();
+        assert_eq!(ks.range(&RangeRequest::new(Span::prefix("of-"))).unwrap().count, 1);
+    }
 }

@@ -170,6 +170,11 @@ impl Routes {
         }
     }
 
+    /// True if a shard is Volatile.
+    pub(crate) fn any_volatile(&self) -> bool {
+        self.shards.iter().any(|shard| shard.volatile)
+    }
+
     fn build(shards: Vec<ShardOptions>) -> Self {
         let mut starts = vec![Bytes::new()];
         for prefix in shards.iter().flat_map(|shard| &shard.prefixes) {

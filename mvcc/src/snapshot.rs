@@ -58,23 +58,23 @@ enum Stage {
 impl Snapshot {
     pub(crate) fn new(core: &Arc<Core>) -> Result<Self> {
         // State and meta entries of one moment; rows are read later, as of its revision.
-        let writer = core.writer.lock();
-        core.check_open()?;
-        let mut state = writer.state.clone();
-        let ticket = core.answer_at(writer.last);
-        let mut meta = VecDeque::new();
-        core.store.view(core.meta)?.ascend(Bound::Unbounded, &mut |key, _, body| {
-            meta.push_back((Bytes::copy_from_slice(key), body.load()?));
-            Ok(true)
+        let (core, mut state, ticket, meta) = core.with_writer(|core, writer| {
+            core.check_open()?;
+            let mut meta = VecDeque::new();
+            core.store.view(core.meta)?.ascend(Bound::Unbounded, &mut |key, _, body| {
+                meta.push_back((Bytes::copy_from_slice(key), body.load()?));
+                Ok(true)
+            })?;
+            let ticket = core.answer_at(writer.last);
+            Ok::<_, Error>((Arc::clone(core), writer.state.clone(), ticket, meta))
         })?;
-        drop(writer);
         ticket.wait()?;
         let segments = core.routes.cut(&Span::prefix(""));
         let point = core.read_point(&segments, state.main.cast_signed())?;
         state.compacted = state.compacted.max(core.publisher.compacted());
         state.reserve = 0;
         Ok(Snapshot {
-            core: Arc::clone(core),
+            core,
             point,
             state,
             meta,
@@ -235,41 +235,39 @@ impl<R: Read> SnapshotReader<R> {
         Ok((reader, SnapshotHead { state, routes }))
     }
 
-    /// Hands out everything; Ok only if the stream was whole.
-    pub(crate) fn run(mut self, each: &mut dyn FnMut(Item) -> Result<()>) -> Result<()> {
-        loop {
-            let digest = self.digest.clone().finalize();
-            let (kind, payload) = self.frame()?;
-            let at = self.offset;
-            let mut fields = Reader::new(&payload);
-            match kind {
-                ROWS => {
-                    while !fields.rest().is_empty() {
-                        each(row_item(fields.bytes().map_err(|damage| damaged(at, damage))?, at)?)?;
-                        self.rows += 1;
-                    }
-                }
-                META => {
-                    while !fields.rest().is_empty() {
-                        let key = fields.bytes().map_err(|damage| damaged(at, damage))?;
-                        let value = fields.bytes().map_err(|damage| damaged(at, damage))?;
-                        each(Item::Meta { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value) })?;
-                        self.entries += 1;
-                    }
-                }
-                TRAILER => {
-                    let counts = (fields.u64().ok(), fields.u64().ok());
-                    if counts != (Some(self.rows), Some(self.entries)) || fields.rest() != &digest[..] {
-                        let what = "its trailer does not match what came before";
-                        return Err(damaged(at, Damage::Malformed { what }));
-                    }
-                    return Ok(());
-                }
-                _ => {
-                    return Err(damaged(at, Damage::Malformed { what: "a frame of an unknown kind" }));
+    /// What the next frame holds; None at the end of a stream that was whole.
+    pub(crate) fn next_items(&mut self) -> Result<Option<Vec<Item>>> {
+        let digest = self.digest.clone().finalize();
+        let (kind, payload) = self.frame()?;
+        let at = self.offset;
+        let mut fields = Reader::new(&payload);
+        let mut items = Vec::new();
+        match kind {
+            ROWS => {
+                while !fields.rest().is_empty() {
+                    items.push(row_item(fields.bytes().map_err(|damage| damaged(at, damage))?, at)?);
+                    self.rows += 1;
                 }
             }
+            META => {
+                while !fields.rest().is_empty() {
+                    let key = fields.bytes().map_err(|damage| damaged(at, damage))?;
+                    let value = fields.bytes().map_err(|damage| damaged(at, damage))?;
+                    items.push(Item::Meta { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value) });
+                    self.entries += 1;
+                }
+            }
+            TRAILER => {
+                let counts = (fields.u64().ok(), fields.u64().ok());
+                if counts != (Some(self.rows), Some(self.entries)) || fields.rest() != &digest[..] {
+                    let what = "its trailer does not match what came before";
+                    return Err(damaged(at, Damage::Malformed { what }));
+                }
+                return Ok(None);
+            }
+            _ => return Err(damaged(at, Damage::Malformed { what: "a frame of an unknown kind" })),
         }
+        Ok(Some(items))
     }
 
     fn frame(&mut self) -> Result<(u8, Vec<u8>)> {

@@ -1,19 +1,15 @@
 //! What a consumer of a watch holds.
 
-use crate::core::{Core, Rows};
+use crate::core::{Core, Current};
 use crate::error::Result;
-use crate::event::{Event, EventKind, WatchItem};
-use crate::request::KeyValue;
+use crate::event::WatchItem;
+use crate::history;
 use crate::watch::{Feed, Take};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// Revisions that one step of catching up looks at.
-const MAINS_PER_STEP: u64 = 1000;
-/// Bytes of events after which a step of catching up ends at the next revision.
-const BYTES_PER_STEP: usize = 1 << 20;
 /// Steps taken for one poll before others get their turn.
 const STEPS_PER_POLL: usize = 8;
 
@@ -21,16 +17,18 @@ const STEPS_PER_POLL: usize = 8;
 /// Dropping it cancels it.
 #[derive(Debug)]
 pub struct Watcher {
-    core: Arc<Core>,
+    current: Arc<Current>,
     id: u64,
     feed: Arc<Feed>,
     created: i64,
+    /// History up to here is read row by row.
+    by_rows_to: u64,
     ended: bool,
 }
 
 impl Watcher {
-    pub(crate) fn new(core: Arc<Core>, id: u64, feed: Arc<Feed>, created: i64) -> Self {
-        Watcher { core, id, feed, created, ended: false }
+    pub(crate) fn new(current: Arc<Current>, id: u64, feed: Arc<Feed>, created: i64) -> Self {
+        Watcher { current, id, feed, created, by_rows_to: 0, ended: false }
     }
 
     /// The current revision when it was registered: every matching event above it is delivered.
@@ -71,7 +69,7 @@ impl Watcher {
                         self.ended = true;
                         return Ok(Poll::Ready(Some(item)));
                     }
-                    if next > self.core.publisher.visible() {
+                    if next > self.current.core().publisher.visible() {
                         // What it needs is applied but not visible yet: publishing wakes it.
                         return Ok(Poll::Pending);
                     }
@@ -93,7 +91,7 @@ impl Watcher {
             Ok(Poll::Pending) => {
                 // More history to read: come back, but let others have their turn.
                 if !self.feed.is_idle()
-                    && !matches!(self.feed.take_next(), Some(next) if next > self.core.publisher.visible())
+                    && !matches!(self.feed.take_next(), Some(next) if next > self.current.core().publisher.visible())
                 {
                     cx.waker().wake_by_ref();
                 }
@@ -112,86 +110,45 @@ impl Watcher {
 
     /// The current revision if every matching event up to it was handed out, else None (WCH-21).
     pub fn progress(&self) -> Option<i64> {
-        self.core.hub.progress(&self.feed).map(u64::cast_signed)
+        self.current.core().hub.progress(&self.feed).map(u64::cast_signed)
     }
 
     /// Reads a bounded piece of history from `next` on. Some ends the watcher.
-    fn catch_up(&self, next: u64) -> Result<Option<WatchItem>> {
-        let core = &self.core;
+    fn catch_up(&mut self, next: u64) -> Result<Option<WatchItem>> {
+        let core = self.current.core();
         let visible = core.publisher.visible();
         // Pinned first, checked after (S3).
         let until = core.clock.monotonic().saturating_add(core.options.pin_age_max);
-        let _pin = core.pins.pin(next.saturating_sub(1), until);
-        let span = &self.feed.request.span;
-        let floor = core.floor(&core.routes.cut(span));
+        let pin = core.pins.pin(next.saturating_sub(1), until);
+        let segments = core.routes.cut(&self.feed.request.span);
+        let floor = core.floor(&segments);
         if next.cast_signed() < floor {
-            core.hub.cancel(self.id);
-            return Ok(Some(WatchItem::Compacted { compact_revision: floor }));
+            return Ok(Some(self.compacted(&core, floor)));
         }
         if next <= visible {
-            let (upto, events) = self.history(next, visible)?;
+            let (upto, events) = history::read(&core, &self.feed, next, visible, &mut self.by_rows_to)?;
+            let floor = core.floor(&segments);
+            if !pin.holds() && next.cast_signed() < floor {
+                return Ok(Some(self.compacted(&core, floor)));
+            }
             self.feed.caught_up(upto, &events);
         }
         if self.feed.is_to_be_enlisted(visible) {
-            let writer = core.writer.lock();
-            core.hub.enlist(&self.feed, writer.state.main);
+            // The writer that begins the next revision, whatever has replaced this core.
+            core.with_writer(|core, writer| core.hub.enlist(&self.feed, writer.state.main));
         }
         core.hub.sync(&self.feed);
         Ok(None)
     }
 
-    /// Matching events from `next` on, whole revisions, and up to where everything was looked at.
-    fn history(&self, next: u64, visible: u64) -> Result<(u64, Vec<Event>)> {
-        let mut rows = Rows::new(&self.core, &self.feed.request.span, next, visible);
-        let mut found = Vec::new();
-        let (mut bytes, mut mains, mut last) = (0, 0, 0);
-        while let Some(row) = rows.next_row()? {
-            if row.at.main != last {
-                if mains >= MAINS_PER_STEP || bytes >= BYTES_PER_STEP {
-                    return Ok((last, found));
-                }
-                mains += 1;
-                last = row.at.main;
-            }
-            if !self.feed.request.span.contains(&row.kv.key) {
-                continue;
-            }
-            let kind = if row.tombstone { EventKind::Delete } else { EventKind::Put };
-            if !self.feed.wants(kind) {
-                continue;
-            }
-            let kv = if row.tombstone {
-                let mod_revision = row.kv.mod_revision;
-                KeyValue { key: row.kv.key.clone(), mod_revision, ..KeyValue::default() }
-            } else {
-                row.kv.clone()
-            };
-            let created = !row.tombstone && row.kv.create_revision == row.kv.mod_revision;
-            let prev_kv =
-                if self.feed.request.prev_kv && !created { self.before(&row.kv.key, row.at.main)? } else { None };
-            bytes += kv.key.len() + kv.value.len();
-            found.push(Event::new(kind, kv.detached(), prev_kv.map(KeyValue::detached)));
-        }
-        Ok((visible, found))
-    }
-
-    /// The version of a key before `main`, if compaction has left it.
-    fn before(&self, key: &[u8], main: u64) -> Result<Option<KeyValue>> {
-        let core = &self.core;
-        if (main - 1).cast_signed() < core.publisher.compacted() {
-            return Ok(None);
-        }
-        let shard = core.routes.shard_of(key);
-        let Some(hit) = core.shards[shard].index.read().get(key, main - 1) else {
-            return Ok(None);
-        };
-        let found = crate::core::Found { key: bytes::Bytes::copy_from_slice(key), hit, shard, own: None };
-        core.fetch_one(&found).map(Some)
+    fn compacted(&self, core: &Core, compact_revision: i64) -> WatchItem {
+        core.hub.cancel(self.id);
+        WatchItem::Compacted { compact_revision }
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.core.hub.cancel(self.id);
+        self.current.core().hub.cancel(self.id);
     }
 }

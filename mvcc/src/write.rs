@@ -5,7 +5,7 @@
 //! record is sealed as the last act, and the answer waits for it to be durable. An answer without
 //! changes waits for the newest position it was computed from.
 
-use crate::core::{Core, RESERVE_AHEAD, Writer};
+use crate::core::{Core, Gate, RESERVE_AHEAD, Writer};
 use crate::error::{Error, Refusal, Result};
 use crate::event::{Event, EventKind};
 use crate::pending::{Pending, Slot};
@@ -73,35 +73,35 @@ impl Core {
         self: &Arc<Self>,
         mut request: impl FnMut(&Core, &mut Writer) -> Result<T, NotNow> + Send + 'static,
     ) -> Pending<T> {
-        let mut writer = self.writer.lock();
-        let mut short = self.move_line_of(&mut writer);
-        if short.is_none() {
-            match self.attempt(&mut writer, &mut request) {
-                Ok((answer, ticket)) => return Pending::answered(self, answer, Some(ticket)),
-                Err(ticket) => short = Some(ticket),
-            }
-        }
-        let slot: Slot<T> = Arc::default();
-        let place = Arc::clone(&slot);
-        let deadline = self.clock.monotonic().saturating_add(self.options.admission_timeout);
-        writer.line.push_back(Box::new(move |core, writer, now| {
-            let answered = if now > deadline {
-                Ok((Err(Refusal::TooManyRequests.into()), core.answer_at(Position(0))))
-            } else {
-                core.attempt(writer, &mut request)
-            };
-            match answered {
-                Ok(answered) => {
-                    *place.lock() = Some(answered);
-                    None
+        self.with_writer(move |core, writer| {
+            let mut short = core.move_line_of(writer);
+            if short.is_none() {
+                match core.attempt(writer, &mut request) {
+                    Ok((answer, ticket)) => return Pending::answered(core, answer, Some(ticket)),
+                    Err(ticket) => short = Some(ticket),
                 }
-                Err(ticket) => Some(ticket),
             }
-        }));
-        self.in_line.store(writer.line.len(), Ordering::Release);
-        drop(writer);
-        self.work.raise();
-        Pending::in_line(self, slot, short.unwrap_or_else(|| self.answer_at(Position(0))))
+            let slot: Slot<T> = Arc::default();
+            let place = Arc::clone(&slot);
+            let deadline = core.clock.monotonic().saturating_add(core.options.admission_timeout);
+            writer.line.push_back(Box::new(move |core, writer, now| {
+                let answered = if now > deadline {
+                    Ok((Err(Refusal::TooManyRequests.into()), core.answer_at(Position(0))))
+                } else {
+                    core.attempt(writer, &mut request)
+                };
+                match answered {
+                    Ok(answered) => {
+                        *place.lock() = Some(answered);
+                        None
+                    }
+                    Err(ticket) => Some(ticket),
+                }
+            }));
+            core.in_line.store(writer.line.len(), Ordering::Release);
+            core.work.raise();
+            Pending::in_line(core, slot, short.unwrap_or_else(|| core.answer_at(Position(0))))
+        })
     }
 
     /// One try: the answer and what it has to wait for, or when there may be room.
@@ -123,8 +123,8 @@ impl Core {
     }
 
     /// Gives those in line their turns, in order; Some if the first has no room, and when it may have.
-    pub(crate) fn move_line(&self) -> Option<Ticket> {
-        self.move_line_of(&mut self.writer.lock())
+    pub(crate) fn move_line(self: &Arc<Self>) -> Option<Ticket> {
+        self.with_writer(|core, writer| core.move_line_of(writer))
     }
 
     fn move_line_of(&self, writer: &mut Writer) -> Option<Ticket> {
@@ -159,6 +159,11 @@ impl Core {
         let nothing = changes.is_empty() && extra.meta.is_empty();
         if nothing && extra.applied_index.is_none() && extra.compacted.is_none() {
             return Ok(());
+        }
+        match &writer.gate {
+            Gate::Open => {}
+            Gate::Frozen(thaw) => return Err(NotNow::Short(thaw.ticket(Position(1)))),
+            Gate::Replaced(_) => return Err(NotNow::Short(self.answer_at(Position(0)))),
         }
         let frees_space = extra.frees_space || changes.iter().all(|change| change.put.is_none());
         if !frees_space && self.over_quota() {

@@ -302,6 +302,18 @@ impl Hub {
         (idle && reached).then_some(state.published.max(own.next.saturating_sub(1)))
     }
 
+    /// The contents of the keyspace were replaced by a state at `main`. What was queued and not shown is
+    /// part of that or never was; every watcher goes on from its next revision, out of history if that
+    /// has it. Requires: the keyspace's writer is held.
+    pub(crate) fn reset(&self, main: u64) {
+        let mut state = self.state.lock();
+        let State { feeds, lagging, waiting, queued, published, .. } = &mut *state;
+        queued.clear();
+        waiting.clear();
+        *lagging = feeds.values().filter(|feed| !feed.reset(*published, main)).map(|feed| feed.id).collect();
+        *published = main;
+    }
+
     /// Fails all watchers: the keyspace goes.
     pub(crate) fn close(&self) {
         let state = self.state.lock();
@@ -339,6 +351,21 @@ impl Feed {
         state.next = main + 1;
         self.push(&mut state, wanted(), record_bytes);
         true
+    }
+
+    /// Goes on at a state at `main`; false if it lags there. `published` was fed before. What the writer
+    /// begins from now on is queued for it if it is enlisted.
+    fn reset(&self, published: u64, main: u64) -> bool {
+        let mut state = self.state.lock();
+        if state.synced {
+            // All of that was looked at, whether it matched or not.
+            state.next = state.next.max(published + 1);
+        }
+        state.enlisted = state.enlisted.map(|_| main);
+        state.missed = 0;
+        state.synced = state.enlisted.is_some() && state.next > main;
+        self.wake(&mut state);
+        state.synced
     }
 
     /// Queues the events of a revision. What they share is counted with the first.

@@ -1,0 +1,82 @@
+//! Putting what a snapshot holds into a space that nobody sees yet.
+
+use crate::error::Result;
+use crate::record::{self, State};
+use crate::reopen::Shared;
+use crate::routes::Routes;
+use crate::snapshot::{Item, SnapshotReader};
+use bytes::Bytes;
+use polybolt_engine::{AdmitError, Batch, Cost, Edit, Error as EngineError, Place, SpaceInfo, TreeEdit};
+use std::io::Read;
+use std::path::Path;
+
+/// Rows of a snapshot that go to the store at a time.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// A space on its way to be a keyspace. What it is given is durable with a checkpoint.
+pub(crate) struct Filling<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) info: &'a SpaceInfo,
+    pub(crate) routes: &'a Routes,
+}
+
+impl Filling<'_> {
+    /// Takes everything that `reader` has, a bounded batch at a time; an error if that was not whole.
+    /// `progress` is told how many rows are in.
+    pub(crate) async fn fill(
+        &self,
+        state: &State,
+        mut reader: SnapshotReader<impl Read>,
+        mut progress: impl FnMut(u64),
+    ) -> Result<()> {
+        let meta = self.info.trees[self.info.trees.len() - 1].id;
+        let mut edits = Vec::new();
+        let (mut bytes, mut rows) = (0, 0);
+        while let Some(items) = reader.next_items()? {
+            for item in items {
+                let edit = match item {
+                    Item::Row { key, head, body } => {
+                        rows += 1;
+                        let damaged = |damage| EngineError::corrupt(Path::new("the snapshot"), Place::File, damage);
+                        let row = record::RowHead::decode(&head).map_err(damaged)?;
+                        let shard = self.routes.shard_of(row.key_in(&body).map_err(damaged)?);
+                        let edit = Edit::Put { head: head.clone(), body: body.clone() };
+                        TreeEdit { tree: self.info.trees[shard].id, key, edit }
+                    }
+                    Item::Meta { key, value } => {
+                        TreeEdit { tree: meta, key, edit: Edit::Put { head: Bytes::new(), body: value } }
+                    }
+                };
+                bytes += edit.key.len() + edit.edit.len();
+                edits.push(edit);
+            }
+            if bytes >= BATCH_BYTES {
+                bytes = 0;
+                self.batch(std::mem::take(&mut edits), state).await?;
+                progress(rows);
+            }
+        }
+        self.batch(edits, state).await?;
+        progress(rows);
+        Ok(())
+    }
+
+    /// A batch that the next checkpoint makes durable.
+    pub(crate) async fn batch(&self, edits: Vec<TreeEdit>, state: &State) -> Result<()> {
+        let cost = Cost {
+            edit_bytes: edits.iter().map(|edit| (edit.key.len() + edit.edit.len()) as u64).sum(),
+            edits: edits.len() as u64,
+            ..Cost::default()
+        };
+        let store = &self.shared.store;
+        let admission = loop {
+            match store.admit(cost) {
+                Ok(admission) => break admission,
+                Err(AdmitError::Short(ticket)) => ticket.await?,
+                Err(AdmitError::Refused(error)) => return Err(error.into()),
+            }
+        };
+        store.apply(admission, Batch { space: self.info.id, edits, record: Bytes::new(), state: state.encode() });
+        Ok(())
+    }
+}
