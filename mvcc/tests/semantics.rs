@@ -487,6 +487,24 @@ fn a_hash_while_no_key_is_live_is_that_of_a_finished_sweep_hsh_4() {
     assert_ne!(ks.hash_kv(0).unwrap().hash, after.hash);
 }
 
+#[test]
+fn the_hash_of_everything_outlives_a_restart_hsh_11() {
+    let Opened { ks, engine, _dir } = opened();
+    ks.lease_grant(7, 600).wait().unwrap();
+    for n in 0..60 {
+        put(&ks, &format!("{}{n}", ["a", "m", "x"][n % 3]), &"v".repeat(n * 100));
+    }
+    delete(&ks, Span::prefix("m"));
+    let before = (ks.hash().unwrap(), ks.hash_kv(0).unwrap());
+    drop(ks);
+    engine.close().unwrap();
+    let engine = Engine::open(_dir.path(), Options::default()).unwrap();
+    let ks = engine.keyspace("default").unwrap();
+    assert_eq!((ks.hash().unwrap(), ks.hash_kv(0).unwrap()), before);
+    put(&ks, "a", "more");
+    assert_ne!(ks.hash().unwrap(), before.0);
+}
+
 /// Bit by bit, as the polynomial says (HSH-2).
 fn crc32c_of(bytes: &[u8]) -> u32 {
     !bytes
