@@ -86,6 +86,7 @@ mod election;
 mod cluster;
 mod auth;
 pub mod inspect;
+pub mod access;
 mod http;
 pub mod auto_compact;
 mod hpack;

@@ -1,5 +1,6 @@
 //! Serving it all: gRPC and HTTP on every client URL, probes and metrics on their own.
 
+use crate::access::{self, Access};
 use crate::auth::AuthService;
 use crate::authority::Tolerant;
 use crate::cluster::ClusterService;
@@ -17,16 +18,19 @@ use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::server::Server;
 use crate::watch::WatchService;
-use axum::Router;
+use axum::http::{Request, header};
+use axum::{Router, middleware};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, lookup_host};
 use tonic::service::Routes;
+use tower::ServiceExt;
 
 /// What a gRPC message may have beyond the largest request.
 const MESSAGE_SLACK: usize = 512 << 10;
@@ -56,8 +60,23 @@ pub async fn bind(url: &str) -> Result<TcpListener, String> {
     TcpListener::bind(&addresses[..]).await.map_err(bad)
 }
 
-/// Everything a client URL serves.
-async fn client_router(server: &Arc<Server>) -> Router {
+/// What one URL serves, split by content type as etcd does (SRV-11).
+#[derive(Debug, Clone)]
+struct Served {
+    grpc: Option<Router>,
+    web: Router,
+}
+
+impl Served {
+    fn router(&self, request: &Request<Incoming>) -> Router {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        self.grpc.as_ref().filter(|_| is_grpc).unwrap_or(&self.web).clone()
+    }
+}
+
+/// The gRPC services.
+async fn services(server: &Arc<Server>) -> Router {
     let max = server.settings.max_request_bytes + MESSAGE_SLACK;
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -71,31 +90,39 @@ async fn client_router(server: &Arc<Server>) -> Router {
         .add_service(ElectionServer::new(ElectionService(Arc::clone(server))))
         .add_service(InspectServer::new(InspectService(Arc::clone(server))))
         .add_service(health);
-    grpc.prepare().into_axum_router().merge(http::router(server))
+    grpc.prepare().into_axum_router()
 }
 
 /// Serves until `server` is stopped, then lets open calls end.
-pub async fn serve(
-    server: Arc<Server>,
-    clients: Vec<TcpListener>,
-    metrics: Vec<TcpListener>,
-    streams_max: Option<u32>,
-) {
-    let client_router = client_router(&server).await;
-    let probes = http::router(&server);
+pub async fn serve(server: Arc<Server>, clients: Vec<TcpListener>, metrics: Vec<TcpListener>, options: Options) {
+    let access = middleware::from_fn_with_state(Arc::new(options.access.clone()), access::check);
+    let client = Served { grpc: Some(services(&server).await), web: http::router(&server).layer(access) };
+    let probes = Served { grpc: None, web: http::probes(&server) };
+    let options = Arc::new(options);
     let mut accepting = Vec::new();
-    for listener in clients {
-        accepting.push(tokio::spawn(accept(Arc::clone(&server), listener, client_router.clone(), streams_max)));
-    }
-    for listener in metrics {
-        accepting.push(tokio::spawn(accept(Arc::clone(&server), listener, probes.clone(), streams_max)));
+    let listeners = clients.into_iter().map(|listener| (listener, &client));
+    for (listener, served) in listeners.chain(metrics.into_iter().map(|listener| (listener, &probes))) {
+        accepting.push(tokio::spawn(accept(Arc::clone(&server), listener, served.clone(), Arc::clone(&options))));
     }
     for task in accepting {
         drop(task.await);
     }
 }
 
-async fn accept(server: Arc<Server>, listener: TcpListener, router: Router, streams_max: Option<u32>) {
+/// How connections are served.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The most streams of one connection; none is no limit.
+    pub streams_max: Option<u32>,
+    /// A connection on which nothing comes for so long is asked whether anybody is there; 0 is never.
+    pub keepalive_interval: Duration,
+    /// How long it has to answer.
+    pub keepalive_timeout: Duration,
+    /// Who may ask over HTTP.
+    pub access: Access,
+}
+
+async fn accept(server: Arc<Server>, listener: TcpListener, served: Served, options: Arc<Options>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new());
     builder
@@ -103,9 +130,10 @@ async fn accept(server: Arc<Server>, listener: TcpListener, router: Router, stre
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(streams_max);
+        .max_concurrent_streams(options.streams_max)
+        .keep_alive_interval((!options.keepalive_interval.is_zero()).then_some(options.keepalive_interval))
+        .keep_alive_timeout(options.keepalive_timeout);
     let graceful = GracefulShutdown::new();
-    let service = TowerToHyperService::new(router);
     loop {
         let accepted = tokio::select! {
             () = server.stop.cancelled() => break,
@@ -123,7 +151,9 @@ async fn accept(server: Arc<Server>, listener: TcpListener, router: Router, stre
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
-        let connection = builder.serve_connection(TokioIo::new(Tolerant::new(stream)), service.clone()).into_owned();
+        let served = served.clone();
+        let service = service_fn(move |request: Request<Incoming>| served.router(&request).oneshot(request));
+        let connection = builder.serve_connection(TokioIo::new(Tolerant::new(stream)), service).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

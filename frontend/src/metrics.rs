@@ -13,6 +13,13 @@ pub(crate) struct Metrics {
     pub(crate) puts: IntCounter,
     pub(crate) deletes: IntCounter,
     pub(crate) txns: IntCounter,
+    healthy: IntCounter,
+    unhealthy: IntCounter,
+}
+
+/// How many files may be open.
+pub(crate) fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 impl Metrics {
@@ -28,11 +35,18 @@ impl Metrics {
             puts: counter("etcd_mvcc_put_total", "Puts served."),
             deletes: counter("etcd_mvcc_delete_total", "Deletes served."),
             txns: counter("etcd_mvcc_txn_total", "Txns served."),
+            healthy: counter("etcd_server_health_success", "Health checks that found nothing wrong."),
+            unhealthy: counter("etcd_server_health_failures", "Health checks that failed."),
             registry: registry.clone(),
         };
         let looked_up = LookedUp { engine: engine.clone(), keyspace: keyspace.clone(), quota: quota_bytes };
         registry.register(Box::new(looked_up)).expect("registered once");
         metrics
+    }
+
+    /// A health check was answered.
+    pub(crate) fn health(&self, healthy: bool) {
+        (if healthy { &self.healthy } else { &self.unhealthy }).inc();
     }
 
     pub(crate) fn text(&self) -> String {

@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use polybolt::{Durability, Engine, Options, Refusal, Routes};
+use polybolt_frontend::access::Access;
 use polybolt_frontend::auto_compact::{self, Retention};
 use polybolt_frontend::listen;
 use polybolt_frontend::server::{Server, Settings};
@@ -111,6 +112,18 @@ pub(crate) struct Serve {
     /// The most streams of one connection; no limit if not given.
     #[arg(long, env = "ETCD_MAX_CONCURRENT_STREAMS")]
     max_concurrent_streams: Option<u32>,
+    /// A client from which nothing comes for so long is pinged; 0 is never.
+    #[arg(long, default_value = "2h", value_parser = duration, env = "ETCD_GRPC_KEEPALIVE_INTERVAL")]
+    grpc_keepalive_interval: Duration,
+    /// How long it has to answer before the connection is closed.
+    #[arg(long, default_value = "20s", value_parser = duration, env = "ETCD_GRPC_KEEPALIVE_TIMEOUT")]
+    grpc_keepalive_timeout: Duration,
+    /// Origins whose pages may ask over HTTP, separated by commas; * is all.
+    #[arg(long, default_value = "*", value_delimiter = ',', env = "ETCD_CORS")]
+    cors: Vec<String>,
+    /// Host names that requests over plain HTTP may have, separated by commas; * is all.
+    #[arg(long, default_value = "*", value_delimiter = ',', env = "ETCD_HOST_WHITELIST")]
+    host_whitelist: Vec<String>,
     /// How often quiet watchers are told their progress.
     #[arg(long, default_value = "10m", value_parser = duration, alias = "experimental-watch-progress-notify-interval")]
     watch_progress_notify_interval: Duration,
@@ -218,6 +231,16 @@ impl Serve {
         if self.quota_backend_bytes == 0 { QUOTA_DEFAULT } else { self.quota_backend_bytes.max(-1) }
     }
 
+    fn listening(&self) -> listen::Options {
+        let set = |names: &[String]| names.iter().filter(|name| !name.is_empty()).cloned().collect();
+        listen::Options {
+            streams_max: self.max_concurrent_streams,
+            keepalive_interval: self.grpc_keepalive_interval,
+            keepalive_timeout: self.grpc_keepalive_timeout,
+            access: Access { origins: set(&self.cors), hosts: set(&self.host_whitelist) },
+        }
+    }
+
     async fn serve(self) -> Result<(), String> {
         let retention = self.retention()?;
         if self.watch_progress_notify_interval < Duration::from_millis(100) {
@@ -266,7 +289,7 @@ impl Serve {
         for url in &self.listen_client_urls {
             tracing::info!(%url, "ready to serve client requests");
         }
-        let serving = tokio::spawn(listen::serve(server, clients, metrics, self.max_concurrent_streams));
+        let serving = tokio::spawn(listen::serve(server, clients, metrics, self.listening()));
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
