@@ -1,10 +1,14 @@
 //! Compiles the protobuf definitions, without a `protoc` on the machine.
 
+use protox::prost::Message;
 use tonic_build::manual::{Method, Service};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = ["rpc.proto", "kv.proto", "auth.proto", "lock.proto", "election.proto", "polybolt.proto"];
     let descriptors = protox::compile(files, ["proto"])?;
+    // The gateway and the metrics look methods and fields up by name.
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     // Byte fields share the buffer they came in.
     tonic_prost_build::configure().bytes(".").build_transport(true).compile_fds(descriptors)?;
     // The Watch service again, for the server: its responses hold events that are encoded already.

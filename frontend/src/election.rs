@@ -19,7 +19,7 @@ pub(crate) struct ElectionService(pub(crate) Arc<Server>);
 
 fn place(leader: Option<pb::LeaderKey>) -> Result<Place, Status> {
     let pb::LeaderKey { key, rev, lease, .. } =
-        leader.ok_or_else(|| Status::invalid_argument("\"leader\" field must be provided"))?;
+        leader.ok_or_else(|| Status::unknown("\"leader\" field must be provided"))?;
     Ok(Place { key, created: rev, lease })
 }
 

@@ -132,10 +132,8 @@ impl Kv for KvService {
         size?;
         server.check_alarms(true)?;
         caller.check_put(&request, &server.keyspace)?;
-        match server.keyspace.put(request).await {
-            Ok(response) => Ok(Response::new(convert::put_response(response, &|revision| server.header(revision)))),
-            Err(error) => Err(server.refuse(error).await),
-        }
+        let response = server.written(server.keyspace.put(request)).await?;
+        Ok(Response::new(convert::put_response(response, &|revision| server.header(revision))))
     }
 
     async fn delete_range(
@@ -157,10 +155,8 @@ impl Kv for KvService {
             let keyspace = server.keyspace.clone();
             off_thread(move || (keyspace.delete_range(request), caller)).await?
         };
-        match pending.await {
-            Ok(response) => Ok(Response::new(convert::delete_response(response, &|revision| server.header(revision)))),
-            Err(error) => Err(server.refuse(error).await),
-        }
+        let response = server.written(pending).await?;
+        Ok(Response::new(convert::delete_response(response, &|revision| server.header(revision))))
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
@@ -184,14 +180,11 @@ impl Kv for KvService {
             let keyspace = server.keyspace.clone();
             off_thread(move || (keyspace.txn(request), caller)).await?
         };
-        let response = pending.await;
+        let response = server.written(pending).await;
         if read_only {
             server.users.check_unchanged(caller.revision())?;
         }
-        match response {
-            Ok(response) => Ok(Response::new(convert::txn_response(response, &|revision| server.header(revision)))),
-            Err(error) => Err(server.refuse(error).await),
-        }
+        Ok(Response::new(convert::txn_response(response?, &|revision| server.header(revision))))
     }
 
     async fn compact(

@@ -28,15 +28,13 @@ impl Lease for LeaseService {
         caller.check_user()?;
         server.check_alarms(true)?;
         let pb::LeaseGrantRequest { ttl, id } = request.into_inner();
-        match server.keyspace.lease_grant(id, ttl).await {
-            Ok(granted) => Ok(Response::new(pb::LeaseGrantResponse {
-                header: Some(server.header(granted.revision)),
-                id: granted.id,
-                ttl: granted.ttl,
-                error: String::new(),
-            })),
-            Err(error) => Err(server.refuse(error).await),
-        }
+        let granted = server.written(server.keyspace.lease_grant(id, ttl)).await?;
+        Ok(Response::new(pb::LeaseGrantResponse {
+            header: Some(server.header(granted.revision)),
+            id: granted.id,
+            ttl: granted.ttl,
+            error: String::new(),
+        }))
     }
 
     async fn lease_revoke(
@@ -49,10 +47,8 @@ impl Lease for LeaseService {
         server.check_alarms(false)?;
         let id = request.into_inner().id;
         caller.check_lease_write(id, &server.keyspace)?;
-        match server.keyspace.lease_revoke(id).await {
-            Ok(revision) => Ok(Response::new(pb::LeaseRevokeResponse { header: Some(server.header(revision)) })),
-            Err(error) => Err(server.refuse(error).await),
-        }
+        let revision = server.written(server.keyspace.lease_revoke(id)).await?;
+        Ok(Response::new(pb::LeaseRevokeResponse { header: Some(server.header(revision)) }))
     }
 
     type LeaseKeepAliveStream = ReceiverStream<Result<pb::LeaseKeepAliveResponse, Status>>;
@@ -73,8 +69,13 @@ impl Lease for LeaseService {
                     }
                     request = requests.message() => request,
                 };
-                let Ok(Some(pb::LeaseKeepAliveRequest { id })) = request else {
-                    return;
+                let id = match request {
+                    Ok(Some(pb::LeaseKeepAliveRequest { id })) => id,
+                    Ok(None) => return,
+                    Err(status) => {
+                        drop(sender.send(Err(status)).await);
+                        return;
+                    }
                 };
                 // Anew each time: rights change while a stream lives.
                 let allowed = server.caller(&metadata).and_then(|caller| {

@@ -1,9 +1,9 @@
 //! The etcd v3 services on polybolt.
 //!
-//! Reading order: [`proto`] (the wire), `convert` (wire to library and back, errors to codes),
-//! `users` (who may do what), [`server`] (what the services share: keyspace, identity, alarms), one file per
-//! service, `http` (probes and metrics), `auto_compact`, `authority` (connections of clients that send a bad
-//! one), and [`listen`], which serves it all on its ports. A file imports only from lines above it.
+//! Reading order: [`proto`] (the wire), `convert` (wire to library and back, errors to codes), `calls` (what
+//! every call passes), `users` (who may do what), [`server`] (what the services share: keyspace, identity,
+//! alarms), one file per service, `http` (probes and metrics), `auto_compact`, `authority` (connections of clients
+//! that send a bad one), and [`listen`], which serves it all on its ports. A file imports only from lines above it.
 #![forbid(unsafe_code)]
 
 /// Messages and services, generated from `proto/`.
@@ -70,9 +70,19 @@ pub mod proto {
     pub mod v1 {
         tonic::include_proto!("polybolt.v1");
     }
+
+    /// All of them, by name.
+    pub(crate) fn descriptors() -> &'static prost_reflect::DescriptorPool {
+        static POOL: std::sync::LazyLock<prost_reflect::DescriptorPool> = std::sync::LazyLock::new(|| {
+            let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+            prost_reflect::DescriptorPool::decode(&bytes[..]).expect("written by build.rs")
+        });
+        &POOL
+    }
 }
 
 mod convert;
+mod calls;
 mod metrics;
 mod users;
 pub mod server;

@@ -3,6 +3,7 @@
 use crate::access::{self, Access};
 use crate::auth::AuthService;
 use crate::authority::Tolerant;
+use crate::calls;
 use crate::cluster::ClusterService;
 use crate::election::ElectionService;
 use crate::http;
@@ -32,8 +33,6 @@ use tokio::net::{TcpListener, lookup_host};
 use tonic::service::Routes;
 use tower::ServiceExt;
 
-/// What a gRPC message may have beyond the largest request.
-const MESSAGE_SLACK: usize = 512 << 10;
 /// How long open calls may go on after a stop.
 const GRACE: Duration = Duration::from_secs(5);
 /// Flow-control windows: a list of large values should not wait for the client's acknowledgements.
@@ -77,7 +76,7 @@ impl Served {
 
 /// The gRPC services.
 async fn services(server: &Arc<Server>) -> Router {
-    let max = server.settings.max_request_bytes + MESSAGE_SLACK;
+    let max = server.settings.message_max();
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let grpc = Routes::new(pb::kv_server::KvServer::new(KvService(Arc::clone(server))).max_decoding_message_size(max))
@@ -90,7 +89,8 @@ async fn services(server: &Arc<Server>) -> Router {
         .add_service(ElectionServer::new(ElectionService(Arc::clone(server))))
         .add_service(InspectServer::new(InspectService(Arc::clone(server))))
         .add_service(health);
-    grpc.prepare().into_axum_router()
+    let calls = Arc::clone(&server.metrics.calls);
+    grpc.prepare().into_axum_router().layer(middleware::from_fn_with_state(calls, calls::pass))
 }
 
 /// Serves until `server` is stopped, then lets open calls end.

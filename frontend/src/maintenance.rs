@@ -20,6 +20,20 @@ const BLOB_BYTES: usize = 32 << 10;
 /// Tools expect an image of whole sectors, then its hash.
 const SECTOR_BYTES: usize = 512;
 
+/// One minor version below the cluster's.
+const DOWNGRADE_TARGET: (u32, u32) = (3, 5);
+
+/// Major and minor of `X.Y` or `X.Y.Z`, which may have a suffix after its numbers.
+fn minor_version(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.splitn(3, '.');
+    let mut number = || parts.next().and_then(|part| part.parse().ok());
+    let (major, minor) = (number()?, number()?);
+    match parts.next().map(|patch| patch.split(['-', '+']).next().unwrap_or_default().parse::<u32>()) {
+        None | Some(Ok(_)) => Some((major, minor)),
+        Some(Err(_)) => None,
+    }
+}
+
 #[tonic::async_trait]
 impl Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
@@ -181,20 +195,16 @@ impl Maintenance for MaintenanceService {
         let pb::DowngradeRequest { action, version } = request.into_inner();
         let header = Some(self.0.header_now());
         match action {
-            0 | 1 => {
-                let numbers: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
-                let numbers = numbers.filter(|numbers| matches!(numbers.len(), 2 | 3));
-                match numbers.as_deref() {
-                    None => Err(Status::invalid_argument("etcdserver: wrong downgrade target version format")),
-                    Some([3, 5, ..]) if action == 0 => {
-                        Ok(Response::new(pb::DowngradeResponse { header, version: CLUSTER_VERSION.into() }))
-                    }
-                    Some([3, 5, ..]) => {
-                        Err(Status::unimplemented("polybolt's files have no older format to go back to"))
-                    }
-                    Some(_) => Err(Status::invalid_argument("etcdserver: invalid downgrade target version")),
+            0 | 1 => match minor_version(&version) {
+                None => Err(Status::invalid_argument("etcdserver: wrong downgrade target version format")),
+                Some(DOWNGRADE_TARGET) if action == 0 => {
+                    Ok(Response::new(pb::DowngradeResponse { header, version: CLUSTER_VERSION.into() }))
                 }
-            }
+                Some(DOWNGRADE_TARGET) => {
+                    Err(Status::unimplemented("polybolt's files have no older format to go back to"))
+                }
+                Some(_) => Err(Status::invalid_argument("etcdserver: invalid downgrade target version")),
+            },
             2 => Err(Status::failed_precondition("etcdserver: no inflight downgrade job")),
             _ => Err(Status::unknown("etcdserver: unknown method")),
         }

@@ -1,9 +1,11 @@
 //! What `/metrics` shows: etcd's names where etcd has the thing, and `polybolt_*` for the rest.
 
+use crate::calls::Calls;
 use polybolt::{Engine, Keyspace};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, GaugeVec, IntCounter, Opts, Registry, TextEncoder};
+use std::sync::Arc;
 
 /// Counters that handlers move, and everything that is looked up when asked.
 #[derive(Debug)]
@@ -15,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) txns: IntCounter,
     healthy: IntCounter,
     unhealthy: IntCounter,
+    pub(crate) calls: Arc<Calls>,
 }
 
 /// How many files may be open.
@@ -23,7 +26,7 @@ pub(crate) fn descriptor_limit() -> u64 {
 }
 
 impl Metrics {
-    pub(crate) fn new(engine: &Engine, keyspace: &Keyspace, quota_bytes: i64) -> Self {
+    pub(crate) fn new(engine: &Engine, keyspace: &Keyspace, quota_bytes: i64, message_max: usize) -> Self {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| {
             let counter = IntCounter::new(name, help).expect("a valid name");
@@ -37,6 +40,7 @@ impl Metrics {
             txns: counter("etcd_mvcc_txn_total", "Txns served."),
             healthy: counter("etcd_server_health_success", "Health checks that found nothing wrong."),
             unhealthy: counter("etcd_server_health_failures", "Health checks that failed."),
+            calls: Arc::new(Calls::new(&registry, message_max)),
             registry: registry.clone(),
         };
         let looked_up = LookedUp { engine: engine.clone(), keyspace: keyspace.clone(), quota: quota_bytes };

@@ -50,6 +50,14 @@ pub(crate) struct Serve {
     /// URLs that clients are told; those it listens on if not given.
     #[arg(long, value_delimiter = ',', env = "ETCD_ADVERTISE_CLIENT_URLS")]
     advertise_client_urls: Vec<String>,
+    /// URLs that this member is listed with for other members; nobody listens there.
+    #[arg(
+        long,
+        default_value = "http://localhost:2380",
+        value_delimiter = ',',
+        env = "ETCD_INITIAL_ADVERTISE_PEER_URLS"
+    )]
+    initial_advertise_peer_urls: Vec<String>,
     /// More URLs for /metrics and the probes only.
     #[arg(long, value_delimiter = ',', env = "ETCD_LISTEN_METRICS_URLS")]
     listen_metrics_urls: Vec<String>,
@@ -268,6 +276,7 @@ impl Serve {
         let (engine, keyspace) = opened.map_err(|error| error.to_string())??;
         let settings = Settings {
             name: self.name.clone(),
+            peer_urls: self.initial_advertise_peer_urls.clone(),
             advertise_client_urls: if self.advertise_client_urls.is_empty() {
                 self.listen_client_urls.clone()
             } else {

@@ -7,6 +7,7 @@ use crate::users::{AuthError, Caller, Users};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use polybolt::{Engine, Error, Keyspace, Refusal, Result, TableEdit};
+use prost::Message;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -22,6 +23,11 @@ pub const CLUSTER_VERSION: &str = "3.6.0";
 /// There are no elections: the term is always the first that etcd would have.
 pub(crate) const TERM: u64 = 2;
 
+/// What a gRPC message may have beyond the largest request.
+const MESSAGE_SLACK: usize = 512 << 10;
+/// How long a write may take before its caller is told that nobody knows (SRV-4).
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
+
 const MEMBER_TABLE: &str = "member";
 const ALARM_TABLE: &str = "alarm";
 
@@ -30,6 +36,8 @@ const ALARM_TABLE: &str = "alarm";
 pub struct Settings {
     /// The member's name.
     pub name: String,
+    /// The URLs of the member for other members, at the first start; nobody listens there.
+    pub peer_urls: Vec<String>,
     /// The URLs that clients are told.
     pub advertise_client_urls: Vec<String>,
     /// The quota as it is reported: negative if there is none.
@@ -42,6 +50,13 @@ pub struct Settings {
     pub token_ttl: Duration,
     /// How slow passwords are to guess: 2 to the power of this, 4..=31.
     pub bcrypt_cost: u32,
+}
+
+impl Settings {
+    /// The largest gRPC message (SRV-2).
+    pub(crate) fn message_max(&self) -> usize {
+        self.max_request_bytes + MESSAGE_SLACK
+    }
 }
 
 /// One served keyspace.
@@ -58,6 +73,8 @@ pub struct Server {
     /// Ends streams and listeners.
     pub(crate) stop: CancellationToken,
 
+    /// Also in the table.
+    peer_urls: Mutex<Vec<String>>,
     /// (member, type); also in the table.
     alarms: Mutex<BTreeSet<(u64, i32)>>,
 }
@@ -76,15 +93,44 @@ impl Server {
         let member_id = identity(&keyspace, "member-id")?;
         let cluster_id = identity(&keyspace, "cluster-id")?;
         let alarms = keyspace.table_list(ALARM_TABLE)?.into_iter().filter_map(|(key, _)| alarm_of(&key)).collect();
-        let metrics = Metrics::new(&engine, &keyspace, settings.quota_bytes);
-        let alarms = Mutex::new(alarms);
+        let metrics = Metrics::new(&engine, &keyspace, settings.quota_bytes, settings.message_max());
+        let peer_urls = match keyspace.table_get(MEMBER_TABLE, PEER_URLS)? {
+            Some(stored) => pb::Member::decode(stored).map(|member| member.peer_ur_ls).unwrap_or_default(),
+            None => {
+                keyspace.table_write(vec![peer_urls_edit(&settings.peer_urls)]).wait()?;
+                settings.peer_urls.clone()
+            }
+        };
+        let (alarms, peer_urls) = (Mutex::new(alarms), Mutex::new(peer_urls));
         let users = Users::load(&keyspace, settings.token_ttl, settings.bcrypt_cost)?;
-        Ok(Arc::new(Server { engine, keyspace, settings, member_id, cluster_id, metrics, users, stop, alarms }))
+        Ok(Arc::new(Server {
+            engine,
+            keyspace,
+            settings,
+            member_id,
+            cluster_id,
+            metrics,
+            users,
+            stop,
+            peer_urls,
+            alarms,
+        }))
     }
 
     /// Who asks, by what comes with a request.
     pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<Caller, AuthError> {
         self.users.caller(metadata)
+    }
+
+    pub(crate) fn peer_urls(&self) -> Vec<String> {
+        self.peer_urls.lock().clone()
+    }
+
+    /// Other URLs for other members.
+    pub(crate) async fn set_peer_urls(&self, urls: Vec<String>) -> Result<()> {
+        self.keyspace.table_write(vec![peer_urls_edit(&urls)]).await?;
+        *self.peer_urls.lock() = urls;
+        Ok(())
     }
 
     pub(crate) fn header(&self, revision: i64) -> pb::ResponseHeader {
@@ -137,13 +183,22 @@ impl Server {
     }
 
     /// Refuses a request that is larger than a log entry of etcd's may be (SRV-1).
-    pub(crate) fn check_size(&self, request: &impl prost::Message) -> Result<(), Status> {
+    pub(crate) fn check_size(&self, request: &impl Message) -> Result<(), Status> {
         let (size, max) = (request.encoded_len() + ENTRY_BYTES, self.settings.max_request_bytes);
         if size > max {
             let (size, max) = (size as u64, max as u64);
             return Err(convert::status(&Error::Refused(Refusal::TooLarge { size, max })));
         }
         Ok(())
+    }
+
+    /// Waits for a write, as long as etcd does. One that takes longer may still happen.
+    pub(crate) async fn written<T>(&self, write: impl Future<Output = Result<T>>) -> Result<T, Status> {
+        match tokio::time::timeout(REQUEST_TIMEOUT, write).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => Err(self.refuse(error).await),
+            Err(_) => Err(Status::unavailable("etcdserver: request timed out")),
+        }
     }
 
     /// The answer to a write that was refused or failed; being out of room raises the alarm (QTA-4).
@@ -176,6 +231,14 @@ fn identity(keyspace: &Keyspace, what: &str) -> Result<u64> {
     Ok(id)
 }
 
+const PEER_URLS: &[u8] = b"peer-urls";
+
+fn peer_urls_edit(urls: &[String]) -> TableEdit {
+    let member = pb::Member { peer_ur_ls: urls.to_vec(), ..pb::Member::default() };
+    let (key, value) = (Bytes::from_static(PEER_URLS), Some(member.encode_to_vec().into()));
+    TableEdit { table: MEMBER_TABLE.into(), key, value }
+}
+
 fn alarm_key(member: u64, alarm: i32) -> Bytes {
     let mut key = member.to_be_bytes().to_vec();
     key.extend_from_slice(&alarm.to_be_bytes());
@@ -190,4 +253,40 @@ fn alarm_of(key: &[u8]) -> Option<(u64, i32)> {
 /// Runs what may take long on a thread that may block.
 pub(crate) async fn off_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
     tokio::task::spawn_blocking(run).await.map_err(|error| Status::internal(error.to_string()))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use polybolt::{Options, Routes};
+
+    pub(crate) fn start(dir: &std::path::Path) -> Arc<Server> {
+        let engine = Engine::open(dir, Options::default()).expect("a new store");
+        let keyspace = engine.create_keyspace("default", Routes::single()).expect("a new keyspace");
+        let settings = Settings {
+            name: "default".into(),
+            peer_urls: Vec::new(),
+            advertise_client_urls: Vec::new(),
+            quota_bytes: -1,
+            max_request_bytes: 1 << 20,
+            progress_interval: Duration::from_secs(600),
+            token_ttl: Duration::from_secs(300),
+            bcrypt_cost: 4,
+        };
+        Server::start(engine, keyspace, settings, CancellationToken::new()).expect("tables")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_takes_too_long_times_out_srv_4() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let server = start(dir.path());
+        let begun = tokio::time::Instant::now();
+        let ended = server.written(std::future::pending::<Result<()>>()).await.expect_err("nothing comes");
+        assert_eq!((ended.code(), ended.message()), (tonic::Code::Unavailable, "etcdserver: request timed out"));
+        // The clock is moved by the runtime: 5 s and two election timeouts of 1 s.
+        assert_eq!(begun.elapsed().as_secs(), 7);
+        let busy = async { Err::<(), _>(Refusal::TooManyRequests.into()) };
+        let refused = server.written(busy).await.expect_err("refused");
+        assert_eq!((refused.code(), refused.message()), (tonic::Code::Unknown, "etcdserver: too many requests"));
+    }
 }

@@ -132,7 +132,11 @@ impl Stream {
                         asking = false;
                         Ok(())
                     }
-                    Err(_) => return,
+                    // It went, or asked for something that cannot be.
+                    Err(status) => {
+                        drop(self.sender.send(Err(status)).await);
+                        return;
+                    }
                 },
                 (key, item) = next_item(&mut self.watchers, &self.ready) => self.deliver(key, item).await,
                 _ = tick.tick() => self.notify().await,

@@ -1,5 +1,5 @@
 //! Asking over HTTP/1.
-#![expect(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part of it")]
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};

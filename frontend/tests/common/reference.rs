@@ -1,5 +1,5 @@
 //! A real etcd to compare with.
-#![expect(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part of it")]
 
 use crate::common::{free_port, has_program, succeed};
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// The etcd programs to compare with: those of `POLYBOLT_ETCD`, or the one that is installed, if any.
 pub(crate) fn programs() -> Vec<String> {
     match std::env::var("POLYBOLT_ETCD") {
-        Ok(programs) => programs.split(':').map(str::to_owned).collect(),
+        Ok(programs) => programs.split(':').filter(|program| !program.is_empty()).map(str::to_owned).collect(),
         Err(_) => has_program("etcd").then(|| "etcd".to_owned()).into_iter().collect(),
     }
 }
