@@ -7,6 +7,7 @@ use crate::server::{Server, off_thread};
 use polybolt::{Error, Op, RangeRequest, Refusal, SpanEnd, TxnRequest};
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -52,7 +53,7 @@ fn is_read_only(request: &TxnRequest) -> bool {
 impl Kv for KvService {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
         let Self(server) = self;
-        server.metrics.ranges.inc();
+        let begun = Instant::now();
         let caller = server.caller(request.metadata());
         let request = convert::range(request.into_inner()).map_err(convert::refused)?;
         let caller = caller?;
@@ -63,6 +64,7 @@ impl Kv for KvService {
             let keyspace = server.keyspace.clone();
             off_thread(move || keyspace.range(&request)).await?
         };
+        server.metrics.ranged(begun, response.is_ok());
         server.users.check_unchanged(caller.revision())?;
         let response = response.map_err(|error| convert::status(&error))?;
         Ok(Response::new(convert::range_response(response, &|revision| server.header(revision))))
@@ -75,7 +77,7 @@ impl Kv for KvService {
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let server = Arc::clone(&self.0);
-        server.metrics.ranges.inc();
+        let begun = Instant::now();
         let caller = server.caller(request.metadata());
         let request = convert::range(request.into_inner()).map_err(convert::refused)?;
         let stream = server.keyspace.range_stream(&request);
@@ -115,6 +117,7 @@ impl Kv for KvService {
                 }
                 let chunk = pb::RangeStreamResponse { range_response: Some(response) };
                 if sender.blocking_send(Ok(chunk)).is_err() || last {
+                    server.metrics.ranged(begun, true);
                     return;
                 }
             }
@@ -124,7 +127,6 @@ impl Kv for KvService {
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         let Self(server) = self;
-        server.metrics.puts.inc();
         let (caller, size) = (server.caller(request.metadata()), server.check_size(request.get_ref()));
         let request = convert::put(request.into_inner());
         server.keyspace.validate_put(&request).map_err(|error| convert::status(&error))?;
@@ -132,7 +134,8 @@ impl Kv for KvService {
         size?;
         server.check_alarms(true)?;
         caller.check_put(&request, &server.keyspace)?;
-        let response = server.written(server.keyspace.put(request)).await?;
+        let response = server.written("Put", server.keyspace.put(request)).await?;
+        server.metrics.put();
         Ok(Response::new(convert::put_response(response, &|revision| server.header(revision))))
     }
 
@@ -141,7 +144,6 @@ impl Kv for KvService {
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         let Self(server) = self;
-        server.metrics.deletes.inc();
         let (caller, size) = (server.caller(request.metadata()), server.check_size(request.get_ref()));
         let request = convert::delete(request.into_inner());
         server.keyspace.validate_delete(&request).map_err(|error| convert::status(&error))?;
@@ -155,13 +157,13 @@ impl Kv for KvService {
             let keyspace = server.keyspace.clone();
             off_thread(move || (keyspace.delete_range(request), caller)).await?
         };
-        let response = server.written(pending).await?;
+        let response = server.written("DeleteRange", pending).await?;
+        server.metrics.deleted();
         Ok(Response::new(convert::delete_response(response, &|revision| server.header(revision))))
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         let Self(server) = self;
-        server.metrics.txns.inc();
         let (caller, size) = (server.caller(request.metadata()), server.check_size(request.get_ref()));
         let request = convert::txn(request.into_inner());
         let read_only = is_read_only(&request);
@@ -180,11 +182,13 @@ impl Kv for KvService {
             let keyspace = server.keyspace.clone();
             off_thread(move || (keyspace.txn(request), caller)).await?
         };
-        let response = server.written(pending).await;
+        let response = server.written("Txn", pending).await;
         if read_only {
             server.users.check_unchanged(caller.revision())?;
         }
-        Ok(Response::new(convert::txn_response(response?, &|revision| server.header(revision))))
+        let response = response?;
+        server.metrics.txn(&response);
+        Ok(Response::new(convert::txn_response(response, &|revision| server.header(revision))))
     }
 
     async fn compact(

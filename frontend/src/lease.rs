@@ -28,7 +28,9 @@ impl Lease for LeaseService {
         caller.check_user()?;
         server.check_alarms(true)?;
         let pb::LeaseGrantRequest { ttl, id } = request.into_inner();
-        let granted = server.written(server.keyspace.lease_grant(id, ttl)).await?;
+        let granted = server.written("LeaseGrant", server.keyspace.lease_grant(id, ttl)).await?;
+        server.metrics.leases_granted.inc();
+        server.metrics.lease_ttl.observe(granted.ttl as f64);
         Ok(Response::new(pb::LeaseGrantResponse {
             header: Some(server.header(granted.revision)),
             id: granted.id,
@@ -47,7 +49,7 @@ impl Lease for LeaseService {
         server.check_alarms(false)?;
         let id = request.into_inner().id;
         caller.check_lease_write(id, &server.keyspace)?;
-        let revision = server.written(server.keyspace.lease_revoke(id)).await?;
+        let revision = server.written("LeaseRevoke", server.keyspace.lease_revoke(id)).await?;
         Ok(Response::new(pb::LeaseRevokeResponse { header: Some(server.header(revision)) }))
     }
 
@@ -89,6 +91,9 @@ impl Lease for LeaseService {
                 // Before the renewal: a success is never stamped later than a revoke.
                 let header = Some(server.header_now());
                 let renewed = server.keyspace.lease_keep_alive(id).await;
+                if renewed.as_ref().is_ok_and(|ttl| *ttl > 0) {
+                    server.metrics.leases_renewed.inc();
+                }
                 let answer = renewed.map(|ttl| pb::LeaseKeepAliveResponse { header, id, ttl });
                 if sender.send(answer.map_err(|error| convert::status(&error))).await.is_err() {
                     return;

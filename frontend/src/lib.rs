@@ -81,8 +81,11 @@ pub mod proto {
     }
 }
 
+mod version;
 mod convert;
 mod calls;
+pub mod timed_disk;
+mod gauges;
 mod metrics;
 mod users;
 pub mod server;

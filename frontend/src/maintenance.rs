@@ -1,6 +1,7 @@
 //! The Maintenance service.
 
 use crate::convert;
+use crate::metrics::Up;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::server::{CLUSTER_VERSION, ETCD_VERSION, Server, TERM, off_thread};
@@ -102,6 +103,8 @@ impl Maintenance for MaintenanceService {
         request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
         self.0.caller(request.metadata())?.check_root()?;
+        let metrics = &self.0.metrics;
+        let (_up, _timer) = (Up::new(&metrics.defragmenting), metrics.defragment.start_timer());
         let keyspace = self.0.keyspace.clone();
         off_thread(move || keyspace.defragment()).await?.map_err(|error| convert::status(&error))?;
         Ok(Response::new(pb::DefragmentResponse { header: None }))
@@ -110,6 +113,7 @@ impl Maintenance for MaintenanceService {
     async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
         let Self(server) = self;
         server.caller(request.metadata())?.check_root()?;
+        let _timer = server.metrics.hash.start_timer();
         let keyspace = server.keyspace.clone();
         let hash = off_thread(move || keyspace.hash()).await?.map_err(|error| convert::status(&error))?;
         Ok(Response::new(pb::HashResponse { header: Some(server.header_now()), hash }))
@@ -118,6 +122,7 @@ impl Maintenance for MaintenanceService {
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
         let Self(server) = self;
         server.caller(request.metadata())?.check_root()?;
+        let _timer = server.metrics.hash_rev.start_timer();
         let keyspace = server.keyspace.clone();
         let revision = request.into_inner().revision;
         let hash = off_thread(move || keyspace.hash_kv(revision)).await?.map_err(|error| convert::status(&error))?;
@@ -139,6 +144,7 @@ impl Maintenance for MaintenanceService {
         // How long the stream will be is not known before its end: at least 1 until then.
         let estimate = server.keyspace.status().size_in_use;
         let (sender, receiver) = mpsc::channel(4);
+        let timer = server.metrics.snapshot.start_timer();
         tokio::task::spawn_blocking(move || {
             let mut digest = Sha256::new();
             let (mut buffer, mut sent) = (BytesMut::new(), 0u64);
@@ -171,6 +177,7 @@ impl Maintenance for MaintenanceService {
             if send(buffer.freeze(), Some(0)) {
                 send(Bytes::copy_from_slice(&digest.finalize()), Some(0));
             }
+            timer.observe_duration();
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

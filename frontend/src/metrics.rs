@@ -1,23 +1,45 @@
-//! What `/metrics` shows: etcd's names where etcd has the thing, and `polybolt_*` for the rest.
+//! What `/metrics` shows: etcd's names where etcd has the thing, and `polybolt_*` for the rest. Here is what
+//! the services move; what is looked up when asked is in `gauges`.
 
 use crate::calls::Calls;
-use polybolt::{Engine, Keyspace};
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
-use prometheus::{Gauge, GaugeVec, IntCounter, Opts, Registry, TextEncoder};
+use crate::gauges::LookedUp;
+use polybolt::{OpResponse, TxnResponse};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder, exponential_buckets,
+};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
-/// Counters that handlers move, and everything that is looked up when asked.
+/// A write that takes longer is counted as slow, as at etcd.
+const SLOW: Duration = Duration::from_millis(100);
+
+/// What the services move.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    pub(crate) ranges: IntCounter,
-    pub(crate) puts: IntCounter,
-    pub(crate) deletes: IntCounter,
-    pub(crate) txns: IntCounter,
+    pub(crate) calls: Arc<Calls>,
+    ranges: IntCounter,
+    puts: IntCounter,
+    deletes: IntCounter,
+    txns: IntCounter,
     healthy: IntCounter,
     unhealthy: IntCounter,
-    pub(crate) calls: Arc<Calls>,
+    pub(crate) leases_granted: IntCounter,
+    pub(crate) leases_renewed: IntCounter,
+    pub(crate) lease_ttl: Histogram,
+    pub(crate) watch_streams: IntGauge,
+    pending: IntGauge,
+    failed: IntCounter,
+    slow: IntCounter,
+    applied: HistogramVec,
+    requests: HistogramVec,
+    range: HistogramVec,
+    pub(crate) hash: Histogram,
+    pub(crate) hash_rev: Histogram,
+    pub(crate) snapshot: Histogram,
+    pub(crate) defragment: Histogram,
+    pub(crate) defragmenting: IntGauge,
 }
 
 /// How many files may be open.
@@ -25,27 +47,81 @@ pub(crate) fn descriptor_limit() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// Makes metrics and registers them.
+struct Maker<'a>(&'a Registry);
+
+impl Maker<'_> {
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        let made = IntCounter::new(name, help).expect("a valid name");
+        self.0.register(Box::new(made.clone())).expect("registered once");
+        made
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        let made = IntGauge::new(name, help).expect("a valid name");
+        self.0.register(Box::new(made.clone())).expect("registered once");
+        made
+    }
+
+    /// Buckets from `first` on, each twice the one before.
+    fn histogram(&self, name: &str, help: &str, first: f64, buckets: usize) -> Histogram {
+        let buckets = exponential_buckets(first, 2.0, buckets).expect("positive");
+        let made = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("a valid name");
+        self.0.register(Box::new(made.clone())).expect("registered once");
+        made
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        let buckets = exponential_buckets(0.0001, 2.0, 20).expect("positive");
+        let made = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels).expect("a valid name");
+        self.0.register(Box::new(made.clone())).expect("registered once");
+        made
+    }
+}
+
 impl Metrics {
-    pub(crate) fn new(engine: &Engine, keyspace: &Keyspace, quota_bytes: i64, message_max: usize) -> Self {
+    pub(crate) fn new(looked_up: LookedUp, message_max: usize) -> Self {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help).expect("a valid name");
-            registry.register(Box::new(counter.clone())).expect("registered once");
-            counter
-        };
-        let metrics = Metrics {
-            ranges: counter("etcd_mvcc_range_total", "Ranges served."),
-            puts: counter("etcd_mvcc_put_total", "Puts served."),
-            deletes: counter("etcd_mvcc_delete_total", "Deletes served."),
-            txns: counter("etcd_mvcc_txn_total", "Txns served."),
-            healthy: counter("etcd_server_health_success", "Health checks that found nothing wrong."),
-            unhealthy: counter("etcd_server_health_failures", "Health checks that failed."),
-            calls: Arc::new(Calls::new(&registry, message_max)),
-            registry: registry.clone(),
-        };
-        let looked_up = LookedUp { engine: engine.clone(), keyspace: keyspace.clone(), quota: quota_bytes };
         registry.register(Box::new(looked_up)).expect("registered once");
-        metrics
+        let make = Maker(&registry);
+        Metrics {
+            calls: Arc::new(Calls::new(&registry, message_max)),
+            ranges: make.counter("etcd_mvcc_range_total", "Ranges, also those in txns."),
+            puts: make.counter("etcd_mvcc_put_total", "Puts, also those in txns."),
+            deletes: make.counter("etcd_mvcc_delete_total", "Deletes, also those in txns."),
+            txns: make.counter("etcd_mvcc_txn_total", "Txns of more than one operation."),
+            healthy: make.counter("etcd_server_health_success", "Health checks that found nothing wrong."),
+            unhealthy: make.counter("etcd_server_health_failures", "Health checks that failed."),
+            leases_granted: make.counter("etcd_debugging_lease_granted_total", "Leases granted."),
+            leases_renewed: make.counter("etcd_debugging_lease_renewed_total", "Leases renewed."),
+            lease_ttl: make.histogram(
+                "etcd_debugging_lease_ttl_total",
+                "Seconds that leases were granted for.",
+                1.0,
+                24,
+            ),
+            watch_streams: make.gauge("etcd_debugging_mvcc_watch_stream_total", "Streams of watchers."),
+            pending: make.gauge("etcd_server_proposals_pending", "Writes under way."),
+            failed: make.counter("etcd_server_proposals_failed_total", "Writes whose outcome is not known."),
+            slow: make.counter("etcd_server_slow_apply_total", "Writes that took more than 100 ms."),
+            applied: make.histograms(
+                "etcd_server_apply_duration_seconds",
+                "Writes, until they are durable.",
+                &["version", "op", "success"],
+            ),
+            requests: make.histograms(
+                "etcd_server_request_duration_seconds",
+                "Requests to the store.",
+                &["type", "success"],
+            ),
+            range: make.histograms("etcd_server_range_duration_seconds", "Ranges.", &["success"]),
+            hash: make.histogram("etcd_mvcc_hash_duration_seconds", "Hashes of everything.", 0.01, 15),
+            hash_rev: make.histogram("etcd_mvcc_hash_rev_duration_seconds", "Hashes at a revision.", 0.01, 15),
+            snapshot: make.histogram("etcd_disk_backend_snapshot_duration_seconds", "Snapshots sent.", 0.01, 17),
+            defragment: make.histogram("etcd_disk_backend_defrag_duration_seconds", "Defragmentations.", 0.1, 13),
+            defragmenting: make.gauge("etcd_disk_defrag_inflight", "Defragmentations under way."),
+            registry,
+        }
     }
 
     /// A health check was answered.
@@ -53,63 +129,102 @@ impl Metrics {
         (if healthy { &self.healthy } else { &self.unhealthy }).inc();
     }
 
+    /// A range that began at `begun` was answered.
+    pub(crate) fn ranged(&self, begun: Instant, success: bool) {
+        self.ranges.inc();
+        let (success, seconds) = (if success { "true" } else { "false" }, begun.elapsed().as_secs_f64());
+        self.range.with_label_values(&[success]).observe(seconds);
+        self.requests.with_label_values(&["Range", success]).observe(seconds);
+    }
+
+    pub(crate) fn put(&self) {
+        self.puts.inc();
+    }
+
+    pub(crate) fn deleted(&self) {
+        self.deletes.inc();
+    }
+
+    /// The operations that a txn executed.
+    pub(crate) fn txn(&self, response: &TxnResponse) {
+        if self.operations(response) > 1 {
+            self.txns.inc();
+        }
+    }
+
+    fn operations(&self, response: &TxnResponse) -> u64 {
+        let one = |response: &OpResponse| match response {
+            OpResponse::Txn(response) => self.operations(response),
+            single => {
+                let counter = match single {
+                    OpResponse::Range(_) => &self.ranges,
+                    OpResponse::Put(_) => &self.puts,
+                    _ => &self.deletes,
+                };
+                counter.inc();
+                1
+            }
+        };
+        response.responses.iter().map(one).sum()
+    }
+
+    /// A write begins; it is counted when it is told how it ended, or dropped.
+    pub(crate) fn write(&self, op: &'static str) -> Write<'_> {
+        self.pending.inc();
+        Write { metrics: self, op, begun: Instant::now(), success: None }
+    }
+
     pub(crate) fn text(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
 
-/// Gauges made when they are asked for.
-struct LookedUp {
-    engine: Engine,
-    keyspace: Keyspace,
-    quota: i64,
+/// A write under way.
+pub(crate) struct Write<'a> {
+    metrics: &'a Metrics,
+    op: &'static str,
+    begun: Instant,
+    success: Option<bool>,
 }
 
-impl Collector for LookedUp {
-    fn desc(&self) -> Vec<&Desc> {
-        Vec::new()
+impl Write<'_> {
+    /// It was done or refused.
+    pub(crate) fn ended(mut self, success: bool) {
+        self.success = Some(success);
     }
+}
 
-    #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
-    fn collect(&self) -> Vec<MetricFamily> {
-        let mut families = Vec::new();
-        let mut gauge = |name: &str, help: &str, value: f64| {
-            let gauge = Gauge::new(name, help).expect("a valid name");
-            gauge.set(value);
-            families.extend(gauge.collect());
+impl Drop for Write<'_> {
+    fn drop(&mut self) {
+        let metrics = self.metrics;
+        metrics.pending.dec();
+        let Some(success) = self.success else {
+            metrics.failed.inc();
+            return;
         };
-        let status = self.keyspace.status();
-        let stats = self.engine.stats();
-        gauge("etcd_server_has_leader", "1: a single member leads itself.", 1.0);
-        gauge("etcd_server_is_leader", "1: a single member leads itself.", 1.0);
-        gauge("etcd_server_quota_backend_bytes", "The quota on file bytes.", self.quota as f64);
-        gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes of all files.", status.size as f64);
-        gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of them in use.", status.size_in_use as f64);
-        gauge("etcd_debugging_mvcc_current_revision", "The current revision.", status.revision as f64);
-        gauge("etcd_debugging_mvcc_compact_revision", "The compacted revision.", status.compact_revision as f64);
-        let keys: u64 = status.shards.iter().map(|shard| shard.keys).sum();
-        gauge("etcd_debugging_mvcc_keys_total", "Live keys.", keys as f64);
-        gauge("etcd_debugging_mvcc_watcher_total", "Watchers.", status.watchers as f64);
-        gauge("polybolt_leases", "Leases alive.", status.leases as f64);
-        gauge("polybolt_buffered_bytes", "Bytes of write buffers in use.", stats.buffered_bytes as f64);
-        gauge("polybolt_journal_bytes", "Bytes of journal segments on disk.", stats.journal_bytes as f64);
-        gauge("polybolt_journal_groups", "Journal groups since the start.", stats.journal_groups as f64);
-        gauge("polybolt_checkpoints", "Checkpoints since the start.", stats.checkpoints as f64);
-        gauge("polybolt_disk_syncs", "Durability calls of the disk since the start.", stats.sync_calls as f64);
-        let of_shard = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &["shard"]).expect("a valid name");
-        let sizes = of_shard("polybolt_shard_size_bytes", "Bytes of a shard's file.");
-        let used = of_shard("polybolt_shard_size_in_use_bytes", "Bytes of them in use.");
-        let keys = of_shard("polybolt_shard_keys", "Live keys of a shard.");
-        let index = of_shard("polybolt_shard_index_bytes", "Bytes of a shard's index.");
-        for shard in &status.shards {
-            sizes.with_label_values(&[&shard.name]).set(shard.size as f64);
-            used.with_label_values(&[&shard.name]).set(shard.size_in_use as f64);
-            keys.with_label_values(&[&shard.name]).set(shard.keys as f64);
-            index.with_label_values(&[&shard.name]).set(shard.index_bytes as f64);
+        let took = self.begun.elapsed();
+        if took > SLOW {
+            metrics.slow.inc();
         }
-        for shards in [sizes, used, keys, index] {
-            families.extend(shards.collect());
-        }
-        families
+        let success = if success { "true" } else { "false" };
+        metrics.applied.with_label_values(&["v3", self.op, success]).observe(took.as_secs_f64());
+        metrics.requests.with_label_values(&[self.op, success]).observe(took.as_secs_f64());
+    }
+}
+
+/// Up as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Up(IntGauge);
+
+impl Up {
+    pub(crate) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Up(gauge.clone())
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

@@ -6,8 +6,10 @@ use polybolt_frontend::access::Access;
 use polybolt_frontend::auto_compact::{self, Retention};
 use polybolt_frontend::listen;
 use polybolt_frontend::server::{Server, Settings};
+use polybolt_frontend::timed_disk::{SyncTimings, TimedDisk};
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -273,7 +275,7 @@ impl Serve {
         }
         let (path, options, routes) = (self.data_dir.clone(), self.options(), self.routes.clone());
         let opened = tokio::task::spawn_blocking(move || open(&path, options, routes)).await;
-        let (engine, keyspace) = opened.map_err(|error| error.to_string())??;
+        let (engine, keyspace, syncs) = opened.map_err(|error| error.to_string())??;
         let settings = Settings {
             name: self.name.clone(),
             peer_urls: self.initial_advertise_peer_urls.clone(),
@@ -290,7 +292,8 @@ impl Serve {
         };
         let stop = CancellationToken::new();
         let (served, token) = (engine.clone(), stop.clone());
-        let started = tokio::task::spawn_blocking(move || Server::start(served, keyspace, settings, token)).await;
+        let started =
+            tokio::task::spawn_blocking(move || Server::start(served, keyspace, settings, syncs, token)).await;
         let server = started.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         if let Some(retention) = retention {
             tokio::spawn(auto_compact::run(server.clone(), retention));
@@ -319,8 +322,12 @@ fn open(
     path: &std::path::Path,
     options: Options,
     routes: Option<Routes>,
-) -> Result<(Engine, polybolt::Keyspace), String> {
-    let engine = Engine::open(path, options).map_err(|error| error.to_string())?;
+) -> Result<(Engine, polybolt::Keyspace, Arc<SyncTimings>), String> {
+    let disk = TimedDisk::default();
+    let syncs = disk.timings();
+    let clock = Arc::new(polybolt::run::SystemClock::default());
+    let runtime = polybolt::Runtime { disk: Arc::new(disk), clock, threads: true };
+    let engine = Engine::open_with(path, options, runtime).map_err(|error| error.to_string())?;
     let report = engine.report();
     let dropped = report.dropped.as_ref().map(|dropped| format!("{dropped:?}"));
     tracing::info!(
@@ -349,5 +356,5 @@ fn open(
             path.display()
         ));
     }
-    Ok((engine, keyspace))
+    Ok((engine, keyspace, syncs))
 }

@@ -1,8 +1,10 @@
 //! What the services share: the keyspace, who this member is, its alarms, and how it stops.
 
 use crate::convert;
+use crate::gauges::LookedUp;
 use crate::metrics::Metrics;
 use crate::proto::etcdserverpb as pb;
+use crate::timed_disk::SyncTimings;
 use crate::users::{AuthError, Caller, Users};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -16,10 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-/// The version of etcd whose API this is, for clients that look (K8S-13).
-pub const ETCD_VERSION: &str = "3.6.5";
-/// The version of the cluster, and of what it stores.
-pub const CLUSTER_VERSION: &str = "3.6.0";
+pub use crate::version::{CLUSTER_VERSION, ETCD_VERSION};
+
 /// There are no elections: the term is always the first that etcd would have.
 pub(crate) const TERM: u64 = 2;
 
@@ -80,7 +80,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `keyspace`; ids are made at the first start and kept with the data.
+    /// Serves `keyspace`, whose disk times its syncs; ids are made at the first start and kept with the data.
     ///
     /// # Errors
     /// If the tables cannot be read or written.
@@ -88,12 +88,22 @@ impl Server {
         engine: Engine,
         keyspace: Keyspace,
         settings: Settings,
+        syncs: Arc<SyncTimings>,
         stop: CancellationToken,
     ) -> Result<Arc<Server>> {
         let member_id = identity(&keyspace, "member-id")?;
         let cluster_id = identity(&keyspace, "cluster-id")?;
         let alarms = keyspace.table_list(ALARM_TABLE)?.into_iter().filter_map(|(key, _)| alarm_of(&key)).collect();
-        let metrics = Metrics::new(&engine, &keyspace, settings.quota_bytes, settings.message_max());
+        let metrics = Metrics::new(
+            LookedUp {
+                engine: engine.clone(),
+                keyspace: keyspace.clone(),
+                quota: settings.quota_bytes,
+                member_id,
+                syncs,
+            },
+            settings.message_max(),
+        );
         let peer_urls = match keyspace.table_get(MEMBER_TABLE, PEER_URLS)? {
             Some(stored) => pb::Member::decode(stored).map(|member| member.peer_ur_ls).unwrap_or_default(),
             None => {
@@ -193,10 +203,23 @@ impl Server {
     }
 
     /// Waits for a write, as long as etcd does. One that takes longer may still happen.
-    pub(crate) async fn written<T>(&self, write: impl Future<Output = Result<T>>) -> Result<T, Status> {
+    pub(crate) async fn written<T>(
+        &self,
+        op: &'static str,
+        write: impl Future<Output = Result<T>>,
+    ) -> Result<T, Status> {
+        let counted = self.metrics.write(op);
         match tokio::time::timeout(REQUEST_TIMEOUT, write).await {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => Err(self.refuse(error).await),
+            Ok(Ok(done)) => {
+                counted.ended(true);
+                Ok(done)
+            }
+            Ok(Err(error)) => {
+                if matches!(error, Error::Refused(_)) {
+                    counted.ended(false);
+                }
+                Err(self.refuse(error).await)
+            }
             Err(_) => Err(Status::unavailable("etcdserver: request timed out")),
         }
     }
@@ -273,7 +296,7 @@ pub(crate) mod tests {
             token_ttl: Duration::from_secs(300),
             bcrypt_cost: 4,
         };
-        Server::start(engine, keyspace, settings, CancellationToken::new()).expect("tables")
+        Server::start(engine, keyspace, settings, Arc::default(), CancellationToken::new()).expect("tables")
     }
 
     #[tokio::test(start_paused = true)]
@@ -281,12 +304,12 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let server = start(dir.path());
         let begun = tokio::time::Instant::now();
-        let ended = server.written(std::future::pending::<Result<()>>()).await.expect_err("nothing comes");
+        let ended = server.written("Put", std::future::pending::<Result<()>>()).await.expect_err("nothing comes");
         assert_eq!((ended.code(), ended.message()), (tonic::Code::Unavailable, "etcdserver: request timed out"));
         // The clock is moved by the runtime: 5 s and two election timeouts of 1 s.
         assert_eq!(begun.elapsed().as_secs(), 7);
         let busy = async { Err::<(), _>(Refusal::TooManyRequests.into()) };
-        let refused = server.written(busy).await.expect_err("refused");
+        let refused = server.written("Put", busy).await.expect_err("refused");
         assert_eq!((refused.code(), refused.message()), (tonic::Code::Unknown, "etcdserver: too many requests"));
     }
 }

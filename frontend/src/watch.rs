@@ -5,6 +5,7 @@
 //! so that progress never overtakes events (WCH-25).
 
 use crate::convert;
+use crate::metrics::Up;
 use crate::proto::encoded::WatchResponse;
 use crate::proto::encoded::watch_server::Watch;
 use crate::proto::etcdserverpb as pb;
@@ -42,6 +43,7 @@ impl Watch for WatchService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (sender, receiver) = mpsc::channel(RESPONSES_AHEAD);
         let stream = Stream {
+            _up: Up::new(&self.0.metrics.watch_streams),
             server: Arc::clone(&self.0),
             metadata: request.metadata().clone(),
             sender,
@@ -92,6 +94,7 @@ struct Entry {
 }
 
 struct Stream {
+    _up: Up,
     server: Arc<Server>,
     /// Who asks.
     metadata: MetadataMap,

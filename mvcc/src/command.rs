@@ -11,6 +11,7 @@ use crate::txn;
 use crate::write::{Extra, NotNow};
 use bytes::Bytes;
 use polybolt_engine::Position;
+use std::sync::atomic::Ordering;
 
 /// A request of a replicated log, with its position there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,6 +156,7 @@ pub(crate) fn revoke(core: &Core, writer: &mut Writer, id: i64, applied_index: O
         Ok(())
     })?;
     core.lessor.lock().revoke(id);
+    core.counters.leases_revoked.fetch_add(1, Ordering::Relaxed);
     Ok(writer.state.main.cast_signed())
 }
 

@@ -32,6 +32,7 @@ impl Core {
         if !sweep.begun {
             // A compaction that comes meanwhile is for the next round: this one may be past its shards.
             self.begin_round(&mut sweep, compacted);
+            sweep.since = now;
         }
         if let Some(pass) = &mut sweep.hashing {
             if pass.step(self, self.options.compaction_batch_limit.max(1))? {
@@ -48,7 +49,9 @@ impl Core {
             sweep.held |= upto < round;
             let shard = &self.shards[sweep.next_shard];
             let mut removed = Vec::new();
+            let begun = self.clock.monotonic();
             let swept = shard.index.write().sweep(upto, self.options.compaction_batch_limit.max(1), &mut removed);
+            self.counters.index_steps.add(self.clock.monotonic().saturating_sub(begun));
             if !removed.is_empty() {
                 sweep.left.push((shard.tree, removed));
             }
@@ -78,9 +81,12 @@ impl Core {
         if matches!(writer.gate, Gate::Replaced(_)) {
             return Ok(false);
         }
+        let begun = self.clock.monotonic();
         let batch = Batch { space: self.id, edits, record: Bytes::new(), state: writer.state.encode() };
         self.store.apply(admission, batch);
         drop(writer);
+        self.counters.tree_steps.add(self.clock.monotonic().saturating_sub(begun));
+        self.counters.swept.fetch_add(count, Ordering::Relaxed);
         sweep.left.pop();
         Ok(self.end_round(&mut sweep))
     }
@@ -115,6 +121,8 @@ impl Core {
             return true;
         }
         sweep.done = sweep.round;
+        self.counters.sweeps.add(self.clock.monotonic().saturating_sub(sweep.since));
+        self.counters.sweep_ended.store(self.clock.wall().as_secs(), Ordering::Relaxed);
         sweep.done < self.publisher.compacted()
     }
 }

@@ -14,6 +14,7 @@ use crate::publish::Publisher;
 use crate::record::{self, RowHead, State};
 use crate::request::{HashKv, KeyValue, Span};
 use crate::routes::{Routes, Segment};
+use crate::stats::Counters;
 use crate::watch::Hub;
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
@@ -104,6 +105,8 @@ pub(crate) struct Sweep {
     /// The compacted revision that the round under way is for, and whether a pin has held it back.
     pub(crate) round: i64,
     pub(crate) held: bool,
+    /// When the round under way began.
+    pub(crate) since: Duration,
     /// The compacted revision that the last whole round was for.
     pub(crate) done: i64,
 }
@@ -173,6 +176,7 @@ pub(crate) struct Core {
     pub(crate) closed: Arc<AtomicBool>,
     /// When the sizes were last compared with the quota, and whether it was used up.
     pub(crate) quota: Mutex<(Duration, bool)>,
+    pub(crate) counters: Counters,
 }
 
 /// How long a comparison of the sizes with the quota is good for.

@@ -108,7 +108,8 @@ impl Housekeeper {
                     continue;
                 }
                 match command::revoke(core, &mut writer, id, None) {
-                    Ok(_) | Err(NotNow::Short(_) | NotNow::Refused(Error::Refused(_))) => {}
+                    Ok(_) => drop(core.counters.leases_expired.fetch_add(1, Ordering::Relaxed)),
+                    Err(NotNow::Short(_) | NotNow::Refused(Error::Refused(_))) => {}
                     // A store that takes no more writes.
                     Err(NotNow::Refused(_)) => return None,
                 }

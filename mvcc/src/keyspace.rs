@@ -15,6 +15,7 @@ use crate::request::{
 };
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
+use crate::stats::KeyspaceStats;
 use crate::txn;
 use crate::watcher::Watcher;
 use crate::write::{Extra, NotNow};
@@ -436,6 +437,14 @@ impl Keyspace {
             });
         }
         status
+    }
+
+    /// What it did since it was opened or installed, and what waits. Cheap.
+    pub fn stats(&self) -> KeyspaceStats {
+        let core = self.core();
+        let (lagging_watchers, pending_events, events) = core.hub.counts();
+        let open_reads = core.pins.len() as u64;
+        KeyspaceStats { open_reads, lagging_watchers, pending_events, events, ..core.counters.stats() }
     }
 
     /// An entry of a metadata table. Waits until what it read is durable.

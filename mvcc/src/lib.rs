@@ -57,6 +57,7 @@ pub mod options;
 mod record;
 pub mod routes;
 mod pins;
+pub mod stats;
 mod watch;
 mod publish;
 mod lease;
@@ -101,6 +102,7 @@ pub use request::{
 };
 pub use routes::{Routes, ShardOptions};
 pub use snapshot::Snapshot;
+pub use stats::{KeyspaceStats, TIMING_BOUNDS, TimingStats, Timings};
 pub use watcher::Watcher;
 
 /// Decodes bytes as everything that a keyspace reads from a disk or a stream: errors, never panics.

@@ -31,6 +31,11 @@ impl Pins {
         Pin { pins: Arc::clone(self), key: (revision, id) }
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.held.lock().len()
+    }
+
     /// The oldest revision that a pin still holds at `now`. Pins past their limit are let go.
     pub(crate) fn oldest(&self, now: Duration) -> Option<u64> {
         let mut held = self.held.lock();

@@ -355,6 +355,7 @@ fn open_keyspace(
         dropped: AtomicBool::new(false),
         closed: Arc::clone(&shared.closed),
         quota: Mutex::default(),
+        counters: Default::default(),
     };
     Ok(Arc::new(core))
 }

@@ -198,6 +198,8 @@ impl Core {
         for (sub, change) in changes.iter().enumerate() {
             self.apply_change(next.main, sub, change);
         }
+        let put = |change: &Change| change.put.as_ref().map_or(0, |put| change.key.len() + put.value.len());
+        self.counters.put_bytes.fetch_add(changes.iter().map(put).sum::<usize>() as u64, Ordering::Relaxed);
         self.hub.queue(next.main, events, kept_bytes);
         let batch = Batch { space: self.id, edits, record, state: next.encode() };
         let (main, compacted) = (next.main, next.compacted);

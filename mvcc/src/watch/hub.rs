@@ -21,7 +21,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -33,6 +33,16 @@ pub(crate) struct Hub {
     watchers: AtomicUsize,
     /// Those that writers find.
     enlisted: AtomicUsize,
+    counts: Arc<Counts>,
+}
+
+/// Events of all watchers.
+#[derive(Debug, Default)]
+struct Counts {
+    /// In queues.
+    pending: AtomicU64,
+    /// Taken out of them.
+    taken: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +114,7 @@ pub(crate) struct Feed {
     id: u64,
     pub(crate) request: WatchRequest,
     bytes_max: usize,
+    counts: Arc<Counts>,
     state: Mutex<FeedState>,
     moved: Condvar,
 }
@@ -170,6 +181,12 @@ impl Hub {
         self.watchers.load(Ordering::Acquire)
     }
 
+    /// Watchers that lag, events that are queued, and events that were taken.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        let lagging = self.state.lock().lagging.len() as u64;
+        (lagging, self.counts.pending.load(Ordering::Relaxed), self.counts.taken.load(Ordering::Relaxed))
+    }
+
     /// Events of a revision that is not visible yet. Requires: the keyspace's writer is held.
     pub(crate) fn queue(&self, main: u64, events: Vec<Event>, record_bytes: usize) {
         if !events.is_empty() {
@@ -191,7 +208,14 @@ impl Hub {
         let id = state.next_id;
         let synced = next > applied;
         let own = FeedState { next, synced, enlisted: synced.then_some(applied), ..FeedState::default() };
-        let feed = Arc::new(Feed { id, request, bytes_max, state: Mutex::new(own), moved: Condvar::new() });
+        let feed = Arc::new(Feed {
+            id,
+            request,
+            bytes_max,
+            counts: Arc::clone(&self.counts),
+            state: Mutex::new(own),
+            moved: Condvar::new(),
+        });
         if synced {
             state.enlist(&feed);
             self.enlisted.fetch_add(1, Ordering::AcqRel);
@@ -377,6 +401,7 @@ impl Feed {
             state.queue.push_back((event.clone().seen(self.request.prev_kv), bytes));
         }
         if state.queue.len() > before {
+            self.counts.pending.fetch_add((state.queue.len() - before) as u64, Ordering::Relaxed);
             self.wake(state);
         }
     }
@@ -384,6 +409,9 @@ impl Feed {
     /// What history holds for it: events of whole revisions up to `upto`, everything looked at.
     pub(crate) fn caught_up(&self, upto: u64, events: &[Event]) {
         let mut state = self.state.lock();
+        if state.ended {
+            return;
+        }
         let next = state.next.cast_signed();
         self.push(&mut state, events.iter().filter(|event| event.kv().mod_revision >= next), 0);
         state.next = state.next.max(upto + 1);
@@ -407,6 +435,8 @@ impl Feed {
             state.bytes -= bytes;
             events.push(event);
         }
+        self.counts.pending.fetch_sub(events.len() as u64, Ordering::Relaxed);
+        self.counts.taken.fetch_add(events.len() as u64, Ordering::Relaxed);
         match events.is_empty() {
             false => Take::Events { upto, events },
             true if state.synced => Take::Nothing,
@@ -445,10 +475,12 @@ impl Feed {
         }
     }
 
-    /// Ends it.
+    /// Ends it; nobody takes what is queued.
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
+        self.counts.pending.fetch_sub(state.queue.len() as u64, Ordering::Relaxed);
+        state.queue.clear();
         self.wake(&mut state);
     }
 
@@ -515,7 +547,9 @@ mod tests {
             hub.queue(main, vec![event("a", main)], 0);
         }
         hub.publish(5);
+        assert_eq!(hub.counts(), (1, 1, 0));
         assert_eq!(mains(feed.take()), [3]);
+        assert_eq!(hub.counts(), (1, 0, 1));
         assert_eq!(feed.take(), Take::Behind(4));
         assert!(!hub.sync(&feed));
         assert!(!hub.is_watched() && !hub.interest(b"a").any, "a writer has nothing to do with it");
@@ -527,7 +561,14 @@ mod tests {
         hub.queue(6, vec![event("a", 6)], 0);
         hub.publish(6);
         assert_eq!(mains(feed.take()), [6]);
+        // What is queued when it ends is nobody's; ending it again changes nothing (WCH-33).
+        hub.queue(7, vec![event("a", 7)], 0);
+        hub.publish(7);
+        assert_eq!(hub.counts(), (0, 1, 4));
+        hub.close();
         hub.cancel(id);
+        hub.cancel(id);
+        assert_eq!(hub.counts(), (0, 0, 4));
         assert_eq!(feed.take(), Take::Ended);
         assert_eq!((hub.len(), hub.is_watched()), (0, false));
     }

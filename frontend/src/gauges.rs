@@ -1,0 +1,181 @@
+//! What `/metrics` looks up when it is asked: sizes and counts that others keep.
+
+use crate::timed_disk::SyncTimings;
+use crate::version::{CLUSTER_VERSION, ETCD_VERSION};
+use polybolt::{Engine, Keyspace, TIMING_BOUNDS, TimingStats};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Bucket, Histogram, Metric, MetricFamily, MetricType};
+use prometheus::{Gauge, GaugeVec, Opts};
+use std::sync::Arc;
+
+/// Where it is looked up.
+pub(crate) struct LookedUp {
+    pub(crate) engine: Engine,
+    pub(crate) keyspace: Keyspace,
+    pub(crate) quota: i64,
+    pub(crate) member_id: u64,
+    pub(crate) syncs: Arc<SyncTimings>,
+}
+
+/// Families under way.
+struct Families(Vec<MetricFamily>);
+
+impl Families {
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        let gauge = Gauge::new(name, help).expect("a valid name");
+        gauge.set(value);
+        self.0.extend(gauge.collect());
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: f64) {
+        self.gauge(name, help, value);
+        let family = self.0.last_mut().expect("just added");
+        for metric in family.mut_metric() {
+            let mut counter = prometheus::proto::Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        }
+        family.set_field_type(MetricType::COUNTER);
+    }
+
+    /// 1, with what is to be said in a label.
+    fn label(&mut self, name: &str, help: &str, label: &str, value: &str) {
+        let gauge = GaugeVec::new(Opts::new(name, help), &[label]).expect("a valid name");
+        gauge.with_label_values(&[value]).set(1.0);
+        self.0.extend(gauge.collect());
+    }
+
+    /// Durations, in units of so many a second.
+    fn timings(&mut self, name: &str, help: &str, timings: &TimingStats, per_second: f64) {
+        let mut histogram = Histogram::default();
+        let mut buckets = Vec::new();
+        let mut below = 0;
+        for (kind, count) in timings.counts.iter().enumerate().take(TIMING_BOUNDS) {
+            below += count;
+            let mut bucket = Bucket::default();
+            bucket.set_cumulative_count(below);
+            bucket.set_upper_bound(TimingStats::bound(kind).as_secs_f64() * per_second);
+            buckets.push(bucket);
+        }
+        histogram.set_bucket(buckets);
+        histogram.set_sample_count(timings.count());
+        histogram.set_sample_sum(timings.total.as_secs_f64() * per_second);
+        let mut metric = Metric::default();
+        metric.set_histogram(histogram);
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        family.set_field_type(MetricType::HISTOGRAM);
+        family.set_metric(vec![metric]);
+        self.0.push(family);
+    }
+}
+
+/// Things that one member has none of, or always the same.
+const FIXED: [(&str, &str, f64, bool); 14] = [
+    ("etcd_server_has_leader", "1: a single member leads itself.", 1.0, false),
+    ("etcd_server_is_leader", "1: a single member leads itself.", 1.0, false),
+    ("etcd_server_is_learner", "0: a single member votes.", 0.0, false),
+    ("etcd_server_leader_changes_seen_total", "1: it has led since the start.", 1.0, true),
+    ("etcd_server_heartbeat_send_failures_total", "0: there is nobody to send them to.", 0.0, true),
+    ("etcd_server_slow_read_indexes_total", "0: nobody is asked before a read.", 0.0, true),
+    ("etcd_server_read_indexes_failed_total", "0: nobody is asked before a read.", 0.0, true),
+    ("etcd_server_learner_promote_successes", "0: there are no learners.", 0.0, true),
+    ("etcd_server_learner_promote_failures", "0: there are no learners.", 0.0, true),
+    ("etcd_server_snapshot_apply_in_progress_total", "0: there is nobody to get one from.", 0.0, false),
+    ("etcd_network_peer_sent_bytes_total", "0: there are no peers.", 0.0, true),
+    ("etcd_network_peer_received_bytes_total", "0: there are no peers.", 0.0, true),
+    ("etcd_network_peer_sent_failures_total", "0: there are no peers.", 0.0, true),
+    ("etcd_network_peer_received_failures_total", "0: there are no peers.", 0.0, true),
+];
+
+impl Collector for LookedUp {
+    fn desc(&self) -> Vec<&Desc> {
+        Vec::new()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut all = Families(Vec::new());
+        for (name, help, value, counts) in FIXED {
+            if counts { all.counter(name, help, value) } else { all.gauge(name, help, value) }
+        }
+        let minor = CLUSTER_VERSION.rsplit_once('.').map_or(CLUSTER_VERSION, |(minor, _)| minor);
+        all.label("etcd_cluster_version", "The version of the cluster.", "cluster_version", minor);
+        all.label("etcd_server_version", "The version of etcd whose API this is.", "server_version", ETCD_VERSION);
+        all.label("etcd_server_id", "The member's id.", "server_id", &format!("{:x}", self.member_id));
+        let status = self.keyspace.status();
+        let revision = status.revision as f64;
+        // A revision stands for the log entry that made it.
+        all.gauge("etcd_server_proposals_committed_total", "Writes committed, as revisions.", revision);
+        all.gauge("etcd_server_proposals_applied_total", "Writes applied, as revisions.", revision);
+        all.gauge("etcd_server_quota_backend_bytes", "The quota on file bytes.", self.quota as f64);
+        all.gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes of all files.", status.size as f64);
+        all.gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of them in use.", status.size_in_use as f64);
+        all.gauge("etcd_debugging_mvcc_current_revision", "The current revision.", revision);
+        all.gauge("etcd_debugging_mvcc_compact_revision", "The compacted revision.", status.compact_revision as f64);
+        let keys: u64 = status.shards.iter().map(|shard| shard.keys).sum();
+        all.gauge("etcd_debugging_mvcc_keys_total", "Live keys.", keys as f64);
+        all.gauge("etcd_debugging_mvcc_watcher_total", "Watchers.", status.watchers as f64);
+        all.gauge("polybolt_leases", "Leases alive.", status.leases as f64);
+        self.activity(&mut all);
+        self.store(&mut all);
+        let of_shard = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &["shard"]).expect("a valid name");
+        let sizes = of_shard("polybolt_shard_size_bytes", "Bytes of a shard's file.");
+        let used = of_shard("polybolt_shard_size_in_use_bytes", "Bytes of them in use.");
+        let keys = of_shard("polybolt_shard_keys", "Live keys of a shard.");
+        let index = of_shard("polybolt_shard_index_bytes", "Bytes of a shard's index.");
+        for shard in &status.shards {
+            sizes.with_label_values(&[&shard.name]).set(shard.size as f64);
+            used.with_label_values(&[&shard.name]).set(shard.size_in_use as f64);
+            keys.with_label_values(&[&shard.name]).set(shard.keys as f64);
+            index.with_label_values(&[&shard.name]).set(shard.index_bytes as f64);
+        }
+        for shards in [sizes, used, keys, index] {
+            all.0.extend(shards.collect());
+        }
+        all.0
+    }
+}
+
+impl LookedUp {
+    /// What the keyspace did.
+    #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
+    fn activity(&self, all: &mut Families) {
+        let stats = self.keyspace.stats();
+        let mvcc = |name: &str| format!("etcd_debugging_mvcc_{name}");
+        all.gauge("etcd_mvcc_db_open_read_transactions", "Reads that hold a revision.", stats.open_reads as f64);
+        all.gauge(&mvcc("total_put_size_in_bytes"), "Bytes of keys and values put.", stats.put_bytes as f64);
+        all.gauge(&mvcc("slow_watcher_total"), "Watchers that read history.", stats.lagging_watchers as f64);
+        all.gauge(&mvcc("pending_events_total"), "Events in watchers' queues.", stats.pending_events as f64);
+        all.counter(&mvcc("events_total"), "Events that watchers took.", stats.events as f64);
+        all.counter(&mvcc("db_compaction_keys_total"), "Revisions removed by compactions.", stats.swept as f64);
+        let ended = stats.sweep_ended as f64;
+        all.gauge(&mvcc("db_compaction_last"), "When a compaction was done last, since the Unix epoch.", ended);
+        for (name, help, timings) in [
+            ("db_compaction_total_duration_milliseconds", "Removals after a compaction.", stats.sweeps),
+            ("db_compaction_pause_duration_milliseconds", "Their steps in the trees.", stats.tree_steps),
+            ("index_compaction_pause_duration_milliseconds", "Their steps in the index.", stats.index_steps),
+        ] {
+            all.timings(&mvcc(name), help, &timings, 1000.0);
+        }
+        let revoked = stats.leases_revoked as f64;
+        all.counter("etcd_debugging_lease_revoked_total", "Leases that ended, by whomever.", revoked);
+        let expired = stats.leases_expired as f64;
+        all.counter("etcd_debugging_server_lease_expired_total", "Leases that nobody renewed.", expired);
+    }
+
+    /// What the store did.
+    #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
+    fn store(&self, all: &mut Families) {
+        let (journal, checkpoint) = (self.syncs.journal.stats(), self.syncs.checkpoint.stats());
+        all.timings("etcd_disk_wal_fsync_duration_seconds", "Syncs of the journal.", &journal, 1.0);
+        all.timings("etcd_disk_backend_commit_duration_seconds", "Syncs of a checkpoint.", &checkpoint, 1.0);
+        let stats = self.engine.stats();
+        all.gauge("polybolt_buffered_bytes", "Bytes of write buffers in use.", stats.buffered_bytes as f64);
+        all.gauge("polybolt_journal_bytes", "Bytes of journal segments on disk.", stats.journal_bytes as f64);
+        all.gauge("polybolt_journal_groups", "Journal groups since the start.", stats.journal_groups as f64);
+        all.gauge("polybolt_checkpoints", "Checkpoints since the start.", stats.checkpoints as f64);
+        all.gauge("polybolt_disk_syncs", "Durability calls of the disk since the start.", stats.sync_calls as f64);
+    }
+}
