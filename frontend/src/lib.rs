@@ -101,6 +101,7 @@ mod auth;
 pub mod inspect;
 pub mod access;
 mod http;
+mod gateway;
 pub mod auto_compact;
 mod hpack;
 mod authority;

@@ -6,6 +6,7 @@ use crate::authority::Tolerant;
 use crate::calls;
 use crate::cluster::ClusterService;
 use crate::election::ElectionService;
+use crate::gateway;
 use crate::http;
 use crate::inspect::InspectService;
 use crate::kv::KvService;
@@ -96,7 +97,9 @@ async fn services(server: &Arc<Server>) -> Router {
 /// Serves until `server` is stopped, then lets open calls end.
 pub async fn serve(server: Arc<Server>, clients: Vec<TcpListener>, metrics: Vec<TcpListener>, options: Options) {
     let access = middleware::from_fn_with_state(Arc::new(options.access.clone()), access::check);
-    let client = Served { grpc: Some(services(&server).await), web: http::router(&server).layer(access) };
+    let grpc = services(&server).await;
+    let web = http::router(&server).merge(gateway::router(grpc.clone(), server.settings.message_max()));
+    let client = Served { grpc: Some(grpc), web: web.layer(access) };
     let probes = Served { grpc: None, web: http::probes(&server) };
     let options = Arc::new(options);
     let mut accepting = Vec::new();

@@ -5,6 +5,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -58,7 +59,9 @@ pub(crate) async fn whole(response: Response<Incoming>) -> Answer {
 /// Asks whoever listens on a port of this machine.
 pub(crate) async fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
     let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    whole(open(stream, request(method, path, headers, body)).await).await
+    let answer = async { whole(open(stream, request(method, path, headers, body)).await).await };
+    let answer = tokio::time::timeout(Duration::from_secs(60), answer).await;
+    answer.unwrap_or_else(|_| panic!("no answer to {method} {path} {body}"))
 }
 
 pub(crate) async fn get(port: u16, path: &str) -> Answer {
