@@ -1,9 +1,10 @@
 //! The etcd v3 services on polybolt.
 //!
 //! Reading order: [`proto`] (the wire), `convert` (wire to library and back, errors to codes), `calls` (what
-//! every call passes), `users` (who may do what), [`server`] (what the services share: keyspace, identity,
-//! alarms), one file per service, `http` (probes and metrics), `auto_compact`, `authority` (connections of clients
-//! that send a bad one), and [`listen`], which serves it all on its ports. A file imports only from lines above it.
+//! every call passes), `metrics`, `users` (who may do what), [`server`] (what the services share: keyspace,
+//! identity, alarms), one file per service, `http` (probes), `gateway` (JSON), `auto_compact`, `authority`
+//! (connections of clients that send a bad one), [`tls`], and [`listen`], which serves it all on its ports. A
+//! file imports only from lines above it.
 #![forbid(unsafe_code)]
 
 /// Messages and services, generated from `proto/`.
@@ -105,4 +106,5 @@ mod gateway;
 pub mod auto_compact;
 mod hpack;
 mod authority;
+pub mod tls;
 pub mod listen;

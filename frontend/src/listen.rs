@@ -1,6 +1,6 @@
 //! Serving it all: gRPC and HTTP on every client URL, probes and metrics on their own.
 
-use crate::access::{self, Access};
+use crate::access::{self, Access, Secure};
 use crate::auth::AuthService;
 use crate::authority::Tolerant;
 use crate::calls;
@@ -19,6 +19,7 @@ use crate::proto::v1::inspect_server::InspectServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::server::Server;
+use crate::tls::ServerConfig;
 use crate::watch::WatchService;
 use axum::http::{Request, header};
 use axum::{Router, middleware};
@@ -26,38 +27,59 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, lookup_host};
+use tokio_rustls::TlsAcceptor;
 use tonic::service::Routes;
 use tower::ServiceExt;
 
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long open calls may go on after a stop.
 const GRACE: Duration = Duration::from_secs(5);
 /// Flow-control windows: a list of large values should not wait for the client's acknowledgements.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// Binds the address of a URL such as `http://127.0.0.1:2379`.
+/// Something to listen on.
+#[derive(Debug)]
+pub struct Listener {
+    tcp: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+/// The host of a URL, without brackets.
+pub fn host(url: &str) -> Option<&str> {
+    let (_, address) = url.split_once("://")?;
+    let (host, _) = address.trim_end_matches('/').rsplit_once(':')?;
+    Some(host.trim_start_matches('[').trim_end_matches(']'))
+}
+
+/// Binds the address of a URL such as `http://127.0.0.1:2379`; one with https needs `tls`.
 ///
 /// # Errors
 /// In words, what cannot be used.
-pub async fn bind(url: &str) -> Result<TcpListener, String> {
-    let address = match url.split_once("://") {
-        Some(("http", address)) => address.trim_end_matches('/'),
-        Some(("https", _)) => return Err(format!("cannot listen on {url}: this build serves http only")),
+pub async fn bind(url: &str, tls: Option<&Arc<ServerConfig>>) -> Result<Listener, String> {
+    let (address, tls) = match url.split_once("://") {
+        Some(("http", address)) => (address, None),
+        Some(("https", _)) if tls.is_none() => {
+            return Err(format!("cannot listen on {url}: --cert-file and --key-file are needed, or --auto-tls"));
+        }
+        Some(("https", address)) => (address, tls.cloned()),
         Some((scheme, _)) => {
-            return Err(format!("cannot listen on {url}: there is no scheme {scheme:?}, use http"));
+            return Err(format!("cannot listen on {url}: there is no scheme {scheme:?}, use http or https"));
         }
         None => {
             return Err(format!("cannot listen on {url:?}: a URL such as http://127.0.0.1:2379 is needed"));
         }
     };
     let bad = |error: std::io::Error| format!("cannot listen on {url}: {error}");
-    let addresses: Vec<SocketAddr> = lookup_host(address).await.map_err(bad)?.collect();
-    TcpListener::bind(&addresses[..]).await.map_err(bad)
+    let addresses: Vec<SocketAddr> = lookup_host(address.trim_end_matches('/')).await.map_err(bad)?.collect();
+    Ok(Listener { tcp: TcpListener::bind(&addresses[..]).await.map_err(bad)?, tls })
 }
 
 /// What one URL serves, split by content type as etcd does (SRV-11).
@@ -95,7 +117,7 @@ async fn services(server: &Arc<Server>) -> Router {
 }
 
 /// Serves until `server` is stopped, then lets open calls end.
-pub async fn serve(server: Arc<Server>, clients: Vec<TcpListener>, metrics: Vec<TcpListener>, options: Options) {
+pub async fn serve(server: Arc<Server>, clients: Vec<Listener>, metrics: Vec<Listener>, options: Options) {
     let access = middleware::from_fn_with_state(Arc::new(options.access.clone()), access::check);
     let grpc = services(&server).await;
     let web = http::router(&server).merge(gateway::router(grpc.clone(), server.settings.message_max()));
@@ -125,7 +147,29 @@ pub struct Options {
     pub access: Access,
 }
 
-async fn accept(server: Arc<Server>, listener: TcpListener, served: Served, options: Arc<Options>) {
+/// Serves a connection to its end. `secure` says that it is encrypted.
+async fn serve_connection<S>(
+    builder: &Builder<TokioExecutor>,
+    stream: S,
+    served: Served,
+    secure: bool,
+    watcher: Watcher,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if secure {
+            request.extensions_mut().insert(Secure);
+        }
+        served.router(&request).oneshot(request)
+    });
+    let connection = builder.serve_connection(TokioIo::new(Tolerant::new(stream)), service).into_owned();
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+async fn accept(server: Arc<Server>, listener: Listener, served: Served, options: Arc<Options>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new());
     builder
@@ -140,7 +184,7 @@ async fn accept(server: Arc<Server>, listener: TcpListener, served: Served, opti
     loop {
         let accepted = tokio::select! {
             () = server.stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = listener.tcp.accept() => accepted,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -154,13 +198,16 @@ async fn accept(server: Arc<Server>, listener: TcpListener, served: Served, opti
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
-        let served = served.clone();
-        let service = service_fn(move |request: Request<Incoming>| served.router(&request).oneshot(request));
-        let connection = builder.serve_connection(TokioIo::new(Tolerant::new(stream)), service).into_owned();
-        let connection = graceful.watch(connection);
+        let (builder, served, watcher) = (builder.clone(), served.clone(), graceful.watcher());
+        let tls = listener.tls.clone().map(TlsAcceptor::from);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
+            match tls {
+                None => serve_connection(&builder, stream, served, false, watcher).await,
+                Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => serve_connection(&builder, stream, served, true, watcher).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                },
             }
         });
     }

@@ -1,12 +1,13 @@
 //! `polybolt serve`: flags with etcd's names where etcd has the thing.
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use polybolt::{Durability, Engine, Options, Refusal, Routes};
 use polybolt_frontend::access::Access;
 use polybolt_frontend::auto_compact::{self, Retention};
 use polybolt_frontend::listen;
 use polybolt_frontend::server::{Server, Settings};
 use polybolt_frontend::timed_disk::{SyncTimings, TimedDisk};
+use polybolt_frontend::tls::Tls;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -134,6 +135,21 @@ pub(crate) struct Serve {
     /// Host names that requests over plain HTTP may have, separated by commas; * is all.
     #[arg(long, default_value = "*", value_delimiter = ',', env = "ETCD_HOST_WHITELIST")]
     host_whitelist: Vec<String>,
+    /// The certificate for https, and those between it and its root (PEM); read again when it changes.
+    #[arg(long, env = "ETCD_CERT_FILE")]
+    cert_file: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, env = "ETCD_KEY_FILE")]
+    key_file: Option<PathBuf>,
+    /// Roots of clients' certificates (PEM); if given, clients have to show one.
+    #[arg(long, env = "ETCD_TRUSTED_CA_FILE")]
+    trusted_ca_file: Option<PathBuf>,
+    /// Clients have to show a certificate.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", env = "ETCD_CLIENT_CERT_AUTH")]
+    client_cert_auth: bool,
+    /// Serves https with a certificate of its own, made at every start, if there is no --cert-file.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", env = "ETCD_AUTO_TLS")]
+    auto_tls: bool,
     /// How often quiet watchers are told their progress.
     #[arg(long, default_value = "10m", value_parser = duration, alias = "experimental-watch-progress-notify-interval")]
     watch_progress_notify_interval: Duration,
@@ -241,6 +257,16 @@ impl Serve {
         if self.quota_backend_bytes == 0 { QUOTA_DEFAULT } else { self.quota_backend_bytes.max(-1) }
     }
 
+    fn tls(&self) -> Tls {
+        Tls {
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+            trusted_ca_file: self.trusted_ca_file.clone(),
+            client_cert_auth: self.client_cert_auth,
+            auto: self.auto_tls,
+        }
+    }
+
     fn listening(&self) -> listen::Options {
         let set = |names: &[String]| names.iter().filter(|name| !name.is_empty()).cloned().collect();
         listen::Options {
@@ -266,12 +292,15 @@ impl Serve {
         let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
         let mut clients = Vec::new();
+        let hosts = self.listen_client_urls.iter().chain(&self.listen_metrics_urls).chain(&self.advertise_client_urls);
+        let hosts = hosts.filter_map(|url| listen::host(url)).map(str::to_owned).collect();
+        let tls = self.tls().config(hosts)?;
         for url in &self.listen_client_urls {
-            clients.push(listen::bind(url).await?);
+            clients.push(listen::bind(url, tls.as_ref()).await?);
         }
         let mut metrics = Vec::new();
         for url in &self.listen_metrics_urls {
-            metrics.push(listen::bind(url).await?);
+            metrics.push(listen::bind(url, tls.as_ref()).await?);
         }
         let (path, options, routes) = (self.data_dir.clone(), self.options(), self.routes.clone());
         let opened = tokio::task::spawn_blocking(move || open(&path, options, routes)).await;
