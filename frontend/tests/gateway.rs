@@ -138,6 +138,26 @@ const REQUESTS: &[(&str, &str)] = &[
     ("auth/status", "{}"),
     ("auth/authenticate", r#"{"name":"a","password":"b"}"#),
     ("auth/disable", ""),
+    ("auth/enable", "{}"),
+    ("auth/user/add", r#"{"name":"root","password":"secret"}"#),
+    ("auth/user/add", r#"{"name":"root","password":"secret"}"#),
+    ("auth/user/add", r#"{"name":"","password":"secret"}"#),
+    ("auth/user/add", r#"{"name":"u","options":{"no_password":true}}"#),
+    ("auth/user/list", "{}"),
+    ("auth/user/get", r#"{"name":"u"}"#),
+    ("auth/user/changepw", r#"{"name":"root","password":"other"}"#),
+    ("auth/role/add", r#"{"name":"r"}"#),
+    ("auth/role/grant", r#"{"name":"r","perm":{"permType":"READWRITE","key":"YQ==","range_end":"Yg=="}}"#),
+    ("auth/role/get", r#"{"role":"r"}"#),
+    ("auth/role/list", "{}"),
+    ("auth/user/grant", r#"{"user":"u","role":"r"}"#),
+    ("auth/user/grant", r#"{"user":"u","role":"none"}"#),
+    ("auth/user/revoke", r#"{"name":"u","role":"r"}"#),
+    ("auth/role/revoke", r#"{"role":"r","key":"YQ==","range_end":"Yg=="}"#),
+    ("auth/role/delete", r#"{"role":"r"}"#),
+    ("auth/user/delete", r#"{"name":"u"}"#),
+    ("auth/user/delete", r#"{"name":"u"}"#),
+    ("auth/enable", "{}"),
     ("no/such", "{}"),
     ("kv/rangestream", "{}"),
     ("kv/range/", "{}"),
@@ -328,12 +348,36 @@ async fn the_forms_gw_2_to_4() {
         let message = answer.json()["message"].as_str().unwrap().to_owned();
         assert!(message.starts_with("grpc: received message larger than max ("), "{message}");
     }
-    // Metadata: what the Authorization header says reaches the call (its token is ignored without users), and
-    // what is not text is refused there.
+    // What the headers say reaches the call: metadata, and who asks (GW-5).
     let asked = [("Authorization", "a token"), ("Grpc-Metadata-client-api-version", "3.5")];
     assert_eq!(ask(served.port, "POST", "/v3/kv/range", &asked, r#"{"key":"YQ=="}"#).await.status, 200);
     let text = web::get(served.port, "/metrics").await.body;
     assert!(text.contains("etcd_server_client_requests_total{client_api_version=\"3.5\",type=\"unary\"} 1"), "{text}");
+}
+
+#[tokio::test]
+async fn a_token_in_the_header_says_who_asks_gw_5() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path(), &[]);
+    for (path, body) in [
+        ("user/add", r#"{"name":"root","password":"secret"}"#),
+        ("user/grant", r#"{"user":"root","role":"root"}"#),
+        ("enable", "{}"),
+    ] {
+        assert_eq!(post(served.port, &format!("/v3/auth/{path}"), body).await.status, 200, "{path}");
+    }
+    let login = post(served.port, "/v3/auth/authenticate", r#"{"name":"root","password":"secret"}"#).await;
+    let token = login.json()["token"].as_str().unwrap().to_owned();
+    let put = r#"{"key":"YQ==","value":"MQ=="}"#;
+    for (token, status, code) in [("", 400, 3), ("made up", 401, 16), (&token, 200, 0)] {
+        let headers = if token.is_empty() { vec![] } else { vec![("Authorization", token)] };
+        let answer = ask(served.port, "POST", "/v3/kv/put", &headers, put).await;
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_i64().unwrap_or(0)),
+            (status, code),
+            "{token:?}: {answer:?}"
+        );
+    }
 }
 
 /// A stream of objects in, and of lines out.

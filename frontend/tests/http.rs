@@ -82,9 +82,9 @@ async fn probes_answer_as_etcd_does_http_1_to_4() {
     ];
     for (number, program) in programs.iter().enumerate() {
         let etcd = Etcd::start(program, &dirs.path().join(format!("etcd{number}")), &[]);
-        // Healthy, then with each alarm, then with both, then healthy again.
+        // Healthy, then with each alarm; of both an etcd tells either.
         let (nospace, corrupt) = (pb::AlarmType::Nospace, pb::AlarmType::Corrupt);
-        for (action, kind) in [(0, nospace), (1, nospace), (1, corrupt), (2, nospace), (2, corrupt)] {
+        for (action, kind) in [(0, nospace), (1, nospace), (2, nospace), (1, corrupt), (2, corrupt)] {
             alarm(ours.url(), action, kind).await;
             alarm(etcd.url(), action, kind).await;
             for path in paths {
