@@ -1,6 +1,6 @@
 //! Compacting by itself: by age, or by the number of revisions (CMP-18).
 //!
-//! [`Schedule`] says when and at what; it knows no clock but the number of samples it was given.
+//! `Schedule` says when and at what; it knows no clock but the number of samples it was given.
 
 use crate::server::Server;
 use polybolt::{Error, Refusal};
