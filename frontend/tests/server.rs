@@ -295,6 +295,7 @@ async fn a_cluster_of_one_clu_1_to_3() {
     assert_eq!(outcome(client.member_add(add).await).0, Code::Unimplemented);
     // Ids and URLs outlive a restart.
     let before = client.member_list(pb::MemberListRequest::default()).await.unwrap().into_inner();
+    assert!(!before.members[0].is_learner);
     assert!(ours.stop());
     let ours = Served::start(&dir.path().join("ours"), &["--name", "other"]);
     let mut client = ClusterClient::new(channel(ours.url()).await);

@@ -174,12 +174,22 @@ pub(crate) struct Core {
     pub(crate) dropped: AtomicBool,
     /// The engine was closed.
     pub(crate) closed: Arc<AtomicBool>,
-    /// When the sizes were last compared with the quota, and whether it was used up.
-    pub(crate) quota: Mutex<(Duration, bool)>,
+    pub(crate) quota: Mutex<Quota>,
     pub(crate) counters: Counters,
 }
 
-/// How long a comparison of the sizes with the quota is good for.
+/// What is known of the room that the quota leaves.
+#[derive(Debug, Default)]
+pub(crate) struct Quota {
+    looked: Option<Duration>,
+    /// Bytes of the files when they were looked at.
+    size: u64,
+    checkpoints: u64,
+    /// The cost of what was written since the newest checkpoint that was seen.
+    since: u64,
+}
+
+/// How long a look at the sizes of the files is good for.
 const QUOTA_LOOKS: Duration = Duration::from_millis(100);
 
 impl std::fmt::Debug for Core {
@@ -262,17 +272,29 @@ impl Core {
         trees.filter_map(|tree| self.store.tree_stats(tree).ok()).map(|stats| stats.size).sum()
     }
 
-    /// True if the files are over the quota.
-    pub(crate) fn over_quota(&self) -> bool {
-        let Some(quota) = self.options.quota_bytes else {
-            return false;
+    /// True if the quota leaves room for a write of this cost (QTA-2, QTA-3). Counted are the files, and
+    /// what was written since they were looked at and checkpointed, so that a burst does not overshoot.
+    pub(crate) fn has_room(&self, cost: u64) -> bool {
+        let Some(max) = self.options.quota_bytes else {
+            return true;
         };
         let now = self.clock.monotonic();
-        let mut looked = self.quota.lock();
-        if looked.0.is_zero() || now.saturating_sub(looked.0) >= QUOTA_LOOKS {
-            *looked = (now.max(Duration::from_nanos(1)), self.size() > quota);
+        let mut quota = self.quota.lock();
+        if quota.looked.is_none_or(|looked| now.saturating_sub(looked) >= QUOTA_LOOKS) {
+            let checkpoints = self.store.stats().checkpoints;
+            if quota.checkpoints != checkpoints {
+                (quota.checkpoints, quota.since) = (checkpoints, 0);
+            }
+            (quota.looked, quota.size) = (Some(now), self.size());
         }
-        looked.1
+        cost == 0 || quota.size + quota.since + cost < max
+    }
+
+    /// Counts what a write took.
+    pub(crate) fn take_room(&self, cost: u64) {
+        if self.options.quota_bytes.is_some() {
+            self.quota.lock().since += cost;
+        }
     }
 
     /// The lowest revision that `segments` answer.

@@ -394,6 +394,12 @@ impl Keyspace {
         self.core().publisher.compacted()
     }
 
+    /// True if the quota leaves room for a write of `cost` bytes. A replayed engine applies what it is given:
+    /// its frontend asks before it proposes. A put costs 256 bytes besides key and value, a grant 64 (QTA-2).
+    pub fn has_room(&self, cost: u64) -> bool {
+        self.core().has_room(cost)
+    }
+
     /// Sizes and counts.
     pub fn status(&self) -> KeyspaceStatus {
         let core = self.core();

@@ -8,6 +8,7 @@
 use crate::core::{Core, Gate, RESERVE_AHEAD, Writer};
 use crate::error::{Error, Refusal, Result};
 use crate::event::{Event, EventKind};
+use crate::options::Face;
 use crate::pending::{Pending, Slot};
 use crate::record::{MetaEdit, NewPut, NewRow, RecordBuilder, RecordHead, RowPlace, next_history};
 use crate::request::KeyValue;
@@ -54,6 +55,13 @@ impl From<AdmitError> for NotNow {
             AdmitError::Refused(error) => NotNow::Refused(Error::Storage(error)),
         }
     }
+}
+
+/// What etcd's quota counts of a write (QTA-2).
+fn quota_cost(changes: &[Change], extra: &Extra) -> u64 {
+    let put = |change: &Change| change.put.as_ref().map_or(0, |put| 256 + change.key.len() + put.value.len());
+    let granted = extra.meta.iter().filter(|edit| edit.value.is_some()).count() * 64;
+    (changes.iter().map(put).sum::<usize>() + granted) as u64
 }
 
 /// Encoded changes.
@@ -166,7 +174,9 @@ impl Core {
             Gate::Replaced(_) => return Err(NotNow::Short(self.answer_at(Position(0)))),
         }
         let frees_space = extra.frees_space || changes.iter().all(|change| change.put.is_none());
-        if !frees_space && self.over_quota() {
+        let quota_cost = quota_cost(changes, &extra);
+        // Replicas differ in their files but not in what they apply: there the frontend asks before it proposes.
+        if self.options.face == Face::Standalone && !frees_space && !self.has_room(quota_cost) {
             return Err(Error::from(Refusal::NoSpace).into());
         }
         let mut next = writer.state.clone();
@@ -195,6 +205,7 @@ impl Core {
         let admission = self.store.admit(cost)?;
 
         // From here nothing fails.
+        self.take_room(quota_cost);
         for (sub, change) in changes.iter().enumerate() {
             self.apply_change(next.main, sub, change);
         }
