@@ -6,6 +6,7 @@ pub(crate) mod ctl;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The command under test.
@@ -13,9 +14,18 @@ pub(crate) fn polybolt() -> Command {
     Command::new(env!("CARGO_BIN_EXE_polybolt"))
 }
 
-/// A free port of this machine.
+/// A free port of this machine, below those that the system gives to whoever asks for any: between now and
+/// the server's start nobody gets it as the near end of a connection.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Other processes begin elsewhere.
+        let at = std::process::id().wrapping_mul(7919).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(12_000 + at % 20_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A server, killed when dropped.
