@@ -199,9 +199,7 @@ impl TreeFile {
         }
         let file = match self.disk.open(&self.path, OpenMode::Write) {
             // A read-only directory is no reason not to read.
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                self.disk.open(&self.path, OpenMode::Read)?
-            }
+            Err(error) if error.is_read_only() => self.disk.open(&self.path, OpenMode::Read)?,
             other => other?,
         };
         let mut unit = vec![0; UNIT_BYTES];

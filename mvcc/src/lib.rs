@@ -54,8 +54,8 @@ pub mod request;
 mod wire;
 pub mod event;
 pub mod options;
-mod record;
 pub mod routes;
+mod record;
 mod pins;
 pub mod stats;
 mod watch;
@@ -73,6 +73,8 @@ mod hash;
 mod compact;
 mod snapshot;
 pub mod command;
+mod survey;
+mod check;
 pub mod keyspace;
 mod reopen;
 mod fill;
@@ -81,6 +83,7 @@ mod house;
 pub mod engine;
 
 pub use command::{Applied, Command, Entry, TableEdit};
+pub use check::{CheckReport, FINDINGS_MAX, check, check_on};
 pub use engine::{Engine, Runtime};
 pub use error::{Error, Refusal, Result};
 pub use event::{Event, EventKind, WatchItem};
@@ -89,7 +92,9 @@ pub use keyspace::Keyspace;
 pub use options::{Durability, Face, Options};
 pub use pending::Pending;
 pub use polybolt_engine::Error as StorageError;
+pub use polybolt_engine::check::JournalReport;
 pub use polybolt_engine::disk;
+pub use polybolt_engine::finding::{Finding, Findings, Severity};
 pub use polybolt_engine::recover::OpenReport;
 pub use polybolt_engine::run;
 pub use polybolt_engine::store::StoreStats;
@@ -103,6 +108,7 @@ pub use request::{
 pub use routes::{Routes, ShardOptions};
 pub use snapshot::Snapshot;
 pub use stats::{KeyspaceStats, TIMING_BOUNDS, TimingStats, Timings};
+pub use survey::Progress;
 pub use watcher::Watcher;
 
 /// Decodes bytes as everything that a keyspace reads from a disk or a stream: errors, never panics.
