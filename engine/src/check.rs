@@ -16,7 +16,8 @@ use crate::ids::{PagePtr, SpaceId, UNIT_BYTES};
 use crate::journal::replay::{self, Gap, Replayed};
 use crate::journal::segment::{self, SEGMENT_DATA, Segment};
 use crate::manifest::{Manifest, SLOT_NAMES, Slots, SpaceEntry, TreeEntry};
-use crate::page::leaf::Entry;
+use crate::page::Leaf;
+use crate::page::leaf::{BodyAt, Entry};
 use crate::recover::{self, LOCK_NAME};
 use crate::space::Extent;
 use crate::ticket::Position;
@@ -266,10 +267,15 @@ impl Check {
             // It begins empty whatever the file holds.
             return report;
         }
-        let Some(file) = self.open_tree(space, entry) else { return report };
-        report.bytes = file.disk_file().and_then(|file| file.len()).unwrap_or(0);
         let root = entry.root.unwrap_or_default();
         report.counted = root.entries;
+        let Some(file) = self.open_tree(space, entry) else {
+            if let Some(ptr) = root.ptr {
+                met(Met::Lost { ptr, low: b"", high: None }, &mut self.findings);
+            }
+            return report;
+        };
+        report.bytes = file.disk_file().and_then(|file| file.len()).unwrap_or(0);
         let older = self.older.as_ref().and_then(|older| find(older, space.id, entry)).filter(|_| !volatile);
         let mut walk = Walk {
             file: &file,
@@ -300,8 +306,32 @@ impl Check {
         report
     }
 
-    /// A tree's file, for reading; a finding if it cannot be used at all.
-    pub fn open_tree(&mut self, space: &SpaceEntry, entry: &TreeEntry) -> Option<TreeFile> {
+    /// Shows the entries of every intact leaf in a tree's file, whether anything leads to it or not.
+    pub fn leaves(&mut self, space: &SpaceEntry, entry: &TreeEntry, each: &mut dyn FnMut(PagePtr, &Entry<'_>, Option<Bytes>)) {
+        let before = self.findings.clone();
+        let file = self.open_tree(space, entry);
+        // What is wrong with its header was found before.
+        self.findings = before;
+        let Some(file) = file else { return };
+        let len = file.disk_file().and_then(|file| file.len()).unwrap_or(0);
+        let pages = len.saturating_sub(tree::PageSource::page_bytes(&file) as u64) / UNIT_BYTES as u64;
+        for unit in 1..=u32::try_from(pages).unwrap_or(u32::MAX) {
+            // What cannot be read holds no leaf.
+            let Ok(Some((ptr, page))) = file.leaf_at(unit) else { continue };
+            let leaf = Leaf::new(&page);
+            for at in 0..leaf.len() {
+                let entry = leaf.entry(at);
+                let body = match entry.body {
+                    BodyAt::Here(bytes) => Some(Bytes::copy_from_slice(bytes)),
+                    BodyAt::There(extent) => tree::PageSource::extent(&file, extent).ok(),
+                };
+                each(ptr, &entry, body);
+            }
+        }
+    }
+
+    /// A tree's file, for reading; a finding if its header is not right.
+    fn open_tree(&mut self, space: &SpaceEntry, entry: &TreeEntry) -> Option<TreeFile> {
         let engine = self.newest.as_ref()?.engine;
         let path = recover::tree_path(&self.path, &space.name, entry);
         let spec = FileSpec { path: path.clone(), engine, tree: entry.id, page_bytes: entry.spec.page_bytes };
@@ -310,7 +340,7 @@ impl Check {
             Ok(()) => Some(file),
             Err(error) => {
                 self.findings.push(Finding::of(&error, &path));
-                None
+                file.open_unchecked().ok().map(|()| file)
             }
         }
     }

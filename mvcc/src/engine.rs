@@ -185,7 +185,7 @@ impl Engine {
         self.adopt(&info)
     }
 
-    fn create_space(&self, name: &str, routes: &Routes, mut state: State) -> Result<SpaceInfo> {
+    pub(crate) fn create_space(&self, name: &str, routes: &Routes, mut state: State) -> Result<SpaceInfo> {
         let Inner { shared, keyspaces, .. } = &*self.inner;
         if shared.closed.load(Ordering::Acquire) {
             return Err(Refusal::Closed.into());
@@ -353,6 +353,23 @@ impl Engine {
         let found = self.inner.keyspaces.read().get(name).cloned();
         let current = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
         Ok(install::install(self.inner.shared.clone(), current, stream, older))
+    }
+
+    /// A keyspace's state once it is filled.
+    pub(crate) fn reserved(&self, routes: &Routes, mut state: State) -> State {
+        state.reserve = reopen::first_reserve(&self.inner.shared.options, routes.any_volatile(), state.main);
+        state
+    }
+
+    /// Waits until all that was applied is in the tree files.
+    pub(crate) fn flush(&self) -> Result<()> {
+        Ok(self.inner.shared.store.flush().wait()?)
+    }
+
+    /// A batch that the next checkpoint makes durable.
+    pub(crate) fn raw_batch(&self, info: &SpaceInfo, routes: &Routes, edits: Vec<TreeEdit>, state: &State) -> Result<()> {
+        let filling = Filling { shared: &self.inner.shared, info, routes };
+        block_on(filling.batch(edits, state))
     }
 }
 

@@ -81,6 +81,7 @@ mod fill;
 mod install;
 mod house;
 pub mod engine;
+mod salvage;
 
 pub use command::{Applied, Command, Entry, TableEdit};
 pub use check::{CheckReport, FINDINGS_MAX, check, check_on};
@@ -94,6 +95,7 @@ pub use pending::Pending;
 pub use polybolt_engine::Error as StorageError;
 pub use polybolt_engine::check::JournalReport;
 pub use polybolt_engine::disk;
+pub use polybolt_engine::Place;
 pub use polybolt_engine::finding::{Finding, Findings, Severity};
 pub use polybolt_engine::recover::OpenReport;
 pub use polybolt_engine::run;
@@ -106,6 +108,7 @@ pub use request::{
     SortTarget, Span, SpanEnd, TxnRequest, TxnResponse, WatchRequest,
 };
 pub use routes::{Routes, ShardOptions};
+pub use salvage::{KeyAt, List, Loss, Lost, SalvageReport, SalvagedKeyspace, salvage, salvage_on};
 pub use snapshot::Snapshot;
 pub use stats::{KeyspaceStats, TIMING_BOUNDS, TimingStats, Timings};
 pub use survey::Progress;

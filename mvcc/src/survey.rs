@@ -10,7 +10,7 @@ use bytes::Bytes;
 use polybolt_engine::check::{Check, JournalReport, Met, TreeReport};
 use polybolt_engine::disk::Disk;
 use polybolt_engine::ids::PagePtr;
-use polybolt_engine::manifest::{SpaceEntry, TreeEntry};
+use polybolt_engine::manifest::SpaceEntry;
 use polybolt_engine::{Damage, Edit, Finding, Findings, Place, TreeEdit, TreeId, TreeSpec};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -44,6 +44,8 @@ pub(crate) struct Space {
     overlay: HashMap<TreeId, BTreeMap<Bytes, Option<(Bytes, Bytes)>>>,
     /// Gaps of the journal before its last record.
     gaps: usize,
+    /// Mains that may be gone with groups of the journal: from, and behind the last.
+    pub(crate) gone: Vec<(u64, Option<u64>)>,
 }
 
 /// What is met in a tree with its overlay, ascending.
@@ -90,6 +92,12 @@ impl Survey {
             &mut |bytes| progress(Progress::Bytes(bytes)),
         );
         Ok(Survey { check, spaces, journal })
+    }
+
+    /// How many records of a keyspace may be gone behind its last one: each has one main at most.
+    pub(crate) fn lost_behind(&self, space: usize) -> u64 {
+        let gaps = self.journal.gaps.iter().skip(self.spaces[space].gaps);
+        gaps.map(|gap| gap.last.0 + 1 - gap.first.0).sum()
     }
 
     /// The path of a tree's file.
@@ -152,7 +160,7 @@ impl Space {
             if entry.trees.len() != shards + 1 {
                 let (expected, found) = (shards as u64 + 1, entry.trees.len() as u64);
                 bad(Damage::Mismatch { field: "count of trees", expected, found });
-                return Space { entry, routes: None, state: None, overlay: HashMap::new(), gaps: 0 };
+                return Space { entry, routes: None, state: None, overlay: HashMap::new(), gaps: 0, gone: Vec::new() };
             }
             if state.floors.len() != shards {
                 let (expected, found) = (shards as u64, state.floors.len() as u64);
@@ -162,12 +170,7 @@ impl Space {
                 bad(Damage::Malformed { what: "it is compacted above its revision" });
             }
         }
-        Space { entry, routes, state, overlay: HashMap::new(), gaps: 0 }
-    }
-
-    /// True while a snapshot was being restored into it: the next open drops it.
-    pub(crate) fn is_unfinished(&self) -> bool {
-        self.state.as_ref().is_some_and(|state| state.unfinished)
+        Space { entry, routes, state, overlay: HashMap::new(), gaps: 0, gone: Vec::new() }
     }
 
     fn replay(&mut self, gaps: usize, record: &[u8]) -> polybolt_engine::Result<()> {
@@ -178,6 +181,9 @@ impl Space {
         let trees: Vec<TreeId> = self.entry.trees.iter().map(|tree| tree.id).collect();
         if gaps == self.gaps && !record.follows(state.history) {
             return Err(damaged(Damage::Malformed { what: "it does not follow from the history before it" }));
+        }
+        if gaps > self.gaps {
+            self.gone.push((state.main + 1, Some(record.head.main)));
         }
         self.gaps = gaps;
         let head = record.head.clone();
@@ -193,8 +199,8 @@ impl Space {
     }
 
     /// What the journal has for a tree, by key.
-    pub(crate) fn has_in_journal(&self, tree: &TreeEntry, key: &[u8]) -> bool {
-        self.overlay.get(&tree.id).is_some_and(|overlay| overlay.contains_key(key))
+    pub(crate) fn has_in_journal(&self, tree: usize, key: &[u8]) -> bool {
+        self.overlay.get(&self.entry.trees[tree].id).is_some_and(|overlay| overlay.contains_key(key))
     }
 }
 

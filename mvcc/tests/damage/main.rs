@@ -3,4 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod flips;
+mod salvage;
+mod whole;
 mod store;

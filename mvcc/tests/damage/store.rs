@@ -8,6 +8,7 @@ use polybolt::{
     CheckReport, DeleteRequest, Engine, Keyspace, Op, Options, PutRequest, RangeRequest, Result, Routes, Runtime, Span,
     TableEdit, TxnRequest,
 };
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -76,7 +77,8 @@ impl Driven {
 /// A stopped store and what it held.
 pub(crate) struct Fixture {
     pub(crate) disk: SimDisk,
-    pub(crate) clean: bool,
+    /// All values that each key of each keyspace ever had.
+    pub(crate) history: BTreeMap<String, BTreeMap<Vec<u8>, Vec<Vec<u8>>>>,
     pub(crate) full: Picture,
     /// Without the last journal group; None after a clean close.
     pub(crate) without_last: Option<Picture>,
@@ -89,6 +91,12 @@ pub(crate) type Picture = Vec<(String, Vec<u8>)>;
 /// and tables; what is not clean has a journal of many groups, one of them over two segments, to be replayed.
 pub(crate) fn fixture(clean: bool) -> Fixture {
     let disk = SimDisk::new(11);
+    let mut history: BTreeMap<String, BTreeMap<Vec<u8>, Vec<Vec<u8>>>> = BTreeMap::new();
+    let mut note = |keyspace: &str, put: PutRequest| {
+        let keys = history.entry(keyspace.to_owned()).or_default();
+        keys.entry(put.key.to_vec()).or_default().push(put.value.to_vec());
+        put
+    };
     disk.create_dir("/data".as_ref()).unwrap();
     let mut driven = open(&disk).unwrap();
     let ks = driven.engine.create_keyspace("ks", Routes::parse("low=a,mid=m").unwrap()).unwrap();
@@ -101,7 +109,7 @@ pub(crate) fn fixture(clean: bool) -> Fixture {
         let key = if n % 20 == 3 { format!("{key}{}", "k".repeat(500)) } else { key };
         let value = vec![n as u8; if n % 9 == 4 { 9000 } else { 200 }];
         let lease = if n % 11 == 0 { 7 } else { 0 };
-        driven.finish(ks.put(PutRequest { lease, ..PutRequest::new(key, value) })).unwrap();
+        driven.finish(ks.put(note("ks", PutRequest { lease, ..PutRequest::new(key, value) }))).unwrap();
         if n % 17 == 5 {
             let gone = format!("m{}", n % 41);
             driven.finish(ks.delete_range(DeleteRequest { span: Span::key(gone), prev_kv: false })).unwrap();
@@ -110,7 +118,8 @@ pub(crate) fn fixture(clean: bool) -> Fixture {
         driven.jobs.run_some(8);
     }
     for n in 0..30u64 {
-        driven.finish(other.put(PutRequest::new(format!("t{n}"), vec![n as u8; 100]))).unwrap();
+        let put = note("other", PutRequest::new(format!("t{n}"), vec![n as u8; 100]));
+        driven.finish(other.put(put)).unwrap();
     }
     let edits = (0..20).map(|n: u8| TableEdit {
         table: "things".into(),
@@ -122,7 +131,7 @@ pub(crate) fn fixture(clean: bool) -> Fixture {
     for round in 0..3 {
         // What the sweep took away is away in both slots.
         driven.settle();
-        driven.finish(ks.put(PutRequest::new("a0", format!("{round}")))).unwrap();
+        driven.finish(ks.put(note("ks", PutRequest::new("a0", format!("{round}"))))).unwrap();
     }
     driven.settle();
     let mut without_last = None;
@@ -132,7 +141,7 @@ pub(crate) fn fixture(clean: bool) -> Fixture {
     } else {
         for n in 0..14u64 {
             let key = ["a1", "m1", "x1"][(n % 3) as usize];
-            let put = |key: &str, len| Op::Put(PutRequest::new(key.to_owned(), vec![n as u8; len]));
+            let mut put = |key: &str, len| Op::Put(note("ks", PutRequest::new(key.to_owned(), vec![n as u8; len])));
             let success = vec![put(key, if n == 6 { 9000 } else { 100 }), put(&format!("{key}-{n}"), 20)];
             if n == 13 {
                 without_last = Some(picture(&disk.after_crash(Survive::All)).unwrap().0);
@@ -148,7 +157,7 @@ pub(crate) fn fixture(clean: bool) -> Fixture {
     if !clean {
         assert!(report.1 >= 14, "{report:?}");
     }
-    Fixture { disk, clean, full, without_last }
+    Fixture { disk, history, full, without_last }
 }
 
 /// Opens a store and reads all of it; with the answers whether it was closed, the groups replayed, and
