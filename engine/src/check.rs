@@ -307,7 +307,12 @@ impl Check {
     }
 
     /// Shows the entries of every intact leaf in a tree's file, whether anything leads to it or not.
-    pub fn leaves(&mut self, space: &SpaceEntry, entry: &TreeEntry, each: &mut dyn FnMut(PagePtr, &Entry<'_>, Option<Bytes>)) {
+    pub fn leaves(
+        &mut self,
+        space: &SpaceEntry,
+        entry: &TreeEntry,
+        each: &mut dyn FnMut(PagePtr, &Entry<'_>, Option<Bytes>),
+    ) {
         let before = self.findings.clone();
         let file = self.open_tree(space, entry);
         // What is wrong with its header was found before.
@@ -403,7 +408,8 @@ impl Check {
         report.gaps = gaps.into_inner();
         for gap in &report.gaps {
             let Gap { groups, first, last, .. } = gap;
-            let found = format!("{groups} groups with records {} to {} are gone, but a later one is there", first.0, last.0);
+            let found =
+                format!("{groups} groups with records {} to {} are gone, but a later one is there", first.0, last.0);
             let what = "a journal group".to_owned();
             let gone = Finding::new(Severity::Damage, &gap.file, Place::Offset(gap.offset), what);
             self.findings.push(Finding { found, ..gone });
@@ -437,8 +443,8 @@ struct Groups {
 /// Counts what looks like a group in a segment, of whatever session.
 fn groups(segment: &Segment) -> Result<Groups> {
     let bytes = replay::read_all(segment)?;
-    let mut found = Groups::default();
-    found.head_is_spoilt = bytes.iter().take(SECTOR_BYTES).any(|&byte| byte != 0);
+    let head_is_spoilt = bytes.iter().take(SECTOR_BYTES).any(|&byte| byte != 0);
+    let mut found = Groups { head_is_spoilt, ..Groups::default() };
     let mut at = usize::try_from(SEGMENT_DATA).expect("a sector is small");
     while at + SECTOR_BYTES <= bytes.len() {
         let mut next = at + SECTOR_BYTES;

@@ -158,6 +158,15 @@ impl TreeFile {
         self.opened().map(drop)
     }
 
+    /// The page that `ptr` names, read from the file and checked as if for the first time.
+    pub fn page_afresh(&self, ptr: PagePtr, height: u8) -> Result<Vec<u8>> {
+        let opened = self.opened()?;
+        let mut bytes = vec![0; self.page_bytes];
+        opened.file.read_at(&mut bytes, u64::from(ptr.unit) * UNIT_BYTES as u64)?;
+        page::check(&bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
+        Ok(bytes)
+    }
+
     /// Opens the file whatever its header says: every page says itself whose it is.
     pub fn open_unchecked(&self) -> Result<()> {
         let file = self.disk.open(&self.path, OpenMode::Read)?;
@@ -330,10 +339,7 @@ impl PageSource for TreeFile {
         {
             return Ok(PageRef::Owned(page));
         }
-        let mut bytes = vec![0; self.page_bytes];
-        opened.file.read_at(&mut bytes, u64::from(ptr.unit) * UNIT_BYTES as u64)?;
-        page::check(&bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
-        let page: Arc<[u8]> = bytes.into();
+        let page: Arc<[u8]> = self.page_afresh(ptr, height)?.into();
         self.cache.put(ptr.unit, ptr.epoch, &page);
         Ok(PageRef::Owned(page))
     }

@@ -92,6 +92,19 @@ impl fmt::Display for Finding {
     }
 }
 
+/// What the scrub has read since the store was opened, and what of it is damaged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Times that everything was read.
+    pub rounds: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Pages read, without overflow extents.
+    pub pages: u64,
+    /// Places that were damaged when they were last read; at most 1000.
+    pub damage: Vec<Finding>,
+}
+
 /// All that was found, and as much of it as may be kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Findings {

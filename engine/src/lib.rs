@@ -7,7 +7,8 @@
 //! [`page`] (bytes to meaning), [`space`] (which units of a file are free), [`tree`] (pages to
 //! ordered keys), [`mod@file`] (one tree file), [`manifest`] (the one commit point), [`journal`]
 //! (sequential durability), [`buffer`] and [`view`] (what is applied but not yet in a file),
-//! [`checkpoint`] (the dangerous sequence), [`recover`], [`verify`], [`mod@check`], [`vacuum`], and [`store`], which ties
+//! [`checkpoint`] (the dangerous sequence), [`recover`], [`verify`], [`mod@check`], [`vacuum`],
+//! [`scrub`], and [`store`], which ties
 //! them together. A file imports only from lines above it; `tests/tidy.rs` keeps that true.
 
 #[doc = include_str!("../FORMAT.md")]
@@ -39,6 +40,7 @@ pub mod recover;
 pub mod verify;
 pub mod check;
 pub mod vacuum;
+pub mod scrub;
 pub mod store;
 
 pub use batch::{
@@ -46,7 +48,7 @@ pub use batch::{
     TreeEdit, TreeInfo, TreeSpec,
 };
 pub use error::{Damage, Error, Place, Result};
-pub use finding::{Finding, Findings, Severity};
+pub use finding::{Finding, Findings, Scrubbed, Severity};
 pub use ids::{PagePtr, SpaceId, TreeId, UNIT_BYTES};
 pub use store::{Admission, Runtime, Store, StoreOptions};
 pub use ticket::{Position, Ticket, Watermark};

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use polybolt_engine::disk::Disk;
 use polybolt_engine::disk::os::OsDisk;
 use polybolt_engine::file::ReadMode;
+use polybolt_engine::finding::Scrubbed;
 use polybolt_engine::recover::OpenReport;
 use polybolt_engine::run::threads::Worker;
 use polybolt_engine::run::{Clock, Job, SystemClock};
@@ -167,6 +168,11 @@ impl Engine {
     /// Counters of its store.
     pub fn stats(&self) -> StoreStats {
         self.inner.shared.store.stats()
+    }
+
+    /// What the scrub has read since it was opened, and what of it is damaged.
+    pub fn scrubbed(&self) -> Scrubbed {
+        self.inner.shared.store.scrubbed()
     }
 
     /// Why it takes no more writes, if it does not.
@@ -393,6 +399,7 @@ fn store_options(path: &Path, options: &Options) -> StoreOptions {
             Some(bytes) => ReadMode::Pread { cache_bytes: usize::try_from(bytes).unwrap_or(usize::MAX) },
         },
         open_files_max: options.open_files_max,
+        scrub_bytes_per_second: options.scrub_bytes_per_second,
         read_only: options.read_only,
     }
 }

@@ -14,8 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
 use polybolt_engine::{
-    Damage, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeId,
-    TreeSpec, Watermark,
+    Damage, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeId, TreeSpec, Watermark,
 };
 use polybolt_index::{Index, Loader, Row};
 use std::collections::HashMap;

@@ -431,9 +431,8 @@ impl Copying<'_, '_> {
             survey.check.leaves(&entry, &entry.trees[self.shard], &mut |leaf, row, body| {
                 let Ok(row) = self.whole(row.key, row.head, body.as_ref()) else { return };
                 let at = row.at;
-                let lost = |(from, to, _): &(Revision, Option<Revision>, PagePtr)| {
-                    *from <= at && to.is_none_or(|to| at < to)
-                };
+                let lost =
+                    |(from, to, _): &(Revision, Option<Revision>, PagePtr)| *from <= at && to.is_none_or(|to| at < to);
                 let is_newer = rows.get(&at).is_none_or(|(epoch, _)| *epoch < leaf.epoch);
                 if self.ranges.iter().any(lost) && is_newer {
                     rows.insert(at, (leaf.epoch, row));

@@ -237,4 +237,3 @@ pub(crate) fn row_key_of<'a>(row: &RowHead<'a>, body: Option<&'a Bytes>) -> Resu
         (None, None) => Ok(None),
     }
 }
-

@@ -169,7 +169,7 @@ mod tests {
             assert!(GroupHead::decode(&flipped).is_err(), "bit {bit}");
             let expected = Expected { session: 1, segment: 2, sequence: 3, first: Position(4), chain: 8 };
             assert!(expected.is_spoilt_in(&flipped), "bit {bit}");
-            let next = Expected { sequence: 4, first: Position(10), chain: 9, ..expected };
+            let next = Expected { segment: 9, sequence: 4, first: Position(10), chain: 9, ..expected };
             assert!(!next.is_spoilt_in(&flipped), "bit {bit}");
         }
     }

@@ -10,7 +10,7 @@
 //! same.
 
 use super::group::{Expected, GROUP_HEAD_BYTES, GroupHead, take_record};
-use super::segment::{SEGMENT_DATA, Segment};
+use super::segment::{SEGMENT_DATA, Segment, SegmentHead};
 use super::writer::session_tag;
 use crate::codec::Reader;
 use crate::disk::SECTOR_BYTES;
@@ -91,8 +91,10 @@ pub fn replay(
     each: &mut dyn FnMut(Position, SpaceId, &[u8]) -> Result<()>,
 ) -> Result<Replayed> {
     for (_, segment) in segments {
+        let of = |head: SegmentHead| head.session == manifest.session && head.number >= manifest.journal.segment;
         // Of a closed store nothing is read.
-        if let Some(damage) = segment.cut().filter(|_| !manifest.clean) {
+        let is_needed = !manifest.clean && segment.head.is_none_or(of);
+        if let Some(damage) = segment.cut().filter(|_| is_needed) {
             return Err(Error::corrupt(segment.file.path(), Place::File, damage));
         }
     }

@@ -31,7 +31,8 @@ pub(crate) fn positions(default: u64) -> u64 {
 
 /// The error names the damaged file. Of a journal, the segment where replay stopped.
 pub(crate) fn assert_names(error: &Error, file: &Path, what: &str) {
-    let Error::Storage(StorageError::Corrupt { file: named, .. } | StorageError::Unsupported { file: named, .. }) = error
+    let Error::Storage(StorageError::Corrupt { file: named, .. } | StorageError::Unsupported { file: named, .. }) =
+        error
     else {
         panic!("{what}: {error:?}")
     };
@@ -65,11 +66,7 @@ pub(crate) fn judge(fixture: &Fixture, damaged: &SimDisk, file: &Path, what: &st
         Err(error) => {
             assert_names(&error, file, what);
             assert!(!clean, "{what}: the check finds nothing, but {error}");
-            if crate::store::open(&damaged.fork()).is_err() {
-                Outcome::ReportedByOpen
-            } else {
-                Outcome::ReportedByRead
-            }
+            if crate::store::open(&damaged.fork()).is_err() { Outcome::ReportedByOpen } else { Outcome::ReportedByRead }
         }
         Ok((found, _)) if found == fixture.full => {
             if clean {
@@ -92,7 +89,10 @@ pub(crate) fn judge(fixture: &Fixture, damaged: &SimDisk, file: &Path, what: &st
 fn flips(fixture: &Fixture, count: u64, seed: u64) -> BTreeMap<(&'static str, Outcome), u64> {
     let mut rng = Rng::new(seed);
     let mut counts = BTreeMap::new();
-    let all: Vec<_> = files(&fixture.disk).into_iter().filter(|(path, _)| kind_of(path) != "tree" || path.extension().is_some()).collect();
+    let all: Vec<_> = files(&fixture.disk)
+        .into_iter()
+        .filter(|(path, _)| kind_of(path) != "tree" || path.extension().is_some())
+        .collect();
     for n in 0..count {
         // The small kinds would hardly be met otherwise.
         let kind = ["manifest", "journal", "tree", "tree"][(n % 4) as usize];
@@ -124,10 +124,12 @@ fn campaign(clean: bool, default: u64) -> BTreeMap<(&'static str, Outcome), u64>
     let lanes = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let mut counts = BTreeMap::new();
     std::thread::scope(|scope| {
-        let lanes: Vec<_> = (0..lanes).map(|lane| {
-            let fixture = &fixture;
-            scope.spawn(move || flips(fixture, count.div_ceil(lanes), lane))
-        }).collect();
+        let lanes: Vec<_> = (0..lanes)
+            .map(|lane| {
+                let fixture = &fixture;
+                scope.spawn(move || flips(fixture, count.div_ceil(lanes), lane))
+            })
+            .collect();
         for lane in lanes {
             for (key, n) in lane.join().unwrap() {
                 *counts.entry(key).or_insert(0) += n;

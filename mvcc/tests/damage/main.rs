@@ -4,5 +4,6 @@
 
 mod flips;
 mod salvage;
+mod scrub;
 mod whole;
 mod store;

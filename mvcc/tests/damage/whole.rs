@@ -240,7 +240,9 @@ fn mapped_and_pread_files_with_a_flipped_bit_are_read_right_or_not_at_all() {
             }
             file.write_all_at(&byte, at).unwrap();
         }
-        println!("real files, both ways of reading: {right} right, {refused} refused, {dropped} without the last group");
+        println!(
+            "real files, both ways of reading: {right} right, {refused} refused, {dropped} without the last group"
+        );
         assert!(right > 10 && refused > 10 && (!clean || dropped == 0));
     }
 }
