@@ -159,11 +159,12 @@ impl Check {
 
     fn slots(&mut self) -> Result<()> {
         let mut found: [Option<Manifest>; 2] = [None, None];
+        let mut unusable = Vec::new();
         for (index, slot) in found.iter_mut().enumerate() {
             let path = self.path.join(SLOT_NAMES[index]);
             match Slots::read(&*self.disk, &self.path, index) {
                 Err(error @ Error::Unsupported { .. }) => return Err(error),
-                Err(error) => self.findings.push(Finding::of(&error, &path)),
+                Err(error) => unusable.push(Finding::of(&error, &path)),
                 Ok(manifest) => {
                     let mut malformed = |what| {
                         self.findings.push(Finding::damage(&path, Place::File, &Damage::Malformed { what }));
@@ -178,6 +179,17 @@ impl Check {
                     *slot = Some(manifest);
                 }
             }
+        }
+        for mut finding in unusable {
+            if found.iter().flatten().any(|other| other.sequence == 0) {
+                finding.severity = Severity::Note;
+                finding.what = format!("the store was being made: {}", finding.what);
+            } else if found.iter().any(Option::is_some) {
+                // Torn or spoilt: its bytes cannot tell.
+                let also = "the other slot is used; a power cut during a commit leaves this too";
+                finding.what = format!("{} ({also})", finding.what);
+            }
+            self.findings.push(finding);
         }
         (self.newest, self.older) = match found {
             [Some(a), Some(b)] => {

@@ -169,8 +169,9 @@ pub fn survey(
     Ok(found)
 }
 
-/// The header of the first group of a session in a segment whose own head is spoilt.
-fn first_group(segment: &Segment, tag: u64) -> Result<Option<GroupHead>> {
+/// The header of a group of a session in a segment whose own head is spoilt: the newest use of the file, of
+/// which what an older one left behind tells a lower number.
+fn newest_group(segment: &Segment, tag: u64) -> Result<Option<GroupHead>> {
     let mut bytes = vec![0; 2 * SECTOR_BYTES];
     if segment.bytes < bytes.len() as u64 {
         return Ok(None);
@@ -182,7 +183,8 @@ fn first_group(segment: &Segment, tag: u64) -> Result<Option<GroupHead>> {
     }
     let bytes = read_all(segment)?;
     let heads = bytes.chunks(SECTOR_BYTES).filter_map(|sector| GroupHead::decode(sector).ok());
-    Ok(heads.map(|(head, _)| head).find(|head| head.session == tag))
+    let heads = heads.map(|(head, _)| head).filter(|head| head.session == tag);
+    Ok(heads.max_by_key(|head| head.segment))
 }
 
 pub(crate) fn read_all(segment: &Segment) -> Result<Vec<u8>> {
@@ -214,7 +216,7 @@ impl<'a> Tape<'a> {
             }
         }
         for (_, segment) in segments.iter().filter(|(_, segment)| segment.head.is_none()) {
-            if let Some(group) = first_group(segment, session_tag(session, engine))? {
+            if let Some(group) = newest_group(segment, session_tag(session, engine))? {
                 of_session.entry(group.segment).or_insert(segment);
             }
         }

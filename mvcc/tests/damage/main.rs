@@ -6,4 +6,5 @@ mod flips;
 mod salvage;
 mod scrub;
 mod whole;
+mod sound;
 mod store;
