@@ -23,7 +23,7 @@ use polybolt_engine::run::threads::Worker;
 use polybolt_engine::run::{Clock, Job, SystemClock};
 use polybolt_engine::store::{Store, StoreOptions, StoreStats};
 use polybolt_engine::verify::VerifyReport;
-use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec};
+use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec, TreeEdit};
 use std::io::Read;
 use std::ops::Bound;
 use std::path::Path;
@@ -373,7 +373,13 @@ impl Engine {
     }
 
     /// A batch that the next checkpoint makes durable.
-    pub(crate) fn raw_batch(&self, info: &SpaceInfo, routes: &Routes, edits: Vec<TreeEdit>, state: &State) -> Result<()> {
+    pub(crate) fn raw_batch(
+        &self,
+        info: &SpaceInfo,
+        routes: &Routes,
+        edits: Vec<TreeEdit>,
+        state: &State,
+    ) -> Result<()> {
         let filling = Filling { shared: &self.inner.shared, info, routes };
         block_on(filling.batch(edits, state))
     }

@@ -83,8 +83,8 @@ mod house;
 pub mod engine;
 mod salvage;
 
-pub use command::{Applied, Command, Entry, TableEdit};
 pub use check::{CheckReport, FINDINGS_MAX, check, check_on};
+pub use command::{Applied, Command, Entry, TableEdit};
 pub use engine::{Engine, Runtime};
 pub use error::{Error, Refusal, Result};
 pub use event::{Event, EventKind, WatchItem};

@@ -211,6 +211,7 @@ fn elsewhere(routes: &Routes) -> Routes {
 /// A keyspace on its way into the new store.
 struct Target<'a> {
     engine: &'a Engine,
+    routes: &'a Routes,
     info: SpaceInfo,
     state: State,
     edits: Vec<TreeEdit>,
@@ -227,7 +228,7 @@ impl Target<'_> {
 
     fn flush(&mut self) -> Result<()> {
         self.bytes = 0;
-        self.engine.raw_batch(&self.info, std::mem::take(&mut self.edits), &self.state)
+        self.engine.raw_batch(&self.info, self.routes, std::mem::take(&mut self.edits), &self.state)
     }
 }
 
@@ -257,7 +258,7 @@ fn copy(
     let mut report = SalvagedKeyspace { name: name.clone(), revision: state.main.cast_signed(), ..Default::default() };
     let unfinished = State { unfinished: true, ..state.clone() };
     let info = engine.create_space(&name, routes, unfinished.clone())?;
-    let mut target = Target { engine, info, state: unfinished, edits: Vec::new(), bytes: 0 };
+    let mut target = Target { engine, routes, info, state: unfinished, edits: Vec::new(), bytes: 0 };
     for gap in &survey.journal.gaps {
         let what = Lost::Records { count: gap.last.0 + 1 - gap.first.0 };
         report.losses.push(Loss { file: gap.file.clone(), place: Place::Offset(gap.offset), what });
