@@ -5,6 +5,7 @@ use crate::catalog::Catalog;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::error::{Error, Result};
 use crate::file::ReadMode;
+use crate::finding::Scrubbed;
 use crate::ids::{SpaceId, TreeId};
 use crate::journal::Journal;
 use crate::manifest::{Manifest, Slots, SpaceEntry, TreeEntry};
@@ -41,6 +42,8 @@ pub struct StoreOptions {
     pub read_mode: ReadMode,
     /// The most tree files kept open between checkpoints.
     pub open_files_max: usize,
+    /// Bytes of tree files that the scrub reads in a second; 0 is no scrub.
+    pub scrub_bytes_per_second: u64,
     /// Write nothing.
     pub read_only: bool,
 }
@@ -58,6 +61,7 @@ impl StoreOptions {
             space_reserve_bytes: 16 << 20,
             read_mode: ReadMode::Mapped,
             open_files_max: 256,
+            scrub_bytes_per_second: 0,
             read_only: false,
         }
     }
@@ -107,6 +111,8 @@ pub struct Core {
     pub signal: Signal,
     /// Counters for tests and metrics.
     pub counters: Counters,
+    /// What the scrub has read.
+    pub scrubbed: Mutex<Scrubbed>,
 }
 
 /// Things that happened since the store was opened.
@@ -231,6 +237,7 @@ impl Core {
             batch_position: AtomicU64::new(0),
             signal: Signal::default(),
             counters: Counters::default(),
+            scrubbed: Mutex::default(),
         })
     }
 

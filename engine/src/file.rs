@@ -158,6 +158,31 @@ impl TreeFile {
         self.opened().map(drop)
     }
 
+    /// The page that `ptr` names, read from the file and checked as if for the first time.
+    pub fn page_afresh(&self, ptr: PagePtr, height: u8) -> Result<Vec<u8>> {
+        let opened = self.opened()?;
+        let mut bytes = vec![0; self.page_bytes];
+        opened.file.read_at(&mut bytes, u64::from(ptr.unit) * UNIT_BYTES as u64)?;
+        page::check(&bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
+        Ok(bytes)
+    }
+
+    /// Opens the file whatever its header says: every page says itself whose it is.
+    pub fn open_unchecked(&self) -> Result<()> {
+        let file = self.disk.open(&self.path, OpenMode::Read)?;
+        *self.opened.write() = Some(Arc::new(Opened { file, mapped: RwLock::new(None) }));
+        Ok(())
+    }
+
+    /// What lies at `unit`, if it is an intact leaf of this file, of whatever epoch.
+    pub fn leaf_at(&self, unit: u32) -> Result<Option<(PagePtr, Vec<u8>)>> {
+        let opened = self.opened()?;
+        let mut page = vec![0; self.page_bytes];
+        opened.file.read_at(&mut page, u64::from(unit) * UNIT_BYTES as u64)?;
+        let ptr = PagePtr { unit, epoch: layout::epoch(&page) };
+        Ok(page::check(&page, self.stamp, ptr, 0).is_ok().then_some((ptr, page)))
+    }
+
     /// The file itself, for syncs.
     pub fn disk_file(&self) -> Result<Arc<dyn DiskFile>> {
         Ok(Arc::clone(&self.opened()?.file))
@@ -199,9 +224,7 @@ impl TreeFile {
         }
         let file = match self.disk.open(&self.path, OpenMode::Write) {
             // A read-only directory is no reason not to read.
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                self.disk.open(&self.path, OpenMode::Read)?
-            }
+            Err(error) if error.is_read_only() => self.disk.open(&self.path, OpenMode::Read)?,
             other => other?,
         };
         let mut unit = vec![0; UNIT_BYTES];
@@ -316,10 +339,7 @@ impl PageSource for TreeFile {
         {
             return Ok(PageRef::Owned(page));
         }
-        let mut bytes = vec![0; self.page_bytes];
-        opened.file.read_at(&mut bytes, u64::from(ptr.unit) * UNIT_BYTES as u64)?;
-        page::check(&bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
-        let page: Arc<[u8]> = bytes.into();
+        let page: Arc<[u8]> = self.page_afresh(ptr, height)?.into();
         self.cache.put(ptr.unit, ptr.epoch, &page);
         Ok(PageRef::Owned(page))
     }

@@ -7,7 +7,8 @@
 //! [`page`] (bytes to meaning), [`space`] (which units of a file are free), [`tree`] (pages to
 //! ordered keys), [`mod@file`] (one tree file), [`manifest`] (the one commit point), [`journal`]
 //! (sequential durability), [`buffer`] and [`view`] (what is applied but not yet in a file),
-//! [`checkpoint`] (the dangerous sequence), [`recover`], [`verify`], [`vacuum`], and [`store`], which ties
+//! [`checkpoint`] (the dangerous sequence), [`recover`], [`verify`], [`mod@check`], [`vacuum`],
+//! [`scrub`], and [`store`], which ties
 //! them together. A file imports only from lines above it; `tests/tidy.rs` keeps that true.
 
 #[doc = include_str!("../FORMAT.md")]
@@ -16,6 +17,7 @@ pub mod format {}
 pub mod error;
 pub mod ids;
 pub mod limits;
+pub mod finding;
 pub mod codec;
 pub mod run;
 pub mod disk;
@@ -36,7 +38,9 @@ pub mod core;
 pub mod checkpoint;
 pub mod recover;
 pub mod verify;
+pub mod check;
 pub mod vacuum;
+pub mod scrub;
 pub mod store;
 
 pub use batch::{
@@ -44,6 +48,7 @@ pub use batch::{
     TreeEdit, TreeInfo, TreeSpec,
 };
 pub use error::{Damage, Error, Place, Result};
+pub use finding::{Finding, Findings, Scrubbed, Severity};
 pub use ids::{PagePtr, SpaceId, TreeId, UNIT_BYTES};
 pub use store::{Admission, Runtime, Store, StoreOptions};
 pub use ticket::{Position, Ticket, Watermark};

@@ -297,17 +297,19 @@ impl Slots {
         Ok(Slots { files: [open(0)?, open(1)?] })
     }
 
+    /// Reads one slot.
+    pub fn read(disk: &dyn Disk, dir: &Path, index: usize) -> Result<Manifest> {
+        let file = disk.open(&dir.join(SLOT_NAMES[index]), OpenMode::Read)?;
+        let len = usize::try_from(file.len()?).map_err(|_| Error::invalid("a manifest slot is too large"))?;
+        let mut bytes = vec![0; len];
+        file.read_at(&mut bytes, 0)?;
+        Manifest::decode(file.path(), &bytes)
+    }
+
     /// Reads both slots and chooses. Damage in one is reported, damage in both is an error, and so
     /// is a slot of a version that this build does not know: the other may be older than it.
     pub fn choose(disk: &dyn Disk, dir: &Path) -> Result<Chosen> {
-        let read = |index: usize| -> Result<Manifest> {
-            let file = disk.open(&dir.join(SLOT_NAMES[index]), OpenMode::Read)?;
-            let len = usize::try_from(file.len()?).map_err(|_| Error::invalid("a manifest slot is too large"))?;
-            let mut bytes = vec![0; len];
-            file.read_at(&mut bytes, 0)?;
-            Manifest::decode(file.path(), &bytes)
-        };
-        match (read(0), read(1)) {
+        match (Self::read(disk, dir, 0), Self::read(disk, dir, 1)) {
             (Err(error @ Error::Unsupported { .. }), _) | (_, Err(error @ Error::Unsupported { .. })) => Err(error),
             (Ok(a), Ok(b)) if a.engine != b.engine => Err(Error::corrupt(
                 &dir.join(SLOT_NAMES[1]),

@@ -105,7 +105,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, options: StoreOptions, replay: &mut dyn 
 }
 
 /// True if the directory may become a new store; an error if it holds something else.
-fn is_fresh(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<bool> {
+pub(crate) fn is_fresh(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<bool> {
     let names = match disk.list(path) {
         Err(error) if error.is_not_found() && !read_only => {
             disk.create_dir(path)?;
@@ -137,17 +137,14 @@ fn is_fresh(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<bool> {
     }
 }
 
-fn lock(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<Option<Box<dyn DiskLock>>> {
+/// Takes a directory for this process.
+pub(crate) fn lock(disk: &dyn Disk, path: &Path, read_only: bool) -> Result<Option<Box<dyn DiskLock>>> {
     match disk.lock(&path.join(LOCK_NAME), &format!("pid {}", std::process::id())) {
         Ok(lock) => Ok(Some(lock)),
         // A directory that cannot be written needs no lock against writers.
-        Err(Error::Io { source, .. }) if read_only && is_read_only(&source) => Ok(None),
+        Err(error) if read_only && error.is_read_only() => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn is_read_only(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem)
 }
 
 fn create(disk: &dyn Disk, path: &Path) -> Result<()> {
@@ -283,7 +280,7 @@ fn replay_journal(
         write.dirty = true;
         Ok(())
     };
-    let found = replay::replay(segments, manifest.engine, manifest.session, manifest.journal, &mut each)?;
+    let found = replay::replay(segments, manifest, &mut each)?;
     report.groups = found.groups;
     report.records = found.records;
     report.spanning_groups = found.spanning;

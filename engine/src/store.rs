@@ -12,6 +12,7 @@ use crate::core::{Committer, Core};
 use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::file::TreeFile;
+use crate::finding::Scrubbed;
 use crate::ids::{SpaceId, TreeId, UNIT_BYTES};
 use crate::journal::{Journal, JournalJob, JournalOptions, JournalParts, segment};
 use crate::limits;
@@ -20,6 +21,7 @@ use crate::page::leaf::{BodyAt, Entry};
 use crate::recover::{self, OpenReport, Opened};
 use crate::run::threads::Worker;
 use crate::run::{Clock, Job};
+use crate::scrub::ScrubJob;
 use crate::space::Extent;
 use crate::ticket::{Position, Ticket};
 use crate::tree::{self, Reached};
@@ -97,6 +99,12 @@ pub struct StoreStats {
     pub no_space: u64,
     /// Durability calls of the disk.
     pub sync_calls: u64,
+    /// Times that the scrub has read everything since open.
+    pub scrub_rounds: u64,
+    /// Bytes that it read.
+    pub scrub_bytes: u64,
+    /// Places that were damaged when it last read them.
+    pub scrub_damage: u64,
     /// Tree files that are open.
     pub open_files: u64,
 }
@@ -154,6 +162,9 @@ impl Store {
                 *core.journal.write() = Some(journal);
             }
             jobs.push(Box::new(CheckpointJob::new(Arc::clone(&core))));
+            if core.options.scrub_bytes_per_second > 0 {
+                jobs.push(Box::new(ScrubJob::new(Arc::clone(&core))));
+            }
         }
         let mut workers = Vec::new();
         if let Runtime::Threads(clock) = runtime {
@@ -440,6 +451,9 @@ impl Store {
     /// Sizes and counts of the store.
     pub fn stats(&self) -> StoreStats {
         let counters = &self.core.counters;
+        let scrubbed = self.core.scrubbed.lock();
+        let scrub = (scrubbed.rounds, scrubbed.bytes, scrubbed.damage.len() as u64);
+        drop(scrubbed);
         let spaces = self.core.catalog.spaces();
         StoreStats {
             buffered_bytes: self.core.buffered(),
@@ -451,8 +465,16 @@ impl Store {
             units_reused: counters.units_reused.load(Ordering::Relaxed),
             no_space: counters.no_space.load(Ordering::Relaxed),
             sync_calls: self.core.disk.sync_calls(),
+            scrub_rounds: scrub.0,
+            scrub_bytes: scrub.1,
+            scrub_damage: scrub.2,
             open_files: spaces.iter().flat_map(|space| &space.trees).filter(|tree| tree.file.is_open()).count() as u64,
         }
+    }
+
+    /// What the scrub has read since the store was opened, and what of it is damaged.
+    pub fn scrubbed(&self) -> Scrubbed {
+        self.core.scrubbed.lock().clone()
     }
 
     /// Why the store takes no more writes, if it does not.

@@ -177,5 +177,8 @@ impl LookedUp {
         all.gauge("polybolt_journal_groups", "Journal groups since the start.", stats.journal_groups as f64);
         all.gauge("polybolt_checkpoints", "Checkpoints since the start.", stats.checkpoints as f64);
         all.gauge("polybolt_disk_syncs", "Durability calls of the disk since the start.", stats.sync_calls as f64);
+        all.gauge("polybolt_scrub_rounds", "Times that the scrub has read all files.", stats.scrub_rounds as f64);
+        all.gauge("polybolt_scrub_bytes", "Bytes that the scrub has read.", stats.scrub_bytes as f64);
+        all.gauge("polybolt_scrub_damage", "Damaged places that the scrub knows of.", stats.scrub_damage as f64);
     }
 }

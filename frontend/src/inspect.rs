@@ -47,5 +47,8 @@ pub fn shards(engine: &Engine, keyspace: &Keyspace) -> pb::ShardsResponse {
         checkpoints: stats.checkpoints,
         sync_calls: stats.sync_calls,
         journal_groups: stats.journal_groups,
+        scrub_rounds: stats.scrub_rounds,
+        scrub_bytes: stats.scrub_bytes,
+        damage: status.damage.iter().map(ToString::to_string).collect(),
     }
 }

@@ -3,6 +3,8 @@
 
 mod serve;
 mod offline;
+mod report;
+mod check;
 mod status;
 
 use clap::{Parser, Subcommand};
@@ -22,8 +24,9 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Shows sizes and counts shard by shard, of a server or of a data directory.
     Status(status::Status),
-    /// Checks every page and every row of a data directory.
-    Verify(offline::Verify),
+    /// Lists all that is wrong with a data directory, and salvages what is not.
+    #[command(alias = "verify")]
+    Check(check::Check),
     /// Works with snapshots.
     #[command(subcommand)]
     Snapshot(offline::Snapshot),
@@ -35,7 +38,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Status(status) => status.run(),
-        Command::Verify(verify) => verify.run(),
+        Command::Check(check) => return check.run(),
         Command::Snapshot(snapshot) => snapshot.run(),
         Command::Version => {
             let api = polybolt_frontend::server::ETCD_VERSION;

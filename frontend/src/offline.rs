@@ -2,48 +2,11 @@
 
 use crate::serve::KEYSPACE;
 use clap::{Args, Subcommand};
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use polybolt::{Engine, Options, Routes};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
-use std::time::Duration;
-
-#[derive(Debug, Args)]
-pub(crate) struct Verify {
-    /// The data directory.
-    #[arg(long, default_value = "polybolt.data")]
-    data_dir: PathBuf,
-}
-
-fn spinner(template: &str) -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    bar.enable_steady_tick(Duration::from_millis(100));
-    bar
-}
-
-impl Verify {
-    pub(crate) fn run(self) -> Result<(), String> {
-        let options = Options { read_only: true, ..Options::default() };
-        let bar = spinner("{spinner} {elapsed} {msg}");
-        bar.set_message("opening");
-        let engine = Engine::open(&self.data_dir, options).map_err(|error| error.to_string())?;
-        let report = engine.verify(&mut |what| bar.set_message(what.to_owned()));
-        bar.finish_and_clear();
-        let report = report.map_err(|error| error.to_string())?;
-        println!(
-            "{}: sound: {} trees, {} pages, {} overflow extents, {} entries, {}",
-            self.data_dir.display(),
-            report.trees,
-            HumanCount(report.pages),
-            HumanCount(report.extents),
-            HumanCount(report.entries),
-            HumanBytes(report.bytes)
-        );
-        Ok(())
-    }
-}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snapshot {

@@ -150,6 +150,9 @@ pub(crate) struct Serve {
     /// Serves https with a certificate of its own, made at every start, if there is no --cert-file.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", env = "ETCD_AUTO_TLS")]
     auto_tls: bool,
+    /// Bytes of files that the scrub reads in a second, to find damage before it is met; 0 is no scrub.
+    #[arg(long, default_value_t = 4 << 20)]
+    scrub_bytes_per_second: u64,
     /// How often quiet watchers are told their progress.
     #[arg(long, default_value = "10m", value_parser = duration, alias = "experimental-watch-progress-notify-interval")]
     watch_progress_notify_interval: Duration,
@@ -249,6 +252,7 @@ impl Serve {
             quota_bytes: u64::try_from(self.quota()).ok(),
             remember_hashes: self.is_on(Gate::CompactHashCheck),
             lease_checkpoint_interval: self.is_on(Gate::LeaseCheckpoint).then_some(self.lease_checkpoint_interval),
+            scrub_bytes_per_second: self.scrub_bytes_per_second,
             ..Options::default()
         }
     }
@@ -327,6 +331,7 @@ impl Serve {
         if let Some(retention) = retention {
             tokio::spawn(auto_compact::run(server.clone(), retention));
         }
+        tokio::spawn(log_damage(engine.clone(), stop.clone()));
         for url in &self.listen_client_urls {
             tracing::info!(%url, "ready to serve client requests");
         }
@@ -344,6 +349,21 @@ impl Serve {
             .map_err(|error| format!("closing {}: {error}", self.data_dir.display()))?;
         tracing::info!("closed");
         Ok(())
+    }
+}
+
+/// How often the findings of the scrub are looked at.
+const DAMAGE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Logs what the scrub finds, once each.
+async fn log_damage(engine: Engine, stop: CancellationToken) {
+    let mut known = Vec::new();
+    while tokio::time::timeout(DAMAGE_INTERVAL, stop.cancelled()).await.is_err() {
+        let found = engine.scrubbed().damage;
+        for damage in found.iter().filter(|damage| !known.contains(*damage)) {
+            tracing::error!(%damage, "the scrub found damage");
+        }
+        known = found;
     }
 }
 

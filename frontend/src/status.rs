@@ -109,4 +109,8 @@ fn print(response: &ShardsResponse) {
         response.checkpoints,
         response.sync_calls
     );
+    println!("scrub {} read, {} rounds", HumanBytes(response.scrub_bytes), response.scrub_rounds);
+    for damage in &response.damage {
+        println!("damaged: {damage}");
+    }
 }

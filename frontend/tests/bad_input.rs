@@ -13,9 +13,13 @@ use std::process::Command;
 
 /// Runs a command that has to fail; its one line.
 fn refused(command: &mut Command) -> String {
+    refused_with(1, command)
+}
+
+fn refused_with(status: i32, command: &mut Command) -> String {
     let output = command.output().unwrap();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(1), "{command:?}: {stdout}{stderr}");
+    assert_eq!(output.status.code(), Some(status), "{command:?}: {stdout}{stderr}");
     let lines: Vec<&str> = stderr.lines().filter(|line| !line.contains(" INFO ") && !line.contains(" WARN ")).collect();
     assert_eq!(lines.len(), 1, "{command:?}: {stderr}");
     assert!(lines[0].starts_with("polybolt: ") && !stderr.contains("panicked"), "{stderr}");
@@ -31,9 +35,9 @@ fn serve(dir: &Path) -> Command {
     command
 }
 
-fn verify(dir: &Path) -> Command {
+fn check(dir: &Path) -> Command {
     let mut command = polybolt();
-    command.arg("verify").arg("--data-dir").arg(dir);
+    command.arg("check").arg("--data-dir").arg(dir);
     command
 }
 
@@ -88,8 +92,8 @@ fn directories_that_are_not_ours() {
     let dir = tempfile::tempdir().unwrap();
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    assert!(refused(&mut verify(&empty)).contains("there is no manifest in it"));
-    assert!(refused(&mut verify(&dir.path().join("absent"))).contains("absent"));
+    assert!(refused_with(2, &mut check(&empty)).contains("there is no manifest in it"));
+    assert!(refused_with(2, &mut check(&dir.path().join("absent"))).contains("absent"));
     let foreign = dir.path().join("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("thesis.tex"), "precious").unwrap();
@@ -133,7 +137,9 @@ fn a_damaged_manifest() {
     let one = dir.path().join("one");
     copy(&data, &one);
     flip(&one.join("MANIFEST.0"), 100);
-    assert!(succeed(&mut verify(&one)).contains("sound"));
+    assert!(refused(&mut check(&one)).contains("MANIFEST.0"));
+    assert!(Served::start(&one, &[]).stop());
+    assert!(succeed(&mut check(&one)).contains("sound"), "it was written anew");
     for (name, damage) in [("flipped", 0), ("truncated", 1), ("emptied", 2)] {
         let both = dir.path().join(name);
         copy(&data, &both);
@@ -172,9 +178,9 @@ fn a_damaged_journal() {
     let cut = dir.path().join("cut");
     copy(&data, &cut);
     fs::OpenOptions::new().write(true).open(segment(&cut)).unwrap().set_len(4000).unwrap();
-    let output = verify(&cut).output().unwrap();
+    let output = check(&cut).output().unwrap();
     assert!(!text(&output.stderr).contains("panicked"));
-    assert!(succeed(&mut verify(&data)).contains("sound"));
+    assert!(succeed(&mut check(&data)).contains("sound"));
 }
 
 #[test]
@@ -188,7 +194,7 @@ fn a_damaged_tree_file() {
         let flipped = dir.path().join("flipped");
         copy(&data, &flipped);
         flip(&tree_file(&flipped, "pods"), at);
-        let output = verify(&flipped).output().unwrap();
+        let output = check(&flipped).output().unwrap();
         let stderr = text(&output.stderr);
         assert!(!stderr.contains("panicked"), "{stderr}");
         if !output.status.success() {

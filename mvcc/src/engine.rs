@@ -17,12 +17,13 @@ use parking_lot::Mutex;
 use polybolt_engine::disk::Disk;
 use polybolt_engine::disk::os::OsDisk;
 use polybolt_engine::file::ReadMode;
+use polybolt_engine::finding::Scrubbed;
 use polybolt_engine::recover::OpenReport;
 use polybolt_engine::run::threads::Worker;
 use polybolt_engine::run::{Clock, Job, SystemClock};
 use polybolt_engine::store::{Store, StoreOptions, StoreStats};
 use polybolt_engine::verify::VerifyReport;
-use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec};
+use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec, TreeEdit};
 use std::io::Read;
 use std::ops::Bound;
 use std::path::Path;
@@ -169,6 +170,11 @@ impl Engine {
         self.inner.shared.store.stats()
     }
 
+    /// What the scrub has read since it was opened, and what of it is damaged.
+    pub fn scrubbed(&self) -> Scrubbed {
+        self.inner.shared.store.scrubbed()
+    }
+
     /// Why it takes no more writes, if it does not.
     pub fn failure(&self) -> Option<EngineError> {
         self.inner.shared.store.failure()
@@ -185,7 +191,7 @@ impl Engine {
         self.adopt(&info)
     }
 
-    fn create_space(&self, name: &str, routes: &Routes, mut state: State) -> Result<SpaceInfo> {
+    pub(crate) fn create_space(&self, name: &str, routes: &Routes, mut state: State) -> Result<SpaceInfo> {
         let Inner { shared, keyspaces, .. } = &*self.inner;
         if shared.closed.load(Ordering::Acquire) {
             return Err(Refusal::Closed.into());
@@ -354,6 +360,29 @@ impl Engine {
         let current = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
         Ok(install::install(self.inner.shared.clone(), current, stream, older))
     }
+
+    /// A keyspace's state once it is filled.
+    pub(crate) fn reserved(&self, routes: &Routes, mut state: State) -> State {
+        state.reserve = reopen::first_reserve(&self.inner.shared.options, routes.any_volatile(), state.main);
+        state
+    }
+
+    /// Waits until all that was applied is in the tree files.
+    pub(crate) fn flush(&self) -> Result<()> {
+        Ok(self.inner.shared.store.flush().wait()?)
+    }
+
+    /// A batch that the next checkpoint makes durable.
+    pub(crate) fn raw_batch(
+        &self,
+        info: &SpaceInfo,
+        routes: &Routes,
+        edits: Vec<TreeEdit>,
+        state: &State,
+    ) -> Result<()> {
+        let filling = Filling { shared: &self.inner.shared, info, routes };
+        block_on(filling.batch(edits, state))
+    }
 }
 
 /// The longest name of a keyspace.
@@ -376,6 +405,7 @@ fn store_options(path: &Path, options: &Options) -> StoreOptions {
             Some(bytes) => ReadMode::Pread { cache_bytes: usize::try_from(bytes).unwrap_or(usize::MAX) },
         },
         open_files_max: options.open_files_max,
+        scrub_bytes_per_second: options.scrub_bytes_per_second,
         read_only: options.read_only,
     }
 }

@@ -411,6 +411,11 @@ impl Keyspace {
             watchers: core.hub.len() as u64,
             ..KeyspaceStatus::default()
         };
+        let mut damage = core.store.scrubbed().damage;
+        let trees = core.shards.iter().map(|shard| shard.tree).chain([core.meta]);
+        let files: Vec<_> = trees.filter_map(|tree| core.store.tree_stats(tree).ok()).map(|tree| tree.path).collect();
+        damage.retain(|finding| files.contains(&finding.file));
+        status.damage = damage;
         if let Ok(meta) = core.store.tree_stats(core.meta) {
             status.size += meta.size;
             status.size_in_use += meta.in_use;

@@ -54,8 +54,8 @@ pub mod request;
 mod wire;
 pub mod event;
 pub mod options;
-mod record;
 pub mod routes;
+mod record;
 mod pins;
 pub mod stats;
 mod watch;
@@ -73,13 +73,17 @@ mod hash;
 mod compact;
 mod snapshot;
 pub mod command;
+mod survey;
+mod check;
 pub mod keyspace;
 mod reopen;
 mod fill;
 mod install;
 mod house;
 pub mod engine;
+mod salvage;
 
+pub use check::{CheckReport, FINDINGS_MAX, check, check_on};
 pub use command::{Applied, Command, Entry, TableEdit};
 pub use engine::{Engine, Runtime};
 pub use error::{Error, Refusal, Result};
@@ -89,7 +93,10 @@ pub use keyspace::Keyspace;
 pub use options::{Durability, Face, Options};
 pub use pending::Pending;
 pub use polybolt_engine::Error as StorageError;
+pub use polybolt_engine::Place;
+pub use polybolt_engine::check::JournalReport;
 pub use polybolt_engine::disk;
+pub use polybolt_engine::finding::{Finding, Findings, Scrubbed, Severity};
 pub use polybolt_engine::recover::OpenReport;
 pub use polybolt_engine::run;
 pub use polybolt_engine::store::StoreStats;
@@ -101,8 +108,10 @@ pub use request::{
     SortTarget, Span, SpanEnd, TxnRequest, TxnResponse, WatchRequest,
 };
 pub use routes::{Routes, ShardOptions};
+pub use salvage::{KeyAt, List, Loss, Lost, SalvageReport, SalvagedKeyspace, salvage, salvage_on};
 pub use snapshot::Snapshot;
 pub use stats::{KeyspaceStats, TIMING_BOUNDS, TimingStats, Timings};
+pub use survey::Progress;
 pub use watcher::Watcher;
 
 /// Decodes bytes as everything that a keyspace reads from a disk or a stream: errors, never panics.

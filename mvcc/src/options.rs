@@ -61,6 +61,9 @@ pub struct Options {
     pub pin_age_max: Duration,
     /// Bytes of events a slow watcher may keep alive before it falls back to history. Default 1 MiB.
     pub watch_buffer_bytes: usize,
+    /// Bytes of tree files that the scrub reads in a second, to find damage that nobody has met yet; 0 is no
+    /// scrub. Default 4 MiB.
+    pub scrub_bytes_per_second: u64,
     /// Open without writing anything.
     pub read_only: bool,
 }
@@ -89,6 +92,7 @@ impl Default for Options {
             admission_timeout: Duration::from_secs(5),
             pin_age_max: Duration::from_secs(600),
             watch_buffer_bytes: 1 << 20,
+            scrub_bytes_per_second: 4 << 20,
             read_only: false,
         }
     }

@@ -20,9 +20,10 @@
 //! trees are slices of it. Numbers but revisions are little-endian; nothing decoded is trusted.
 
 use crate::request::KeyValue;
+use crate::routes::Routes;
 use bytes::Bytes;
 use polybolt_engine::codec::{Reader, put_bytes};
-use polybolt_engine::{Damage, limits};
+use polybolt_engine::{Damage, Edit, TreeEdit, TreeId, limits};
 use polybolt_index::Revision;
 
 /// Bytes of a row's tree key.
@@ -352,6 +353,35 @@ impl Record {
     }
 }
 
+impl Record {
+    /// True if it comes right after a record with this history hash.
+    pub(crate) fn follows(&self, before: u128) -> bool {
+        let history = if self.rows.is_empty() { before } else { next_history(before, &self.rows_bytes) };
+        history == self.head.history
+    }
+
+    /// The edits that it stands for. `trees` are the keyspace's: its shards in the order of its routes, then
+    /// the meta tree.
+    pub(crate) fn edits(self, routes: &Routes, trees: &[TreeId]) -> Result<Vec<TreeEdit>, Damage> {
+        let missing = || Damage::Malformed { what: "a keyspace without trees" };
+        let (meta, shards) = trees.split_last().ok_or_else(missing)?;
+        let mut edits = Vec::with_capacity(self.rows.len() + self.head.meta.len());
+        for (key, head, body) in self.rows {
+            let shard = routes.shard_of(RowHead::decode(&head)?.key_in(&body)?);
+            let tree = *shards.get(shard).ok_or_else(missing)?;
+            edits.push(TreeEdit { tree, key, edit: Edit::Put { head, body } });
+        }
+        for edit in self.head.meta {
+            let value = match edit.value {
+                Some(body) => Edit::Put { head: Bytes::new(), body },
+                None => Edit::Remove,
+            };
+            edits.push(TreeEdit { tree: *meta, key: edit.key, edit: value });
+        }
+        Ok(edits)
+    }
+}
+
 /// What a keyspace is after a batch; the engine keeps it with the trees, opaque.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct State {
@@ -383,6 +413,15 @@ impl State {
             floors: vec![0; shards],
             unfinished: false,
         }
+    }
+
+    /// Becomes what it is after a record.
+    pub(crate) fn follow(&mut self, head: &RecordHead) {
+        self.main = head.main;
+        self.compacted = head.compacted;
+        self.applied_index = head.applied_index;
+        self.reserve = head.reserve;
+        self.history = head.history;
     }
 
     pub(crate) fn encode(&self) -> Bytes {

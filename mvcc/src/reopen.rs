@@ -6,7 +6,7 @@ use crate::lease::Lessor;
 use crate::meta::{self, StoredLease};
 use crate::options::{Durability, Face, Options};
 use crate::publish::Publisher;
-use crate::record::{Record, RowHead, State, next_history, row_revision};
+use crate::record::{Record, RowHead, State, row_revision};
 use crate::routes::Routes;
 use crate::watch::Hub;
 use bytes::Bytes;
@@ -14,8 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
 use polybolt_engine::{
-    Damage, Edit, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeEdit, TreeId,
-    TreeSpec, Watermark,
+    Damage, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeId, TreeSpec, Watermark,
 };
 use polybolt_index::{Index, Loader, Row};
 use std::collections::HashMap;
@@ -96,35 +95,14 @@ impl<'a> Replayer<'a> {
 impl Replay for Replayer<'_> {
     fn replay(&mut self, space: &SpaceInfo, state: &[u8], record: &[u8]) -> Result<Replayed, EngineError> {
         let damaged = |damage| damaged(space, damage);
-        let before = State::decode(state).map_err(damaged)?;
-        let Record { head, rows, rows_bytes } = Record::decode(record).map_err(damaged)?;
-        let history = if rows.is_empty() { before.history } else { next_history(before.history, &rows_bytes) };
-        if history != head.history {
+        let mut state = State::decode(state).map_err(damaged)?;
+        let record = Record::decode(record).map_err(damaged)?;
+        if !record.follows(state.history) {
             return Err(damaged(Damage::Malformed { what: "a record does not follow from the history before it" }));
         }
-        let mut edits = Vec::with_capacity(rows.len() + head.meta.len());
-        let routes = self.routes(space)?;
-        for (key, row, body) in rows {
-            let decoded = RowHead::decode(&row).map_err(damaged)?;
-            let shard = routes.shard_of(decoded.key_in(&body).map_err(damaged)?);
-            let edit = Edit::Put { head: row.clone(), body: body.clone() };
-            edits.push(TreeEdit { tree: space.trees[shard].id, key, edit });
-        }
-        for edit in head.meta {
-            let value = match edit.value {
-                Some(body) => Edit::Put { head: Bytes::new(), body },
-                None => Edit::Remove,
-            };
-            edits.push(TreeEdit { tree: meta_tree(space)?, key: edit.key, edit: value });
-        }
-        let state = State {
-            main: head.main,
-            compacted: head.compacted,
-            applied_index: head.applied_index,
-            reserve: head.reserve,
-            history,
-            ..before
-        };
+        state.follow(&record.head);
+        let trees: Vec<TreeId> = space.trees.iter().map(|tree| tree.id).collect();
+        let edits = record.edits(self.routes(space)?, &trees).map_err(damaged)?;
         Ok(Replayed { edits, state: state.encode() })
     }
 

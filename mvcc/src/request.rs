@@ -407,6 +407,8 @@ pub struct KeyspaceStatus {
     pub leases: u64,
     /// Watchers.
     pub watchers: u64,
+    /// Places of its files that were damaged when the scrub last read them.
+    pub damage: Vec<polybolt_engine::Finding>,
     /// Each shard, in route order.
     pub shards: Vec<ShardStatus>,
 }

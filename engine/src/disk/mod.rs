@@ -9,6 +9,7 @@
 //! sectors is free; bytes outside a write never change; a rename or create is durable after the
 //! directory is synced.
 
+pub mod guard;
 pub mod os;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

@@ -93,6 +93,33 @@ impl GroupHead {
     }
 }
 
+/// What a group's header has to say at a place, whatever it holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected {
+    /// The session.
+    pub session: u64,
+    /// The segment.
+    pub segment: u64,
+    /// Its number in the session.
+    pub sequence: u64,
+    /// Position of its first record.
+    pub first: Position,
+    /// Checksum of the group before.
+    pub chain: u32,
+}
+
+impl Expected {
+    /// True if `bytes` are that group's header with at most two fields spoilt. What an older group left at
+    /// the place has its own sequence, position and chain.
+    pub fn is_spoilt_in(&self, bytes: &[u8]) -> bool {
+        let Some(bytes) = bytes.get(..GROUP_HEAD_BYTES) else { return false };
+        let words = [(8, self.session), (16, self.segment), (24, self.sequence), (32, self.first.0)];
+        let words = words.iter().filter(|(at, word)| bytes[*at..at + 8] == word.to_le_bytes()).count();
+        let chain = usize::from(bytes[56..60] == self.chain.to_le_bytes());
+        words + chain + usize::from(bytes[..4] == *MAGIC) >= 4
+    }
+}
+
 /// Appends a record to a group's body.
 pub fn put_record(body: &mut Vec<u8>, space: SpaceId, record: &[u8]) {
     let len = u32::try_from(record.len()).expect("a record is below RECORD_BYTES_MAX");
@@ -140,6 +167,10 @@ mod tests {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(GroupHead::decode(&flipped).is_err(), "bit {bit}");
+            let expected = Expected { session: 1, segment: 2, sequence: 3, first: Position(4), chain: 8 };
+            assert!(expected.is_spoilt_in(&flipped), "bit {bit}");
+            let next = Expected { segment: 9, sequence: 4, first: Position(10), chain: 9, ..expected };
+            assert!(!next.is_spoilt_in(&flipped), "bit {bit}");
         }
     }
 }

@@ -2,17 +2,21 @@
 //!
 //! Replay stops at the first group that does not fit: another session, sequence, chain or position,
 //! a bad checksum, or the end of the segments. Because a group is written only after the one before
-//! it is synced, a good group of the same session *behind* that place proves that something synced
-//! is gone: then open refuses. Else what stands there is the unsynced end of the journal.
+//! it is synced, the header of a later group of the same session *behind* that place proves that
+//! something synced is gone: then open refuses. Else what stands there is the unsynced end of the
+//! journal. [`survey`] goes on behind what is gone, for `check` and salvage.
+//!
+//! A group says itself in which segment it lies, so a segment whose own head is spoilt is read all the
+//! same.
 
-use super::group::{GROUP_HEAD_BYTES, GroupHead, take_record};
-use super::segment::{SEGMENT_DATA, Segment};
+use super::group::{Expected, GROUP_HEAD_BYTES, GroupHead, take_record};
+use super::segment::{SEGMENT_DATA, Segment, SegmentHead};
 use super::writer::session_tag;
 use crate::codec::Reader;
 use crate::disk::SECTOR_BYTES;
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::SpaceId;
-use crate::manifest::JournalStart;
+use crate::manifest::{JournalStart, Manifest};
 use crate::ticket::Position;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,6 +49,29 @@ pub struct Dropped {
     pub bytes: u64,
 }
 
+/// Groups that were synced and are gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The segment file in which they began.
+    pub file: PathBuf,
+    /// Where.
+    pub offset: u64,
+    /// How many.
+    pub groups: u64,
+    /// The first position in them.
+    pub first: Position,
+    /// The last position in them.
+    pub last: Position,
+}
+
+impl Gap {
+    /// As an error.
+    pub fn error(&self) -> Error {
+        let what = "a group is missing or bad, but a later one is there";
+        Error::corrupt(&self.file, Place::Offset(self.offset), Damage::Malformed { what })
+    }
+}
+
 /// The segments of one session, read one at a time.
 struct Tape<'a> {
     segments: BTreeMap<u64, &'a Segment>,
@@ -57,43 +84,122 @@ struct Spot {
     offset: u64,
 }
 
-/// Reads all groups from `start` on and hands their records out in order.
+/// Reads all groups from where `manifest` says on and hands their records out in order.
 pub fn replay(
     segments: &[(u64, Segment)],
-    engine: u128,
-    session: u64,
-    start: JournalStart,
+    manifest: &Manifest,
     each: &mut dyn FnMut(Position, SpaceId, &[u8]) -> Result<()>,
 ) -> Result<Replayed> {
-    let mut tape = Tape::new(segments, engine, session)?;
-    let last_segment = tape.segments.keys().next_back().copied().unwrap_or(0).max(start.segment);
-    let mut found = Replayed { last: start.position, last_segment, ..Replayed::default() };
-    let mut spot = Spot { segment: start.segment, offset: start.offset };
-    let (mut sequence, mut chain) = (start.sequence, start.chain);
+    for (_, segment) in segments {
+        let of = |head: SegmentHead| head.session == manifest.session && head.number >= manifest.journal.segment;
+        // Of a closed store nothing is read.
+        let is_needed = !manifest.clean && segment.head.is_none_or(of);
+        if let Some(damage) = segment.cut().filter(|_| is_needed) {
+            return Err(Error::corrupt(segment.file.path(), Place::File, damage));
+        }
+    }
+    survey(segments, manifest, each, &mut |gap| Err(gap.error()))
+}
+
+/// Like [`replay`], but tells `gone` of groups that are gone, and goes on behind them if that is fine.
+pub fn survey(
+    segments: &[(u64, Segment)],
+    manifest: &Manifest,
+    each: &mut dyn FnMut(Position, SpaceId, &[u8]) -> Result<()>,
+    gone: &mut dyn FnMut(Gap) -> Result<()>,
+) -> Result<Replayed> {
+    let &Manifest { engine, session, journal: start, clean, .. } = manifest;
+    let mut found = Replayed { last: start.position, last_segment: start.segment, ..Replayed::default() };
+    if clean {
+        return Ok(found);
+    }
     let tag = session_tag(session, engine);
-    while let Some((head, crc, body, after)) = tape.group(spot)? {
-        let fits = head.session == tag
+    let mut tape = Tape::new(segments, engine, session)?;
+    if let Some((number, _)) = tape.segments.last_key_value() {
+        found.last_segment = found.last_segment.max(*number);
+    }
+    let JournalStart { segment, offset, mut sequence, mut chain, .. } = start;
+    let mut spot = Spot { segment, offset };
+    if offset > SEGMENT_DATA && !tape.segments.contains_key(&segment) {
+        // It holds the group before, and is kept until both slots are past it.
+        let dir = segments.first().and_then(|(_, segment)| segment.file.path().parent()).map(PathBuf::from);
+        let gap = Gap {
+            file: dir.unwrap_or_else(|| PathBuf::from("journal")),
+            offset,
+            groups: 1,
+            first: Position(start.position.0 + 1),
+            last: Position(start.position.0 + 1),
+        };
+        gone(gap)?;
+    }
+    loop {
+        if let Some((head, crc, body, after)) = tape.group(spot)?
+            && head.session == tag
             && head.sequence == sequence
             && head.chain == chain
             && head.first.0 == found.last.0 + 1
-            && crc32fast::hash(&body) == head.body;
-        if !fits {
-            break;
+            && crc32fast::hash(&body) == head.body
+        {
+            let mut reader = Reader::new(&body);
+            for at in 0..u64::from(head.records) {
+                let (space, record) = take_record(&mut reader).map_err(|damage| tape.damage(spot, damage))?;
+                each(Position(head.first.0 + at), space, record)?;
+            }
+            reader.finish().map_err(|damage| tape.damage(spot, damage))?;
+            found.groups += 1;
+            found.records += u64::from(head.records);
+            found.spanning += u64::from(after.segment != spot.segment);
+            found.last = Position(head.first.0 + u64::from(head.records) - 1);
+            (sequence, chain, spot) = (sequence + 1, crc, after);
+            continue;
         }
-        let mut reader = Reader::new(&body);
-        for at in 0..u64::from(head.records) {
-            let (space, record) = take_record(&mut reader).map_err(|damage| tape.damage(spot, damage))?;
-            each(Position(head.first.0 + at), space, record)?;
-        }
-        reader.finish().map_err(|damage| tape.damage(spot, damage))?;
-        found.groups += 1;
-        found.records += u64::from(head.records);
-        found.spanning += u64::from(after.segment != spot.segment);
-        found.last = Position(head.first.0 + u64::from(head.records) - 1);
-        (sequence, chain, spot) = (sequence + 1, crc, after);
+        let Some((behind, head)) = tape.later(spot, tag, sequence)? else { break };
+        gone(Gap {
+            file: tape.file(spot),
+            offset: spot.offset,
+            groups: head.sequence - sequence,
+            first: Position(found.last.0 + 1),
+            last: Position(head.first.0.saturating_sub(1)),
+        })?;
+        found.last = Position(head.first.0.saturating_sub(1));
+        (sequence, chain, spot) = (head.sequence, head.chain, behind);
     }
-    found.dropped = tape.end(spot, tag, sequence)?;
+    let first = Position(found.last.0 + 1);
+    found.dropped = tape.end(spot, Expected { session: tag, segment: spot.segment, sequence, first, chain })?;
     Ok(found)
+}
+
+/// The header of a group of a session in a segment whose own head is spoilt: the newest use of the file, of
+/// which what an older one left behind tells a lower number.
+fn newest_group(segment: &Segment, tag: u64) -> Result<Option<GroupHead>> {
+    let mut bytes = vec![0; 2 * SECTOR_BYTES];
+    if segment.bytes < bytes.len() as u64 {
+        return Ok(None);
+    }
+    segment.file.read_at(&mut bytes, 0)?;
+    if bytes.iter().all(|&byte| byte == 0) {
+        // Never used.
+        return Ok(None);
+    }
+    let bytes = read_all(segment)?;
+    let heads = bytes.chunks(SECTOR_BYTES).filter_map(|sector| GroupHead::decode(sector).ok());
+    let heads = heads.map(|(head, _)| head).filter(|head| head.session == tag);
+    Ok(heads.max_by_key(|head| head.segment))
+}
+
+pub(crate) fn read_all(segment: &Segment) -> Result<Vec<u8>> {
+    let len = usize::try_from(segment.bytes).map_err(|_| Error::invalid("a journal segment is too large"))?;
+    let mut bytes = vec![0; len];
+    segment.file.read_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Whether bytes begin with a group's header; its length with its body, and whether the body is whole.
+pub(crate) fn group_at(bytes: &[u8]) -> Option<(usize, bool)> {
+    let (head, _) = GroupHead::decode(bytes.get(..GROUP_HEAD_BYTES)?).ok()?;
+    let end = usize::try_from(head.length).ok()?.checked_add(GROUP_HEAD_BYTES)?;
+    let whole = bytes.get(GROUP_HEAD_BYTES..end).is_some_and(|body| crc32fast::hash(body) == head.body);
+    Some((end, whole))
 }
 
 impl<'a> Tape<'a> {
@@ -109,6 +215,11 @@ impl<'a> Tape<'a> {
                 of_session.insert(head.number, segment);
             }
         }
+        for (_, segment) in segments.iter().filter(|(_, segment)| segment.head.is_none()) {
+            if let Some(group) = newest_group(segment, session_tag(session, engine))? {
+                of_session.entry(group.segment).or_insert(segment);
+            }
+        }
         Ok(Tape { segments: of_session, loaded: None })
     }
 
@@ -118,28 +229,27 @@ impl<'a> Tape<'a> {
             return Ok(None);
         };
         if self.loaded.as_ref().is_none_or(|(have, _)| *have != number) {
-            let len = usize::try_from(segment.bytes).map_err(|_| Error::invalid("a journal segment is too large"))?;
-            let mut bytes = vec![0; len];
-            segment.file.read_at(&mut bytes, 0)?;
-            self.loaded = Some((number, bytes));
+            self.loaded = Some((number, read_all(segment)?));
         }
         Ok(self.loaded.as_ref().map(|(_, bytes)| &bytes[..]))
     }
 
+    /// Where the group after the one that ends at `spot` begins.
+    fn place(&mut self, spot: Spot) -> Result<Spot> {
+        let full = self.load(spot.segment)?.is_some_and(|bytes| spot.offset + SEGMENT_DATA > bytes.len() as u64);
+        Ok(if full { Spot { segment: spot.segment + 1, offset: SEGMENT_DATA } } else { spot })
+    }
+
+    /// What may be a group's header at `spot`; empty if the file ends before.
+    fn header(&mut self, spot: Spot) -> Result<&[u8]> {
+        let at = spot.offset as usize;
+        Ok(self.load(spot.segment)?.and_then(|bytes| bytes.get(at..at + GROUP_HEAD_BYTES)).unwrap_or_default())
+    }
+
     /// The group at `spot` if its header is whole and its body is there, and the spot behind it.
     fn group(&mut self, spot: Spot) -> Result<Option<(GroupHead, u32, Vec<u8>, Spot)>> {
-        let mut at = spot;
-        let Some(bytes) = self.load(at.segment)? else {
-            return Ok(None);
-        };
-        if at.offset + SEGMENT_DATA > bytes.len() as u64 {
-            at = Spot { segment: at.segment + 1, offset: SEGMENT_DATA };
-        }
-        let Some(bytes) = self.load(at.segment)? else {
-            return Ok(None);
-        };
-        let header = bytes.get(at.offset as usize..at.offset as usize + GROUP_HEAD_BYTES).unwrap_or_default();
-        let Ok((head, crc)) = GroupHead::decode(header) else {
+        let at = self.place(spot)?;
+        let Ok((head, crc)) = GroupHead::decode(self.header(at)?) else {
             return Ok(None);
         };
         if head.segment != at.segment {
@@ -169,48 +279,46 @@ impl<'a> Tape<'a> {
         }
     }
 
-    /// What stands at `spot`, where replay stopped: nothing, an unsynced group, or damage.
-    fn end(&mut self, spot: Spot, tag: u64, sequence: u64) -> Result<Option<Dropped>> {
+    /// The header of the first group behind `spot` that was written after the one with `sequence`.
+    fn later(&mut self, spot: Spot, tag: u64, sequence: u64) -> Result<Option<(Spot, GroupHead)>> {
         let later: Vec<u64> = self.segments.range(spot.segment..).map(|(number, _)| *number).collect();
         for number in later {
             let len = self.load(number)?.map_or(0, <[u8]>::len) as u64;
             let mut offset = if number == spot.segment { spot.offset + SECTOR_BYTES as u64 } else { SEGMENT_DATA };
             while offset + SECTOR_BYTES as u64 <= len {
                 let behind = Spot { segment: number, offset };
-                if let Some((head, _, body, _)) = self.candidate(behind)? {
-                    let good = head.session == tag && head.sequence > sequence && crc32fast::hash(&body) == head.body;
-                    if good {
-                        let what = "a group is missing or bad, but a later one is whole";
-                        return Err(self.damage(spot, Damage::Malformed { what }));
-                    }
+                if let Ok((head, _)) = GroupHead::decode(self.header(behind)?)
+                    && head.session == tag
+                    && head.segment == number
+                    && head.sequence > sequence
+                {
+                    return Ok(Some((behind, head)));
                 }
                 offset += SECTOR_BYTES as u64;
             }
         }
-        let Some(bytes) = self.load(spot.segment)? else {
-            return Ok(None);
-        };
-        let header = bytes.get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES).unwrap_or_default();
-        match GroupHead::decode(header) {
-            Ok((head, _)) if head.session == tag && head.sequence == sequence => {
-                let file = self.segments[&spot.segment].file.path().to_owned();
-                Ok(Some(Dropped { file, offset: spot.offset, bytes: head.length + GROUP_HEAD_BYTES as u64 }))
-            }
-            _ => Ok(None),
-        }
+        Ok(None)
     }
 
-    /// Like `group`, but cheap where no header begins.
-    fn candidate(&mut self, spot: Spot) -> Result<Option<(GroupHead, u32, Vec<u8>, Spot)>> {
-        let Some(bytes) = self.load(spot.segment)? else {
-            return Ok(None);
+    /// What stands at `spot`, where replay stopped: an unsynced group, or nothing.
+    fn end(&mut self, spot: Spot, expected: Expected) -> Result<Option<Dropped>> {
+        let spot = self.place(spot)?;
+        let expected = Expected { segment: spot.segment, ..expected };
+        let header = self.header(spot)?;
+        let length = match GroupHead::decode(header) {
+            Ok((head, _)) if head.session == expected.session && head.sequence == expected.sequence => head.length,
+            Err(_) if expected.is_spoilt_in(header) => 0,
+            _ => return Ok(None),
         };
-        let header = bytes.get(spot.offset as usize..spot.offset as usize + GROUP_HEAD_BYTES).unwrap_or_default();
-        if GroupHead::decode(header).is_err() { Ok(None) } else { self.group(spot) }
+        Ok(Some(Dropped { file: self.file(spot), offset: spot.offset, bytes: length + GROUP_HEAD_BYTES as u64 }))
+    }
+
+    fn file(&self, spot: Spot) -> PathBuf {
+        let segment = self.segments.get(&spot.segment).or_else(|| self.segments.values().next_back());
+        segment.map(|segment| segment.file.path().to_owned()).unwrap_or_default()
     }
 
     fn damage(&self, spot: Spot, damage: Damage) -> Error {
-        let file = self.segments.get(&spot.segment).map(|segment| segment.file.path().to_owned()).unwrap_or_default();
-        Error::corrupt(&file, Place::Offset(spot.offset), damage)
+        Error::corrupt(&self.file(spot), Place::Offset(spot.offset), damage)
     }
 }

@@ -24,6 +24,8 @@ pub struct SegmentHead {
     pub session: u64,
     /// Its number; the journal runs through ascending numbers.
     pub number: u64,
+    /// Bytes of the file, so that a file that was cut is found; 0 if they were not noted.
+    pub bytes: u64,
 }
 
 impl SegmentHead {
@@ -36,6 +38,7 @@ impl SegmentHead {
         out[40..56].copy_from_slice(&self.engine.to_le_bytes());
         out[56..64].copy_from_slice(&self.session.to_le_bytes());
         out[64..72].copy_from_slice(&self.number.to_le_bytes());
+        out[72..80].copy_from_slice(&self.bytes.to_le_bytes());
         let crc = crc32fast::hash(&out[16..]);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
         out
@@ -53,7 +56,8 @@ impl SegmentHead {
                 return Ok(None);
             }
             let features = [reader.u64()?, reader.u64()?, reader.u64()?];
-            let head = SegmentHead { engine: reader.u128()?, session: reader.u64()?, number: reader.u64()? };
+            let (engine, session, number) = (reader.u128()?, reader.u64()?, reader.u64()?);
+            let head = SegmentHead { engine, session, number, bytes: reader.u64()? };
             Ok(Some((version, features, head)))
         };
         match parse().map_err(|damage| Error::corrupt(file, Place::Offset(0), damage))? {
@@ -78,6 +82,14 @@ pub struct Segment {
     pub bytes: u64,
     /// What its first sector says.
     pub head: Option<SegmentHead>,
+}
+
+impl Segment {
+    /// What is missing of its file, if it was cut: files are made whole before they get their names.
+    pub fn cut(&self) -> Option<Damage> {
+        let needed = self.head.map_or(0, |head| head.bytes).max(2 * SEGMENT_DATA);
+        (self.bytes < needed).then_some(Damage::Truncated { needed, found: self.bytes })
+    }
 }
 
 /// The directory of segments in a store's directory.
@@ -105,16 +117,21 @@ pub fn open_all(disk: &dyn Disk, dir: &Path, mode: OpenMode) -> Result<Vec<(u64,
     let mut segments = Vec::new();
     for name in names {
         let Some(index) = file_index(&name) else { continue };
-        let file = disk.open(&dir.join(&name), mode)?;
-        let bytes = file.len()?;
-        let mut sector = [0; SECTOR_BYTES];
-        let head = if bytes < SEGMENT_DATA {
-            None
-        } else {
-            file.read_at(&mut sector, 0)?;
-            SegmentHead::decode(file.path(), &sector)?
-        };
-        segments.push((index, Segment { file, bytes, head }));
+        segments.push((index, open(disk, &dir.join(&name), mode)?));
     }
     Ok(segments)
+}
+
+/// Opens one segment file.
+pub fn open(disk: &dyn Disk, path: &Path, mode: OpenMode) -> Result<Segment> {
+    let file = disk.open(path, mode)?;
+    let bytes = file.len()?;
+    let mut sector = [0; SECTOR_BYTES];
+    let head = if bytes < SEGMENT_DATA {
+        None
+    } else {
+        file.read_at(&mut sector, 0)?;
+        SegmentHead::decode(file.path(), &sector)?
+    };
+    Ok(Segment { file, bytes, head })
 }

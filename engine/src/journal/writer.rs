@@ -162,7 +162,7 @@ impl JournalJob {
             let (now, later) = rest.split_at(usize::try_from(fits).expect("a part of a slice"));
             if at == SEGMENT_DATA {
                 // The head of a segment becomes durable with the first bytes in it.
-                let mut first = self.journal.head_of(tail.number).encode().to_vec();
+                let mut first = self.journal.head_of(tail).encode().to_vec();
                 first.extend_from_slice(now);
                 tail.segment.file.write_at(&first, 0)?;
             } else {
@@ -292,8 +292,9 @@ impl JournalJob {
 }
 
 impl Journal {
-    fn head_of(&self, number: u64) -> SegmentHead {
-        SegmentHead { engine: self.engine, session: self.session, number }
+    fn head_of(&self, tail: &Tail) -> SegmentHead {
+        let Tail { number, segment, .. } = tail;
+        SegmentHead { engine: self.engine, session: self.session, number: *number, bytes: segment.bytes }
     }
 }
 

@@ -9,11 +9,13 @@ mod edit;
 mod pack;
 mod reach;
 mod seek;
+mod survey;
 
 pub use cursor::Cursor;
 pub use edit::edit;
 pub use reach::{Reached, TreeShape, reach};
 pub use seek::{get, get_many};
+pub use survey::{Surveyor, survey};
 
 use crate::codec::Reader;
 use crate::disk::Mapping;
