@@ -9,15 +9,17 @@
 //! publish  new roots to readers, frozen buffers go, the journal's segments are used again
 //! ```
 //!
-//! A full disk is met in `build` alone, where files grow: all new pages are given back, the frozen
-//! buffers stay, and the same cut is built again. Any other failure of a durable file poisons the
+//! A full disk is met in `build`, where files grow: all new pages are given back, the frozen buffers stay,
+//! and the same cut is built again; and before a manifest is written that outgrows its slot, which is then
+//! tried again. Any other failure of a durable file poisons the
 //! store. A Volatile tree is built and published without a sync and is no part of the commit; its
 //! failures are its own.
 
-use crate::batch::Durability;
+use crate::batch::{Durability, Edit};
 use crate::buffer::TreeBuffer;
 use crate::catalog::{Room, Space, Tree};
 use crate::core::{Committer, Core};
+use crate::defect::{Defect, is_on};
 use crate::error::{Error, Result};
 use crate::file::Written;
 use crate::manifest::{JournalStart, Manifest};
@@ -130,7 +132,7 @@ impl Cut {
                 }
                 cut.built = built;
             }
-            Err(error) if cut.tree.is_volatile() => {
+            Err(error) if cut.tree.is_volatile() && !is_on(Defect::VolatileErrorFailsCheckpoint) => {
                 // Its entries stay in the frozen buffer, where the next cut finds them.
                 cut.tree.set_failure(Some(error));
                 let tree = cut.tree.id;
@@ -213,7 +215,8 @@ impl Cut {
                 entry.replayed_to = cut.last;
             }
         }
-        for cut in &self.trees {
+        let noted = self.trees.len() - usize::from(is_on(Defect::ForgetShardInManifest) && self.trees.len() > 1);
+        for cut in &self.trees[..noted] {
             let Some(built) = cut.built.as_ref().filter(|_| !cut.tree.is_volatile()) else {
                 continue;
             };
@@ -252,10 +255,12 @@ impl Cut {
 
 /// Frees the units that neither slot nor any view reaches any more.
 pub fn reclaim<'a>(core: &Core, tree: &'a Tree) -> MutexGuard<'a, Room> {
-    let both_slots = core.committer.lock().manifest.sequence.saturating_sub(1);
+    let newest = core.committer.lock().manifest.sequence;
+    let both_slots = if is_on(Defect::ReusePageTooEarly) { newest } else { newest.saturating_sub(1) };
     let mut room = tree.room.lock();
     let Room { free, pending, .. } = &mut *room;
-    pending.release_up_to(both_slots.min(tree.oldest_view()), free);
+    let oldest_view = if is_on(Defect::CutTailUnderView) { newest } else { tree.oldest_view() };
+    pending.release_up_to(both_slots.min(oldest_view), free);
     room
 }
 
@@ -271,8 +276,12 @@ fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
     let old_end = free.end();
     let root = tree.published().root;
     let mut writer = tree.file.writer(free, epoch)?;
-    let root = tree::edit(&*tree.file, &mut writer, root, &frozen.sorted())?;
+    let edits = frozen.sorted();
+    let root = tree::edit(&*tree.file, &mut writer, root, &edits)?;
     let written = writer.finish()?;
+    if edits.iter().any(|(_, edit)| matches!(edit, Edit::Remove)) {
+        core.counters.leaves_cleaned.fetch_add(written.freed.len() as u64, Ordering::Relaxed);
+    }
     let reused = written.taken.iter().filter(|extent| extent.unit < old_end).count();
     core.counters.units_reused.fetch_add(reused as u64, Ordering::Relaxed);
     core.counters.page_bytes.fetch_add(written.bytes, Ordering::Relaxed);
@@ -290,7 +299,9 @@ pub fn write_through(core: &Core, mut cut: Cut, also: impl FnOnce(&mut Manifest)
     } else {
         cut.build_all(core)?;
     }
-    cut.sync(core)?;
+    if !is_on(Defect::ExposeReplayedUnsynced) {
+        cut.sync(core)?;
+    }
     let commit = core.committer.lock().commit(|manifest| {
         cut.note(manifest);
         also(manifest);
@@ -386,10 +397,7 @@ impl CheckpointJob {
                 cut.sync(&self.core)?;
                 Stage::Commit(cut)
             }
-            Stage::Commit(cut) => {
-                self.commit(cut)?;
-                Stage::Idle
-            }
+            Stage::Commit(cut) => self.commit(cut, now)?,
         };
         Ok(Next::Again)
     }
@@ -424,7 +432,7 @@ impl CheckpointJob {
     }
 
     fn journal_is_behind(&self, cut: &Cut) -> bool {
-        if self.core.journal.read().is_none() {
+        if self.core.journal.read().is_none() || is_on(Defect::CheckpointAheadOfJournal) {
             return false;
         }
         // Asked first, looked at second: whoever moves the mark does it the other way round.
@@ -445,11 +453,7 @@ impl CheckpointJob {
             Ok(false) => Ok(Stage::Sync(cut)),
             Err(Error::NoSpace { .. }) => {
                 cut.unbuild();
-                self.core.full.store(true, Ordering::Release);
-                self.core.counters.no_space.fetch_add(1, Ordering::Relaxed);
-                if !self.core.spend_reserve()? {
-                    self.retry_at = Some(now + RETRY);
-                }
+                self.meet_full_disk(now)?;
                 // What was built is given back; later attempts must not share its epoch.
                 cut.epoch = next_epoch(&self.core);
                 Ok(Stage::Build(cut))
@@ -458,21 +462,38 @@ impl CheckpointJob {
         }
     }
 
-    fn commit(&mut self, cut: Cut) -> Result<()> {
-        let core = &self.core;
+    fn meet_full_disk(&mut self, now: Duration) -> Result<()> {
+        self.core.full.store(true, Ordering::Release);
+        self.core.counters.no_space.fetch_add(1, Ordering::Relaxed);
+        if !self.core.spend_reserve()? {
+            self.retry_at = Some(now + RETRY);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, cut: Cut, now: Duration) -> Result<Stage> {
+        let core = Arc::clone(&self.core);
         let mut committer = core.committer.lock();
-        let commit = committer.commit(|manifest| cut.note(manifest))?;
-        let needed = committer.older.journal.segment.min(committer.manifest.journal.segment);
+        let commit = match committer.commit(|manifest| cut.note(manifest)) {
+            Err(Error::NoSpace { .. }) => {
+                drop(committer);
+                self.meet_full_disk(now)?;
+                return Ok(Stage::Commit(cut));
+            }
+            other => other?,
+        };
+        let newer = committer.manifest.journal.segment;
+        let older = if is_on(Defect::RecycleByNewerSlotOnly) { newer } else { committer.older.journal.segment };
         drop(committer);
-        cut.publish(core, commit);
+        cut.publish(&core, commit);
         if let Some(journal) = core.journal.read().as_ref() {
-            journal.recycle(needed);
+            journal.recycle(older.min(newer));
         }
         if !core.full.load(Ordering::Acquire) {
             core.take_reserve()?;
         }
         core.close_idle_files();
-        Ok(())
+        Ok(Stage::Idle)
     }
 
     /// The disk is full: gives back what is free at the ends of files, and takes the reserve again. Only
@@ -483,7 +504,10 @@ impl CheckpointJob {
         let trees = || spaces.iter().flat_map(|space| space.trees.iter().map(move |tree| (space, tree)));
         if trees().any(|(_, tree)| tree.room.lock().pending.units() > 0) {
             // What the older slot reaches is free once that slot is overwritten.
-            core.committer.lock().commit(|_| ())?;
+            match core.committer.lock().commit(|_| ()) {
+                Err(Error::NoSpace { .. }) => return Ok(()),
+                other => other?,
+            };
         }
         for (space, tree) in trees() {
             let mut room = reclaim(core, tree);

@@ -124,6 +124,8 @@ pub struct Counters {
     pub page_bytes: AtomicU64,
     /// Units that held a page before and were taken again.
     pub units_reused: AtomicU64,
+    /// Pages given up by checkpoints that took entries out.
+    pub leaves_cleaned: AtomicU64,
     /// Checkpoints that met a full disk.
     pub no_space: AtomicU64,
 }

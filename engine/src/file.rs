@@ -8,6 +8,7 @@
 
 use crate::cached::PageCache;
 use crate::codec::Reader;
+use crate::defect::{Defect, is_on};
 use crate::disk::{Disk, DiskFile, Mapping, OpenMode};
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{PagePtr, TreeId, UNIT_BYTES};
@@ -163,7 +164,9 @@ impl TreeFile {
         let opened = self.opened()?;
         let mut bytes = vec![0; self.page_bytes];
         opened.file.read_at(&mut bytes, u64::from(ptr.unit) * UNIT_BYTES as u64)?;
-        page::check(&bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
+        if !is_on(Defect::TrustPages) {
+            page::check(&bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
+        }
         Ok(bytes)
     }
 

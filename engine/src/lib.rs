@@ -15,6 +15,8 @@
 pub mod format {}
 
 pub mod error;
+#[doc(hidden)]
+pub mod defect;
 pub mod ids;
 pub mod limits;
 pub mod finding;

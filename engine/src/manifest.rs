@@ -22,6 +22,8 @@ use std::sync::Arc;
 pub const SLOT_NAMES: [&str; 2] = ["MANIFEST.0", "MANIFEST.1"];
 const MAGIC: &[u8; 8] = b"PBLTMNFT";
 const VERSION: u32 = 1;
+/// Slots grow by this much, so that few commits need room.
+const ROOM_BYTES: usize = 4096;
 /// magic, version, crc, body length, three feature words, reserved.
 const HEAD_BYTES: usize = 8 + 4 + 4 + 8 + 3 * 8 + 16;
 
@@ -311,6 +313,10 @@ impl Slots {
     pub fn choose(disk: &dyn Disk, dir: &Path) -> Result<Chosen> {
         match (Self::read(disk, dir, 0), Self::read(disk, dir, 1)) {
             (Err(error @ Error::Unsupported { .. }), _) | (_, Err(error @ Error::Unsupported { .. })) => Err(error),
+            // A slot that cannot be read may be the newer one, and be read the next time.
+            (Err(error @ Error::Io { .. }), _) | (_, Err(error @ Error::Io { .. })) if !error.is_not_found() => {
+                Err(error)
+            }
             (Ok(a), Ok(b)) if a.engine != b.engine => Err(Error::corrupt(
                 &dir.join(SLOT_NAMES[1]),
                 Place::File,
@@ -324,10 +330,17 @@ impl Slots {
         }
     }
 
-    /// Makes `manifest` the newest: writes its slot and syncs it. The other slot is not touched.
+    /// Makes `manifest` the newest: writes its slot and syncs it. The other slot is only made as long, so
+    /// that a commit of the same to it needs no room. On [`Error::NoSpace`] nothing was written.
     pub fn commit(&self, manifest: &Manifest) -> Result<()> {
+        let bytes = manifest.encode();
+        for file in &self.files {
+            if file.len()? < bytes.len() as u64 {
+                file.preallocate((bytes.len() + ROOM_BYTES).next_multiple_of(ROOM_BYTES) as u64)?;
+            }
+        }
         let slot = &self.files[usize::from(manifest.sequence % 2 == 1)];
-        slot.write_at(&manifest.encode(), 0)?;
+        slot.write_at(&bytes, 0)?;
         slot.sync_data()
     }
 }

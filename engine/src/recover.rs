@@ -9,6 +9,7 @@ use crate::batch::{Replay, TreeClass};
 use crate::catalog::{Space, Tree};
 use crate::checkpoint;
 use crate::core::{Committer, Core, RESERVE_NAME, StoreOptions};
+use crate::defect::{Defect, is_on};
 use crate::disk::{Disk, DiskLock, OpenMode};
 use crate::error::{Damage, Error, Place, Result};
 use crate::file::{FileSpec, TreeFile};
@@ -203,6 +204,8 @@ fn remove_strays(core: &Core, manifest: &Manifest) -> Result<()> {
             core.disk.remove(&journal.join(&name))?;
         }
     }
+    // A segment that a killed process renamed may be in use soon, and its name not be on disk (R10).
+    core.disk.sync_dir(&journal)?;
     core.disk.sync_dir(path)
 }
 
@@ -212,17 +215,24 @@ fn open_space(core: &Arc<Core>, entry: &SpaceEntry, manifest: &Manifest, read_on
     let mut emptied = 0;
     for tree in &entry.trees {
         let volatile = tree.spec.class == TreeClass::Volatile;
-        let keeps = !volatile || (manifest.clean && tree.root.is_some());
+        let mut keeps = !volatile || (manifest.clean && tree.root.is_some());
         let spec = file_spec(core, &entry.name, tree);
         let file = TreeFile::new(&core.disk, spec.clone(), core.options.read_mode);
         let file = match file.open() {
             // Only its clean mark made it worth anything.
             Err(_) if volatile && !read_only => {
-                if !keeps || manifest.clean {
-                    match core.disk.remove(&spec.path) {
-                        Err(error) if !error.is_not_found() => return Err(error),
-                        _ => {}
-                    }
+                if std::mem::take(&mut keeps) {
+                    // Before its file goes: no manifest may name a root in the new one.
+                    core.committer.lock().commit(|manifest| {
+                        let space = Committer::space_mut(manifest, entry.id);
+                        if let Some(tree) = space.and_then(|space| Committer::tree_mut(space, tree.id)) {
+                            tree.root = None;
+                        }
+                    })?;
+                }
+                match core.disk.remove(&spec.path) {
+                    Err(error) if !error.is_not_found() => return Err(error),
+                    _ => {}
                 }
                 TreeFile::create(&core.disk, spec, core.options.read_mode)?
             }
@@ -315,8 +325,13 @@ fn begin_session(core: &Arc<Core>, start: JournalStart, session: u64) -> Result<
             }
         }
     };
+    if is_on(Defect::NoNewSession) {
+        return Ok(());
+    }
     checkpoint::write_through(core, checkpoint::cut(core), change)?;
-    core.committer.lock().commit(|_| ())?;
+    if !is_on(Defect::ReusePageOfOlderSlotAfterReopen) {
+        core.committer.lock().commit(|_| ())?;
+    }
     Ok(())
 }
 

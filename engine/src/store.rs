@@ -95,6 +95,8 @@ pub struct StoreStats {
     pub page_bytes: u64,
     /// Units taken again that held a page before.
     pub units_reused: u64,
+    /// Pages and extents given up by checkpoints that took entries out of a tree.
+    pub leaves_cleaned: u64,
     /// Checkpoints that met a full disk.
     pub no_space: u64,
     /// Durability calls of the disk.
@@ -236,6 +238,11 @@ impl Store {
         let (engine, sequence) = (committer.manifest.engine, committer.manifest.sequence);
         let trees = self.create_files(&entry, engine, sequence)?;
         let committed = committer.commit(|manifest| manifest.spaces.push(entry.clone()));
+        if let Err(error @ Error::NoSpace { .. }) = committed {
+            // Best effort: what stays is removed at the next open.
+            trees.iter().for_each(|tree| drop(self.core.disk.remove(tree.file.path())));
+            return Err(error);
+        }
         let committed = committed.and_then(|_| committer.commit(|_| ()));
         if let Err(error) = committed {
             // The slot may or may not name the new space: nothing more may be promised.
@@ -463,6 +470,7 @@ impl Store {
             checkpoints: counters.checkpoints.load(Ordering::Relaxed),
             page_bytes: counters.page_bytes.load(Ordering::Relaxed),
             units_reused: counters.units_reused.load(Ordering::Relaxed),
+            leaves_cleaned: counters.leaves_cleaned.load(Ordering::Relaxed),
             no_space: counters.no_space.load(Ordering::Relaxed),
             sync_calls: self.core.disk.sync_calls(),
             scrub_rounds: scrub.0,

@@ -5,6 +5,7 @@
 //! for happens all the same.
 
 use crate::error::{Error, Result};
+use crate::run;
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -103,8 +104,14 @@ impl Ticket {
 
     /// Blocks until the position is reached, or until it never will be.
     pub fn wait(self) -> Result<()> {
-        if self.is_reached() {
-            return Ok(());
+        while !self.is_reached() {
+            if let Some(outcome) = self.mark.outcome(self.at, &self.mark.waiting.lock()) {
+                return outcome;
+            }
+            // In a simulated run one thread does everything.
+            if !run::pause("wait") {
+                break;
+            }
         }
         let mut waiting = self.mark.waiting.lock();
         loop {

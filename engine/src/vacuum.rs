@@ -70,6 +70,8 @@ pub fn apply(space: &Space, tree: &Tree, round: Round, charged: u64) -> bool {
     // No batch and no cut comes in between.
     let mut write = space.write.lock();
     write.charged += charged;
+    // Also if nothing is done: the next cut gives the charge back.
+    write.dirty = true;
     let published = tree.published();
     if published.root != round.root {
         return false;
@@ -81,6 +83,5 @@ pub fn apply(space: &Space, tree: &Tree, round: Round, charged: u64) -> bool {
             published.active.set(key, edit);
         }
     }
-    write.dirty = true;
     true
 }

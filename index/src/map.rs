@@ -127,6 +127,17 @@ impl Index {
         self.get(key, at).is_some_and(|hit| hit.modified == row)
     }
 
+    /// True if the key has a change at `row`, put or tombstone, that was not swept.
+    pub fn knows(&self, key: &[u8], row: Revision) -> bool {
+        let Some(entry) = self.find(key) else { return false };
+        let mut state = &entry.newest;
+        while state.at > row {
+            let Some(older) = self.ring.get(state.older) else { return false };
+            state = &older.state;
+        }
+        state.at == row
+    }
+
     /// Sizes and counts. O(1).
     pub fn stats(&self) -> Stats {
         // Entries and slots of nodes two thirds full, keys with an allocator's rounding.

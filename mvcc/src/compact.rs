@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::hash;
 use crate::record;
 use bytes::Bytes;
+use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, TreeEdit};
 use polybolt_index::Swept;
 use std::sync::atomic::Ordering;
@@ -52,7 +53,10 @@ impl Core {
             let begun = self.clock.monotonic();
             let swept = shard.index.write().sweep(upto, self.options.compaction_batch_limit.max(1), &mut removed);
             self.counters.index_steps.add(self.clock.monotonic().saturating_sub(begun));
-            if !removed.is_empty() {
+            if is_on(Defect::DropTombstoneFirst) {
+                // The last goes first.
+                sweep.left.extend(removed.chunks(1).map(|part| (shard.tree, part.to_vec())));
+            } else if !removed.is_empty() {
                 sweep.left.push((shard.tree, removed));
             }
             if swept == Swept::Done {

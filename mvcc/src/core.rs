@@ -19,8 +19,10 @@ use crate::watch::Hub;
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use polybolt_engine::run::{Clock, Signal};
+use polybolt_engine::defect::{Defect, is_on};
+use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
+use polybolt_engine::view::View;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Hit, Index, KeyRange, Revision};
 use std::collections::{BTreeMap, VecDeque};
@@ -30,10 +32,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+#[cfg(feature = "model")]
+thread_local! {
+    static EARLY: std::cell::RefCell<Vec<(TreeId, View)>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
 /// Keys looked up under one hold of an index lock.
 pub(crate) const KEYS_PER_RUN: usize = 512;
-/// How many mains are reserved ahead where they must be (R3, R4).
-pub(crate) const RESERVE_AHEAD: u64 = 100_000;
 
 /// One shard of an open keyspace.
 #[derive(Debug)]
@@ -306,18 +311,45 @@ impl Core {
     /// Pins the revision that a request asks for: <= 0 is the visible one.
     pub(crate) fn read_point(&self, segments: &[Segment], revision: i64) -> Result<ReadPoint> {
         self.check_open()?;
-        let visible = self.publisher.visible();
-        let at = if revision <= 0 { visible } else { revision.cast_unsigned() };
-        if at > visible {
-            return Err(Refusal::FutureRevision { current: visible.cast_signed() }.into());
+        loop {
+            let visible = self.publisher.visible();
+            let at = if revision <= 0 { visible } else { revision.cast_unsigned() };
+            if at > visible {
+                return Err(Refusal::FutureRevision { current: visible.cast_signed() }.into());
+            }
+            let until = self.clock.monotonic().saturating_add(self.options.pin_age_max);
+            let (floor, pin);
+            if is_on(Defect::PinAfterCheck) {
+                floor = self.floor(segments);
+                pause("read: checked");
+                pin = self.pins.pin(at, until);
+            } else {
+                pause("read: visible");
+                pin = self.pins.pin(at, until);
+                pause("read: pinned");
+                floor = self.floor(segments);
+            }
+            if at.cast_signed() >= floor {
+                return Ok(ReadPoint { visible, at, pin });
+            }
+            if revision > 0 {
+                return Err(Refusal::Compacted { revision: floor }.into());
+            }
+            // A compaction came in between: the current revision is a later one.
         }
+    }
+
+    /// Pins the compacted revision: rows above it stay, whatever is compacted meanwhile. Those at or below
+    /// it that no read can see may go at any time.
+    pub(crate) fn pin_compacted(&self) -> (i64, Pin) {
         let until = self.clock.monotonic().saturating_add(self.options.pin_age_max);
-        let pin = self.pins.pin(at, until);
-        let floor = self.floor(segments);
-        if at.cast_signed() < floor {
-            return Err(Refusal::Compacted { revision: floor }.into());
+        loop {
+            let compacted = self.publisher.compacted();
+            let pin = self.pins.pin(compacted.max(0).cast_unsigned(), until);
+            if self.publisher.compacted() == compacted {
+                return (compacted, pin);
+            }
         }
-        Ok(ReadPoint { visible, at, pin })
     }
 
     /// Keys of one segment that are live at `at`, from `from` on; at most `max`.
@@ -358,6 +390,8 @@ impl Core {
 
     /// How many keys of the segments are live at `at`.
     pub(crate) fn count(&self, segments: &[Segment], at: u64) -> u64 {
+        let newest = is_on(Defect::CountAtApplied) && at == self.publisher.visible();
+        let at = if newest { u64::MAX } else { at };
         let in_segment = |segment: &Segment| {
             let range = KeyRange { start: &segment.start, end: segment.end.as_deref() };
             self.shards[segment.shard].index.read().count(range, at)
@@ -375,7 +409,8 @@ impl Core {
             }
             wanted.sort_unstable_by_key(|&which| found[which].hit.modified);
             let keys: Vec<_> = wanted.iter().map(|&which| record::row_key(found[which].hit.modified)).collect();
-            let view = self.store.view(shard.tree)?;
+            let view = self.view(shard.tree)?;
+            pause("read: view");
             view.get_many(&keys, !keys_only, &mut |which, stored| {
                 let place = wanted[which];
                 let found = &found[place];
@@ -392,6 +427,26 @@ impl Core {
             })?;
         }
         Ok(kvs)
+    }
+
+    #[cfg(not(feature = "model"))]
+    fn view(&self, tree: TreeId) -> Result<View> {
+        Ok(self.store.view(tree)?)
+    }
+
+    #[cfg(feature = "model")]
+    fn view(&self, tree: TreeId) -> Result<View> {
+        let early = EARLY.with(|early| early.borrow().iter().find(|(of, _)| *of == tree).map(|(_, view)| view.clone()));
+        Ok(early.map_or_else(|| self.store.view(tree), Ok)?)
+    }
+
+    /// [`Defect::ViewBeforeVisible`].
+    #[cfg(feature = "model")]
+    pub(crate) fn take_views_early(&self, take: bool) {
+        let shards = self.shards.iter().filter(|_| take);
+        let views = shards.filter_map(|shard| Some((shard.tree, self.store.view(shard.tree).ok()?))).collect();
+        EARLY.with(|early| *early.borrow_mut() = views);
+        pause("read: early");
     }
 
     /// One row.
@@ -419,6 +474,7 @@ impl Core {
         let mut out = VecDeque::new();
         let start = record::row_key(from);
         let view = self.store.view(shard.tree)?;
+        pause("rows: view");
         view.ascend(std::ops::Bound::Included(&start), &mut |key, head, body| {
             let damaged = |damage| self.damaged(shard, damage);
             let at = record::row_revision(key).map_err(damaged)?;

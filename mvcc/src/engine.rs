@@ -211,7 +211,11 @@ impl Engine {
     }
 
     fn adopt(&self, info: &SpaceInfo) -> Result<Keyspace> {
-        let mut cores = reopen::open_keyspaces(&self.inner.shared, std::slice::from_ref(info), 1, None)?;
+        let opened = reopen::open_keyspaces(&self.inner.shared, std::slice::from_ref(info), 1, None);
+        let mut cores = opened.inspect_err(|_| {
+            // Whoever was told that it failed may try again under this name.
+            drop(self.inner.shared.store.drop_space(info.id));
+        })?;
         let core = cores.pop().ok_or_else(|| Refusal::KeyspaceNotFound { name: info.name.clone() })?;
         let current = Current::new(core);
         self.inner.keyspaces.write().insert(info.name.clone(), Arc::clone(&current));
@@ -417,8 +421,8 @@ fn verify_rows(core: &Core, shard: usize) -> Result<()> {
         let at = record::row_revision(key).map_err(damaged)?;
         let kv = record::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
         let known = core.routes.shard_of(&kv.key) == shard;
-        let live = kv.version != 0 && at.main.cast_signed() > core.publisher.compacted();
-        if !known || (live && shard_of.index.read().get(&kv.key, at.main).is_none()) {
+        let kept = at.main.cast_signed() > core.publisher.compacted();
+        if !known || (kept && !shard_of.index.read().knows(&kv.key, at)) {
             return Err(damaged(Damage::Malformed { what: "a row that the index does not know" }));
         }
         Ok(true)

@@ -23,15 +23,7 @@ pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
     let everything = Span::prefix("");
     let segments = core.routes.cut(&everything);
     let point = core.read_point(&segments, revision.max(0))?;
-    // Rows above the compacted revision stay while it is pinned, whatever is compacted meanwhile.
-    let until = core.clock.monotonic().saturating_add(core.options.pin_age_max);
-    let (compacted, pin) = loop {
-        let compacted = core.publisher.compacted();
-        let pin = core.pins.pin(compacted.max(0).cast_unsigned(), until);
-        if core.publisher.compacted() == compacted {
-            break (compacted, pin);
-        }
-    };
+    let (compacted, pin) = core.pin_compacted();
     if revision >= 0 && point.at.cast_signed() < compacted {
         return Err(Refusal::Compacted { revision: compacted }.into());
     }

@@ -22,6 +22,8 @@ use crate::write::{Extra, NotNow};
 use arc_swap::Guard;
 use bytes::Bytes;
 use polybolt_engine::Position;
+#[cfg(feature = "model")]
+use polybolt_engine::defect::{Defect, is_on};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +79,17 @@ impl Keyspace {
     /// `EmptyKey`, `Compacted`, `FutureRevision`, or damage.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse> {
         read::check(request)?;
+        #[cfg(feature = "model")]
+        if is_on(Defect::ViewBeforeVisible) {
+            self.core().take_views_early(true);
+            let response = self.range_pinned(request);
+            self.core().take_views_early(false);
+            return response;
+        }
+        self.range_pinned(request)
+    }
+
+    fn range_pinned(&self, request: &RangeRequest) -> Result<RangeResponse> {
         let core = self.core();
         let segments = core.routes.cut(&request.span);
         let point = core.read_point(&segments, request.revision)?;
@@ -197,6 +210,10 @@ impl Keyspace {
     /// Applies entries of a replicated log in order. Entries at or below the applied index have no
     /// effect and answer `AlreadyApplied` (BKE-7); a refused entry moves the index too. The answer
     /// comes once all of it is durable.
+    ///
+    /// # Errors
+    /// What says nothing of an entry but of this replica, as `NoSpace`: entries before it are applied, and
+    /// the rest is not. Apply again from the applied index on.
     pub fn apply(&self, entries: Vec<Entry>) -> Pending<Vec<Result<Applied>>> {
         let mut done: Vec<Result<Applied>> = Vec::with_capacity(entries.len());
         self.core().submit(move |core, writer| {
@@ -204,6 +221,10 @@ impl Keyspace {
                 match command::apply_entry(core, writer, entry) {
                     Ok(applied) => done.push(Ok(applied)),
                     Err(NotNow::Short(ticket)) => return Err(NotNow::Short(ticket)),
+                    // Another replica may have room.
+                    Err(NotNow::Refused(error @ Error::Refused(Refusal::NoSpace | Refusal::Closed))) => {
+                        return Err(error.into());
+                    }
                     Err(NotNow::Refused(error @ Error::Refused(_))) => {
                         if !matches!(error, Error::Refused(Refusal::AlreadyApplied { .. })) {
                             let extra = Extra { applied_index: Some(entry.index), ..Extra::default() };

@@ -82,6 +82,8 @@ mod install;
 mod house;
 pub mod engine;
 mod salvage;
+#[cfg(feature = "model")]
+pub mod model;
 
 pub use check::{CheckReport, FINDINGS_MAX, check, check_on};
 pub use command::{Applied, Command, Entry, TableEdit};

@@ -64,6 +64,9 @@ pub struct Options {
     /// Bytes of tree files that the scrub reads in a second, to find damage that nobody has met yet; 0 is no
     /// scrub. Default 4 MiB.
     pub scrub_bytes_per_second: u64,
+    /// Revisions reserved ahead, durably, where a restart may not use one twice that somebody saw and that
+    /// is not there any more (R3, R4). Default 100,000.
+    pub reserve_ahead: u64,
     /// Open without writing anything.
     pub read_only: bool,
 }
@@ -93,6 +96,7 @@ impl Default for Options {
             pin_age_max: Duration::from_secs(600),
             watch_buffer_bytes: 1 << 20,
             scrub_bytes_per_second: 4 << 20,
+            reserve_ahead: 100_000,
             read_only: false,
         }
     }

@@ -9,6 +9,7 @@ use crate::core::Core;
 use crate::error::{Error, Refusal, Result};
 use parking_lot::Mutex;
 use polybolt_engine::Ticket;
+use polybolt_engine::run::pause;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub struct Pending<T> {
     answer: Option<Result<T>>,
     /// Set while in line.
     slot: Option<Slot<T>>,
+    /// While in line: resolves when the slot is filled, by whoever moves the line.
+    served: Option<Ticket>,
     stages: Vec<Stage>,
 }
 
@@ -43,12 +46,20 @@ impl<T> Unpin for Pending<T> {}
 impl<T> Pending<T> {
     /// An answer that is given once the ticket resolves.
     pub(crate) fn answered(core: &Arc<Core>, answer: Result<T>, ticket: Option<Ticket>) -> Self {
-        Pending { core: Arc::clone(core), ticket, answer: Some(answer), slot: None, stages: Vec::new() }
+        Pending { core: Arc::clone(core), ticket, answer: Some(answer), slot: None, served: None, stages: Vec::new() }
     }
 
-    /// An answer of a request in line; `ticket` resolves when the line may move.
-    pub(crate) fn in_line(core: &Arc<Core>, slot: Slot<T>, ticket: Ticket) -> Self {
-        Pending { core: Arc::clone(core), ticket: Some(ticket), answer: None, slot: Some(slot), stages: Vec::new() }
+    /// An answer of a request in line; `room` resolves when the line may move, `served` once the slot is
+    /// filled.
+    pub(crate) fn in_line(core: &Arc<Core>, slot: Slot<T>, room: Ticket, served: Ticket) -> Self {
+        Pending {
+            core: Arc::clone(core),
+            ticket: Some(room),
+            answer: None,
+            slot: Some(slot),
+            served: Some(served),
+            stages: Vec::new(),
+        }
     }
 
     /// Waits for one more ticket after the first.
@@ -57,11 +68,33 @@ impl<T> Pending<T> {
         self
     }
 
+    /// Whether the request was evaluated, though its answer may still wait: what became of it, or None.
+    #[cfg(feature = "model")]
+    pub fn outcome(&self) -> Option<Result<()>> {
+        let what = |answer: &Result<T>| answer.as_ref().map(|_| ()).map_err(Error::clone);
+        match &self.slot {
+            Some(slot) => slot.lock().as_ref().map(|(answer, _)| what(answer)),
+            None => self.answer.as_ref().map(what),
+        }
+    }
+
     /// Blocks until the answer is there.
     ///
     /// # Errors
     /// [`Error::Refused`]: nothing was written. [`Error::Unknown`]: it may be there after a restart.
     pub fn wait(mut self) -> Result<T> {
+        if self.slot.is_some() {
+            // Room may come, or somebody else may move the line.
+            let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+            let mut cx = Context::from_waker(&waker);
+            while self.slot.is_some() {
+                match Pin::new(&mut self).poll(&mut cx) {
+                    Poll::Ready(answer) => return answer,
+                    Poll::Pending if self.slot.is_some() && !pause("wait") => std::thread::park(),
+                    Poll::Pending => {}
+                }
+            }
+        }
         loop {
             let outcome = self.ticket.take().map_or(Ok(()), Ticket::wait);
             if let Some(answer) = self.step(outcome) {
@@ -78,7 +111,8 @@ impl<T> Pending<T> {
             let done = slot.lock().take();
             match (done, short) {
                 (Some((answer, ticket)), _) => {
-                    (self.answer, self.ticket, self.slot) = (Some(answer), Some(ticket), None)
+                    (self.answer, self.ticket) = (Some(answer), Some(ticket));
+                    (self.slot, self.served) = (None, None);
                 }
                 (None, short) => self.ticket = short,
             }
@@ -98,11 +132,25 @@ impl<T> Pending<T> {
     }
 }
 
+/// Wakes a thread.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 impl<T> Future for Pending<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         loop {
+            if let Some(served) = &mut self.served
+                && Pin::new(served).poll(cx).is_ready()
+            {
+                (self.served, self.ticket) = (None, None);
+            }
             let outcome = match &mut self.ticket {
                 None => Ok(()),
                 Some(ticket) => match Pin::new(ticket).poll(cx) {

@@ -1,6 +1,6 @@
 //! Opening: journal records back to edits, rows back to indexes.
 
-use crate::core::{Core, Gate, RESERVE_AHEAD, Shard, Sweep, Writer};
+use crate::core::{Core, Gate, Shard, Sweep, Writer};
 use crate::error::Result;
 use crate::lease::Lessor;
 use crate::meta::{self, StoredLease};
@@ -11,6 +11,7 @@ use crate::routes::Routes;
 use crate::watch::Hub;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
 use polybolt_engine::{
@@ -102,7 +103,10 @@ impl Replay for Replayer<'_> {
         }
         state.follow(&record.head);
         let trees: Vec<TreeId> = space.trees.iter().map(|tree| tree.id).collect();
-        let edits = record.edits(self.routes(space)?, &trees).map_err(damaged)?;
+        let mut edits = record.edits(self.routes(space)?, &trees).map_err(damaged)?;
+        if is_on(Defect::ForgetMetaInReplay) {
+            edits.retain(|edit| trees.last() != Some(&edit.tree));
+        }
         Ok(Replayed { edits, state: state.encode() })
     }
 
@@ -114,12 +118,16 @@ impl Replay for Replayer<'_> {
         let volatile = |at: usize| routes.shards()[at].volatile;
         let batch = options.durability != Durability::Sync;
         let any_volatile = (0..routes.shards().len()).any(volatile);
-        if !clean && state.reserve > state.main && options.face == Face::Standalone {
+        // A Volatile shard that could not be written is empty after a clean stop too.
+        let emptied = |at: usize| volatile(at) && (!clean || space.trees[at].emptied);
+        let any_emptied = (0..state.floors.len()).any(emptied);
+        let jumps = !is_on(Defect::LoseReserve) && options.face == Face::Standalone;
+        if jumps && (!clean || any_emptied) && state.reserve >= state.main {
             // Anything up to the reserve may have been shown to somebody (R3, R4).
+            let all = state.reserve > state.main && !clean && (batch || !any_volatile);
             state.main = state.reserve;
-            let all = batch || !any_volatile;
             for (at, floor) in state.floors.iter_mut().enumerate() {
-                if all || volatile(at) {
+                if all || emptied(at) {
                     *floor = state.main;
                 }
             }
@@ -132,7 +140,7 @@ impl Replay for Replayer<'_> {
 /// Up to where a keyspace at `main` has to reserve, 0 if it need not.
 pub(crate) fn first_reserve(options: &Options, any_volatile: bool, main: u64) -> u64 {
     let batch = options.durability != Durability::Sync;
-    if options.face == Face::Standalone && (batch || any_volatile) { main + RESERVE_AHEAD } else { 0 }
+    if options.face == Face::Standalone && (batch || any_volatile) { main + options.reserve_ahead } else { 0 }
 }
 
 /// Refuses routes that the engine's face cannot have (R4).

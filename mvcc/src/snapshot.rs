@@ -7,6 +7,7 @@
 
 use crate::core::{Core, ReadPoint, Rows, StoredRow};
 use crate::error::{Error, Refusal, Result};
+use crate::pins::Pin;
 use crate::record::{self, NewPut, NewRow, State};
 use crate::request::Span;
 use bytes::Bytes;
@@ -37,6 +38,8 @@ const FRAME_BYTES_MAX: usize = 512 << 20;
 pub struct Snapshot {
     core: Arc<Core>,
     point: ReadPoint,
+    /// Holds the rows above `state.compacted`.
+    kept: Pin,
     state: State,
     meta: VecDeque<(Bytes, Bytes)>,
     stage: Stage,
@@ -69,13 +72,15 @@ impl Snapshot {
             Ok::<_, Error>((Arc::clone(core), writer.state.clone(), ticket, meta))
         })?;
         ticket.wait()?;
+        let (compacted, kept) = core.pin_compacted();
         let segments = core.routes.cut(&Span::prefix(""));
         let point = core.read_point(&segments, state.main.cast_signed())?;
-        state.compacted = state.compacted.max(core.publisher.compacted());
+        state.compacted = compacted;
         state.reserve = 0;
         Ok(Snapshot {
             core,
             point,
+            kept,
             state,
             meta,
             stage: Stage::Header,
@@ -133,6 +138,20 @@ impl Snapshot {
         Ok(Some(frame.into()))
     }
 
+    /// False for a row that the sweep may take between two others: a tombstone could be gone when its turn
+    /// comes, after the row that it hides was sent.
+    fn stays(&self, at: Revision, tombstone: bool, key: &[u8]) -> bool {
+        let compacted = self.state.compacted;
+        if at.main.cast_signed() > compacted {
+            return true;
+        }
+        if tombstone {
+            return at.main.cast_signed() == compacted;
+        }
+        let shard = &self.core.shards[self.core.routes.shard_of(key)];
+        shard.index.read().keeps(key, at, compacted.cast_unsigned())
+    }
+
     fn header(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend_from_slice(&VERSION.to_le_bytes());
@@ -144,14 +163,14 @@ impl Snapshot {
     }
 
     fn rows_from(&mut self, from: Revision) -> Result<(Vec<u8>, Option<Revision>)> {
-        if !self.point.pin.holds() {
+        if !self.point.pin.holds() || !self.kept.holds() {
             return Err(Refusal::Compacted { revision: self.core.publisher.compacted() }.into());
         }
         let shards = (0..self.core.shards.len()).collect();
         let mut rows = Rows::of_shards(&self.core, shards, from.main, self.point.at);
         let mut out = Vec::with_capacity(FRAME_BYTES + 4096);
         while let Some(StoredRow { at, tombstone, kv }) = rows.next_row()? {
-            if at < from {
+            if at < from || !self.stays(at, tombstone, &kv.key) {
                 continue;
             }
             if out.len() >= FRAME_BYTES {

@@ -5,16 +5,17 @@
 //! record is sealed as the last act, and the answer waits for it to be durable. An answer without
 //! changes waits for the newest position it was computed from.
 
-use crate::core::{Core, Gate, RESERVE_AHEAD, Writer};
+use crate::core::{Core, Gate, Writer};
 use crate::error::{Error, Refusal, Result};
 use crate::event::{Event, EventKind};
 use crate::options::Face;
 use crate::pending::{Pending, Slot};
-use crate::record::{MetaEdit, NewPut, NewRow, RecordBuilder, RecordHead, RowPlace, next_history};
+use crate::record::{MetaEdit, NewPut, NewRow, RecordBuilder, RecordHead, RowPlace, State, next_history};
 use crate::request::KeyValue;
 use crate::txn::{Change, Evaluation};
 use bytes::Bytes;
-use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, Ticket, TreeEdit};
+use polybolt_engine::defect::{Defect, is_on};
+use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, Ticket, TreeEdit, Watermark};
 use polybolt_index::Revision;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -91,6 +92,8 @@ impl Core {
             }
             let slot: Slot<T> = Arc::default();
             let place = Arc::clone(&slot);
+            let served = Arc::new(Watermark::default());
+            let ticket = served.ticket(Position(1));
             let deadline = core.clock.monotonic().saturating_add(core.options.admission_timeout);
             writer.line.push_back(Box::new(move |core, writer, now| {
                 let answered = if now > deadline {
@@ -101,6 +104,7 @@ impl Core {
                 match answered {
                     Ok(answered) => {
                         *place.lock() = Some(answered);
+                        served.advance(Position(1));
                         None
                     }
                     Err(ticket) => Some(ticket),
@@ -108,7 +112,7 @@ impl Core {
             }));
             core.in_line.store(writer.line.len(), Ordering::Release);
             core.work.raise();
-            Pending::in_line(core, slot, short.unwrap_or_else(|| core.answer_at(Position(0))))
+            Pending::in_line(core, slot, short.unwrap_or_else(|| core.answer_at(Position(0))), ticket)
         })
     }
 
@@ -118,11 +122,13 @@ impl Core {
         writer: &mut Writer,
         request: &mut impl FnMut(&Core, &mut Writer) -> Result<T, NotNow>,
     ) -> Result<(Result<T>, Ticket), Ticket> {
+        let before = writer.last;
         let outcome = match self.check_open() {
             Ok(()) => request(self, writer),
             Err(error) => Err(error.into()),
         };
-        let ticket = self.answer_at(writer.last);
+        let at_once = is_on(Defect::AnswerFailedCompareAtOnce) && writer.last == before;
+        let ticket = self.answer_at(if at_once { Position(0) } else { writer.last });
         match outcome {
             Ok(answer) => Ok((Ok(answer), ticket)),
             Err(NotNow::Refused(error)) => Ok((Err(error), ticket)),
@@ -137,6 +143,9 @@ impl Core {
 
     fn move_line_of(&self, writer: &mut Writer) -> Option<Ticket> {
         let mut short = None;
+        if is_on(Defect::WaitInsideWriter) && !writer.line.is_empty() {
+            return Some(self.answer_at(Position(0)));
+        }
         while let Some(mut first) = writer.line.pop_front() {
             short = first(self, writer, self.clock.monotonic());
             if short.is_some() {
@@ -179,16 +188,15 @@ impl Core {
         if self.options.face == Face::Standalone && !frees_space && !self.has_room(quota_cost) {
             return Err(Error::from(Refusal::NoSpace).into());
         }
-        let mut next = writer.state.clone();
-        if !changes.is_empty() {
-            next.main += 1;
-        }
+        let main = writer.state.main + u64::from(!changes.is_empty());
+        // First: it may seal a state of its own, which this one follows.
+        self.reserve(writer, main)?;
+        let mut next = State { main, ..writer.state.clone() };
         next.applied_index = extra.applied_index.unwrap_or(next.applied_index);
         next.compacted = extra.compacted.unwrap_or(next.compacted);
         if self.reserves() && next.main > next.reserve {
-            next.reserve = next.main + RESERVE_AHEAD;
+            next.reserve = next.main + self.options.reserve_ahead;
         }
-        self.reserve(writer, next.main)?;
         let Encoded { record, edits, events, kept_bytes, volatile, history } =
             self.encode(&next, changes, &extra, writer)?;
         next.history = history;
@@ -206,15 +214,24 @@ impl Core {
 
         // From here nothing fails.
         self.take_room(quota_cost);
-        for (sub, change) in changes.iter().enumerate() {
-            self.apply_change(next.main, sub, change);
-        }
         let put = |change: &Change| change.put.as_ref().map_or(0, |put| change.key.len() + put.value.len());
         self.counters.put_bytes.fetch_add(changes.iter().map(put).sum::<usize>() as u64, Ordering::Relaxed);
-        self.hub.queue(next.main, events, kept_bytes);
-        let batch = Batch { space: self.id, edits, record, state: next.encode() };
         let (main, compacted) = (next.main, next.compacted);
-        writer.last = self.publisher.seal(main, compacted, || self.store.apply(admission, batch));
+        let batch = Batch { space: self.id, edits, record, state: next.encode() };
+        let apply = || {
+            for (sub, change) in changes.iter().enumerate() {
+                self.apply_change(main, sub, change);
+            }
+            self.hub.queue(main, events, kept_bytes);
+        };
+        let seal = || self.publisher.seal(main, compacted, || self.store.apply(admission, batch));
+        if is_on(Defect::SealBeforeIndex) {
+            writer.last = seal();
+            apply();
+        } else {
+            apply();
+            writer.last = seal();
+        }
         writer.state = next;
         Ok(())
     }
@@ -230,12 +247,12 @@ impl Core {
             writer.reserved = upto;
             writer.reserving = None;
         }
-        if main + RESERVE_AHEAD / 2 <= writer.reserved {
+        if main + self.options.reserve_ahead / 2 <= writer.reserved {
             return Ok(());
         }
         if writer.reserving.is_none() {
             let mut state = writer.state.clone();
-            state.reserve = main + RESERVE_AHEAD;
+            state.reserve = main + self.options.reserve_ahead;
             let admission = self.store.admit(Cost { frees_space: true, ..Cost::default() })?;
             let upto = state.reserve;
             let batch = Batch { space: self.id, edits: Vec::new(), record: Bytes::new(), state: state.encode() };
@@ -248,18 +265,15 @@ impl Core {
         if main <= writer.reserved {
             return Ok(());
         }
+        if let Some(failure) = self.store.failure() {
+            return Err(Error::Storage(failure).into());
+        }
         drop(self.store.flush());
         let position = writer.reserving.map_or(Position(0), |(_, position)| position);
         Err(NotNow::Short(self.store.ticket(position)))
     }
 
-    fn encode(
-        &self,
-        next: &crate::record::State,
-        changes: &[Change],
-        extra: &Extra,
-        writer: &Writer,
-    ) -> Result<Encoded, NotNow> {
+    fn encode(&self, next: &State, changes: &[Change], extra: &Extra, writer: &Writer) -> Result<Encoded, NotNow> {
         let sizes = |change: &Change| 64 + change.key.len() + change.put.as_ref().map_or(0, |put| put.value.len());
         let mut builder = RecordBuilder::with_capacity(changes.iter().map(sizes).sum());
         let mut aside = RecordBuilder::with_capacity(0);

@@ -36,6 +36,28 @@ pub enum Fault {
     Enospc,
 }
 
+/// How a read fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadFault {
+    /// Input/output error.
+    Eio,
+    /// The file seems to end early.
+    Short,
+}
+
+/// A call that failed because it was told to, or because the disk was full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fired {
+    /// The call: "write", "sync", "read".
+    pub op: &'static str,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// True if the disk was full, or said so.
+    pub full: bool,
+    /// False if the disk really was full.
+    pub told: bool,
+}
+
 /// The simulated disk; clones are handles to the same one.
 #[derive(Debug, Clone)]
 pub struct SimDisk {
@@ -60,6 +82,9 @@ struct State {
     crash_at: Option<u64>,
     crashed: bool,
     faults: Vec<(u64, u64, Fault)>,
+    reads: u64,
+    read_faults: Vec<(u64, u64, ReadFault)>,
+    fired: Vec<Fired>,
     capacity: Option<u64>,
     last_call: String,
 }
@@ -76,6 +101,8 @@ struct Content {
     durable: Blob,
     current: Blob,
     unsynced: Vec<Change>,
+    /// The write under way when the disk stopped: a power cut may leave a part of it, a kill nothing.
+    torn: Vec<Change>,
 }
 
 #[derive(Debug, Clone)]
@@ -163,7 +190,7 @@ impl Content {
     /// What a power cut leaves, every sector decided on its own.
     fn mix(&self, rng: &mut Rng) -> Blob {
         let mut blob = self.durable.clone();
-        for change in &self.unsynced {
+        for change in self.unsynced.iter().chain(&self.torn) {
             let style = rng.below(4);
             match change {
                 Change::Resize(len) => {
@@ -200,7 +227,9 @@ impl State {
             return self.check(what, path);
         }
         let calls = self.calls;
-        if let Some((_, _, fault)) = self.faults.iter().find(|(at, times, _)| calls >= *at && calls < at + times) {
+        let due = self.faults.iter().find(|(at, times, _)| calls >= *at && calls - at < *times);
+        if let Some((_, _, fault)) = due.copied() {
+            self.fired.push(Fired { op: op(what), path: path.to_owned(), full: fault == Fault::Enospc, told: true });
             let kind = match fault {
                 Fault::Eio => io::Error::other("simulated input/output error"),
                 Fault::Enospc => io::ErrorKind::StorageFull.into(),
@@ -218,10 +247,28 @@ impl State {
         Ok(())
     }
 
-    fn room(&self, path: &Path, id: u64, len: u64) -> Result<()> {
+    /// Counts a read; fails if the disk is stopped or a fault is due.
+    fn read_call(&mut self, path: &Path, offset: u64, len: usize) -> Result<()> {
+        self.check("read", path)?;
+        self.reads += 1;
+        let reads = self.reads;
+        let due = self.read_faults.iter().find(|(at, times, _)| reads >= *at && reads - at < *times);
+        let Some((_, _, fault)) = due.copied() else { return Ok(()) };
+        self.fired.push(Fired { op: "read", path: path.to_owned(), full: false, told: true });
+        Err(match fault {
+            ReadFault::Eio => Error::io("read", path, Some(offset), io::Error::other("simulated input/output error")),
+            ReadFault::Short => {
+                let damage = Damage::Truncated { needed: offset + len as u64, found: offset + len as u64 / 2 };
+                Error::corrupt(path, Place::Offset(offset), damage)
+            }
+        })
+    }
+
+    fn room(&mut self, path: &Path, id: u64, len: u64) -> Result<()> {
         let have = self.files.get(&id).map_or(0, |file| file.current.len);
         let used: u64 = self.entries.values().filter_map(|id| self.files.get(id)).map(|file| file.current.len).sum();
         if len > have && self.capacity.is_some_and(|max| used + (len - have) > max) {
+            self.fired.push(Fired { op: "write", path: path.to_owned(), full: true, told: false });
             return Err(Error::NoSpace { path: path.to_owned() });
         }
         Ok(())
@@ -269,6 +316,9 @@ impl SimDisk {
             crash_at: None,
             crashed: false,
             faults: Vec::new(),
+            reads: 0,
+            read_faults: Vec::new(),
+            fired: Vec::new(),
             capacity: None,
             last_call: String::new(),
         };
@@ -301,9 +351,58 @@ impl SimDisk {
         self.state.lock().faults.push((call, times, fault));
     }
 
+    /// Lets `times` reads from the `read`th on fail.
+    pub fn fail_reads(&self, read: u64, times: u64, fault: ReadFault) {
+        self.state.lock().read_faults.push((read, times, fault));
+    }
+
+    /// Reads counted so far.
+    pub fn reads(&self) -> u64 {
+        self.state.lock().reads
+    }
+
+    /// The calls that failed as told, in order.
+    pub fn fired(&self) -> Vec<Fired> {
+        self.state.lock().fired.clone()
+    }
+
     /// Forgets planned faults.
     pub fn heal(&self) {
-        self.state.lock().faults.clear();
+        let mut state = self.state.lock();
+        state.faults.clear();
+        state.read_faults.clear();
+    }
+
+    /// The files and their lengths, by path.
+    pub fn files(&self) -> Vec<(PathBuf, u64)> {
+        let state = self.state.lock();
+        let len = |id| state.files.get(id).map_or(0, |file| file.current.len);
+        state.entries.iter().map(|(path, id)| (path.clone(), len(id))).collect()
+    }
+
+    /// What lies in a file; None if it does not reach so far.
+    pub fn peek(&self, path: &Path, offset: u64, len: usize) -> Option<Vec<u8>> {
+        let state = self.state.lock();
+        let mut bytes = vec![0; len];
+        let file = state.files.get(state.entries.get(path)?)?;
+        file.current.read(offset, &mut bytes).then_some(bytes)
+    }
+
+    /// Puts bytes into a file behind everybody's back, as a misdirected or lost write would, or rot; false
+    /// if it does not reach so far.
+    pub fn poke(&self, path: &Path, offset: u64, bytes: &[u8]) -> bool {
+        let mut state = self.state.lock();
+        let Some(id) = state.entries.get(path).copied() else { return false };
+        let Some(file) = state.files.get_mut(&id) else { return false };
+        let end = offset + bytes.len() as u64;
+        if end > file.current.len {
+            return false;
+        }
+        file.current.write(offset, bytes);
+        if end <= file.durable.len {
+            file.durable.write(offset, bytes);
+        }
+        true
     }
 
     /// Sets how many bytes the files may have together.
@@ -334,23 +433,10 @@ impl SimDisk {
 
     /// Flips one bit of a file, as rot would; false if there is no such byte.
     pub fn flip_bit(&self, path: &Path, offset: u64, bit: u8) -> bool {
-        let mut state = self.state.lock();
-        let Some(id) = state.entries.get(path).copied() else {
-            return false;
-        };
-        let Some(file) = state.files.get_mut(&id) else {
-            return false;
-        };
-        let mut byte = [0];
-        if !file.current.read(offset, &mut byte) {
-            return false;
+        match self.peek(path, offset, 1) {
+            Some(byte) => self.poke(path, offset, &[byte[0] ^ (1 << (bit % 8))]),
+            None => false,
         }
-        byte[0] ^= 1 << (bit % 8);
-        file.current.write(offset, &byte);
-        if offset < file.durable.len {
-            file.durable.write(offset, &byte);
-        }
-        true
     }
 
     /// The disk that a restarted process finds.
@@ -360,7 +446,10 @@ impl SimDisk {
         state.crashed = false;
         state.crash_at = None;
         state.faults.clear();
+        state.read_faults.clear();
+        state.fired.clear();
         state.calls = 0;
+        state.reads = 0;
         match survive {
             Survive::All => {}
             Survive::Nothing => {
@@ -388,6 +477,7 @@ impl SimDisk {
                 state.entries = entries;
             }
         }
+        state.files.values_mut().for_each(|file| file.torn.clear());
         SimDisk { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -571,8 +661,7 @@ impl SimFile {
         if called.is_ok() {
             file.apply(change);
         } else if torn {
-            // The write in progress may have reached the disk in part.
-            file.unsynced.push(change);
+            file.torn.push(change);
         }
         called
     }
@@ -590,8 +679,8 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let state = self.disk.state.lock();
-        state.check("read", &self.path)?;
+        let mut state = self.disk.state.lock();
+        state.read_call(&self.path, offset, buf.len())?;
         let found = state.files.get(&self.id).map_or(0, |file| file.current.len);
         if state.files.get(&self.id).is_some_and(|file| file.current.read(offset, buf)) {
             return Ok(());
@@ -637,88 +726,5 @@ impl DiskFile for SimFile {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn made(disk: &SimDisk) -> Arc<dyn DiskFile> {
-        disk.create_dir(Path::new("/d")).unwrap();
-        let file = disk.open(Path::new("/d/f"), OpenMode::CreateNew).unwrap();
-        disk.sync_dir(Path::new("/d")).unwrap();
-        file
-    }
-
-    fn bytes_of(disk: &SimDisk) -> Vec<u8> {
-        let file = disk.open(Path::new("/d/f"), OpenMode::Read).unwrap();
-        let mut bytes = vec![0; file.len().unwrap() as usize];
-        file.read_at(&mut bytes, 0).unwrap();
-        bytes
-    }
-
-    #[test]
-    fn a_power_cut_keeps_what_was_synced_and_a_kill_keeps_all() {
-        let disk = SimDisk::new(1);
-        let file = made(&disk);
-        file.write_at(&[1; 1024], 0).unwrap();
-        file.sync_data().unwrap();
-        file.write_at(&[2; 1024], 512).unwrap();
-        assert_eq!(bytes_of(&disk.after_crash(Survive::Nothing)), vec![1; 1024]);
-        let killed = disk.after_crash(Survive::All);
-        assert_eq!(bytes_of(&killed)[512..], [2; 1024]);
-        assert_eq!(bytes_of(&killed.after_crash(Survive::Nothing)), vec![1; 1024]);
-    }
-
-    #[test]
-    fn a_mix_tears_at_sectors_and_is_the_same_for_a_seed() {
-        let disk = SimDisk::new(1);
-        let file = made(&disk);
-        file.write_at(&[1; 4096], 0).unwrap();
-        file.sync_data().unwrap();
-        file.write_at(&[2; 4096], 0).unwrap();
-        let mut torn = 0;
-        for seed in 0..64 {
-            let bytes = bytes_of(&disk.after_crash(Survive::Mix(seed)));
-            assert_eq!(bytes, bytes_of(&disk.after_crash(Survive::Mix(seed))));
-            let twos = bytes.chunks(512).filter(|sector| sector == &[2; 512]).count();
-            assert_eq!(bytes.chunks(512).filter(|sector| sector == &[1; 512]).count() + twos, 8);
-            torn += usize::from(twos > 0 && twos < 8);
-        }
-        assert!(torn > 8);
-    }
-
-    #[test]
-    fn an_entry_is_durable_once_its_directory_is_synced() {
-        let disk = SimDisk::new(1);
-        made(&disk).write_at(&[1; 8], 0).unwrap();
-        disk.rename(Path::new("/d/f"), Path::new("/d/g")).unwrap();
-        let cut = disk.after_crash(Survive::Nothing);
-        assert_eq!(cut.list(Path::new("/d")).unwrap(), ["f"]);
-        disk.sync_dir(Path::new("/d")).unwrap();
-        assert_eq!(disk.after_crash(Survive::Nothing).list(Path::new("/d")).unwrap(), ["g"]);
-    }
-
-    #[test]
-    fn it_stops_fails_and_fills_up_when_told() {
-        let disk = SimDisk::new(1);
-        let file = made(&disk);
-        disk.fail_at(disk.calls() + 1, 1, Fault::Enospc);
-        assert!(matches!(file.write_at(&[1], 0), Err(Error::NoSpace { .. })));
-        disk.fail_at(disk.calls() + 1, 1, Fault::Eio);
-        assert!(matches!(file.sync_data(), Err(Error::Io { .. })));
-        disk.set_capacity(Some(4));
-        assert!(matches!(file.write_at(&[1; 5], 0), Err(Error::NoSpace { .. })));
-        file.write_at(&[1; 4], 0).unwrap();
-        disk.crash_at(disk.calls() + 1);
-        assert!(is_crash(&file.write_at(&[2; 4], 0).unwrap_err()));
-        assert!(is_crash(&file.len().unwrap_err()));
-        assert_eq!(bytes_of(&disk.after_crash(Survive::All)), [1; 4]);
-    }
-
-    #[test]
-    fn a_lock_is_taken_once() {
-        let disk = SimDisk::new(1);
-        let held = disk.lock(Path::new("/d/LOCK"), "").unwrap();
-        assert!(matches!(disk.lock(Path::new("/d/LOCK"), ""), Err(Error::Locked { .. })));
-        drop(held);
-        assert!(disk.lock(Path::new("/d/LOCK"), "").is_ok());
-    }
-}
+#[path = "sim_tests.rs"]
+mod tests;

@@ -13,6 +13,7 @@ use super::group::{Expected, GROUP_HEAD_BYTES, GroupHead, take_record};
 use super::segment::{SEGMENT_DATA, Segment, SegmentHead};
 use super::writer::session_tag;
 use crate::codec::Reader;
+use crate::defect::{Defect, is_on};
 use crate::disk::SECTOR_BYTES;
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::SpaceId;
@@ -144,6 +145,9 @@ pub fn survey(
             for at in 0..u64::from(head.records) {
                 let (space, record) = take_record(&mut reader).map_err(|damage| tape.damage(spot, damage))?;
                 each(Position(head.first.0 + at), space, record)?;
+                if is_on(Defect::ReplayGroupTwice) {
+                    each(Position(head.first.0 + at), space, record)?;
+                }
             }
             reader.finish().map_err(|damage| tape.damage(spot, damage))?;
             found.groups += 1;

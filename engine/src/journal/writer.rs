@@ -3,6 +3,7 @@
 use super::group::{GROUP_HEAD_BYTES, GroupHead, sectors};
 use super::segment::{SEGMENT_DATA, Segment, SegmentHead, file_name};
 use super::{Journal, Pending, data_bytes};
+use crate::defect::{Defect, is_on};
 use crate::disk::{DiskFile, OpenMode};
 use crate::error::{Error, Result};
 use crate::ids::SpaceId;
@@ -103,15 +104,19 @@ impl JournalJob {
 
     fn advance(&mut self, now: Duration) -> Result<Next> {
         if let Some(written) = self.written.take() {
-            for file in &written.files {
-                file.sync_data()?;
+            if !is_on(Defect::SkipSync) {
+                written.files.iter().try_for_each(|file| file.sync_data())?;
             }
             self.publish(&written);
             return Ok(Next::Again);
         }
         let pending = self.take_pending();
         if pending.records > 0 {
-            self.written = Some(self.write(pending)?);
+            let written = self.write(pending)?;
+            if is_on(Defect::PublishBeforeDurable) {
+                self.publish(&written);
+            }
+            self.written = Some(written);
             return Ok(Next::Again);
         }
         if self.retry_at.is_some_and(|at| now < at) && self.journal.wants_segment() {
@@ -274,7 +279,9 @@ impl JournalJob {
             journal.disk.rename(&making.fresh, &making.path)?;
             making.renamed = true;
         } else {
-            journal.disk.sync_dir(&journal.options.dir)?;
+            if !is_on(Defect::SkipDirectorySync) {
+                journal.disk.sync_dir(&journal.options.dir)?;
+            }
             let segment = Segment { file: Arc::clone(&making.file), bytes, head: None };
             self.making = None;
             let mut room = journal.room.lock();

@@ -12,3 +12,12 @@ pub mod threads;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use job::{Job, Next, Signal};
+#[cfg(any(test, feature = "sim"))]
+pub use seeded::pause;
+
+/// A place where other threads may come in between; in a simulated run they do. Nothing otherwise.
+#[cfg(not(any(test, feature = "sim")))]
+#[inline(always)]
+pub fn pause(_at: &'static str) -> bool {
+    false
+}

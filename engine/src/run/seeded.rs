@@ -1,7 +1,31 @@
 //! The test runtime: jobs stepped in an order that a seed decides, over a clock moved by hand.
 
 use super::{Clock, Job, ManualClock, Next};
+use std::cell::RefCell;
 use std::time::Duration;
+
+/// What runs at a [`pause`] of this thread: is told where, and says whether it did anything.
+pub type Meanwhile = Box<dyn FnMut(&'static str) -> bool>;
+
+thread_local! {
+    static MEANWHILE: RefCell<Option<Meanwhile>> = const { RefCell::new(None) };
+}
+
+/// Sets what runs at the pauses of this thread until this is called again.
+pub fn meanwhile(run: Option<Meanwhile>) {
+    MEANWHILE.with(|slot| *slot.borrow_mut() = run);
+}
+
+/// A place where, with threads, others may come in between: here what [`meanwhile`] set does. False if
+/// nothing did. While it runs, pauses are none.
+pub fn pause(at: &'static str) -> bool {
+    let Some(mut run) = MEANWHILE.with(|slot| slot.borrow_mut().take()) else {
+        return false;
+    };
+    let done = run(at);
+    MEANWHILE.with(|slot| *slot.borrow_mut() = Some(run));
+    done
+}
 
 /// A small pseudo-random generator (splitmix64): the same numbers for the same seed, everywhere.
 #[derive(Debug, Clone)]
