@@ -147,7 +147,8 @@ impl Model {
                 }
                 Ok(Applied::Done)
             }
-            Command::Nothing => Ok(Applied::Done),
+            // Deadlines are not part of it.
+            Command::LeaseCheckpoint(_) | Command::Nothing => Ok(Applied::Done),
         }
     }
 
@@ -547,8 +548,9 @@ impl Keyspace {
     /// If one cannot be read.
     pub fn stored_rows(&self) -> Result<StoredRows> {
         let mut found = StoredRows::new();
-        for shard in 0..self.core().shards.len() {
-            let mut rows = Rows::of_shards(&self.core(), vec![shard], 0, u64::MAX);
+        let core = self.core();
+        for shard in 0..core.shards.len() {
+            let mut rows = Rows::of_shards(&core, vec![shard], 0, u64::MAX);
             while let Some(row) = rows.next_row()? {
                 let kv = (!row.tombstone).then_some(row.kv);
                 found.insert((shard, row.at.main.cast_signed(), row.at.sub), kv);
@@ -592,7 +594,9 @@ impl Keyspace {
             Command::LeaseGrant { id, ttl } => Answer::new(self.lease_grant(id, ttl), |done| Ok(Applied::Lease(done))),
             Command::LeaseRevoke(id) => Answer::new(self.lease_revoke(id), |at| Ok(Applied::Revision(at))),
             Command::Table(edits) => Answer::new(self.table_write(edits), |()| Ok(Applied::Done)),
-            Command::Nothing => Answer::new(self.table_write(Vec::new()), |()| Ok(Applied::Done)),
+            Command::LeaseCheckpoint(_) | Command::Nothing => {
+                Answer::new(self.table_write(Vec::new()), |()| Ok(Applied::Done))
+            }
         }
     }
 }

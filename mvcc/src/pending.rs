@@ -85,15 +85,7 @@ impl<T> Pending<T> {
     pub fn wait(mut self) -> Result<T> {
         if self.slot.is_some() {
             // Room may come, or somebody else may move the line.
-            let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-            let mut cx = Context::from_waker(&waker);
-            while self.slot.is_some() {
-                match Pin::new(&mut self).poll(&mut cx) {
-                    Poll::Ready(answer) => return answer,
-                    Poll::Pending if self.slot.is_some() && !pause("wait") => std::thread::park(),
-                    Poll::Pending => {}
-                }
-            }
+            return block_on(self);
         }
         loop {
             let outcome = self.ticket.take().map_or(Ok(()), Ticket::wait);
@@ -129,15 +121,6 @@ impl<T> Pending<T> {
             return None;
         }
         Some(self.answer.take().unwrap_or_else(|| Err(Refusal::Closed.into())))
-    }
-}
-
-/// Wakes a thread.
-struct Unpark(std::thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }
 
@@ -180,6 +163,8 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return output;
         }
-        std::thread::park();
+        if !pause("wait") {
+            std::thread::park();
+        }
     }
 }
