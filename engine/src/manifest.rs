@@ -296,7 +296,12 @@ impl Slots {
                 other => other,
             }
         };
-        Ok(Slots { files: [open(0)?, open(1)?] })
+        let files = [open(0)?, open(1)?];
+        // A killed process may have written the chosen slot and not synced it, or failed to: written once
+        // more, it is on disk before the next commit overwrites the other one (R10).
+        files[chosen.slot].write_at(&chosen.manifest.encode(), 0)?;
+        files[chosen.slot].sync_data()?;
+        Ok(Slots { files })
     }
 
     /// Reads one slot.

@@ -80,6 +80,8 @@ struct State {
     syncs: u64,
     writes: u64,
     crash_at: Option<u64>,
+    /// Stops at this many more calls on files of that name.
+    crash_on: Option<(&'static str, u64)>,
     crashed: bool,
     faults: Vec<(u64, u64, Fault)>,
     reads: u64,
@@ -222,6 +224,14 @@ impl State {
         self.check(what, path)?;
         self.calls += 1;
         self.last_call = format!("{what} {}", path.display());
+        if let Some((name, left)) = &mut self.crash_on
+            && path.to_string_lossy().contains(*name)
+        {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.crash_at = Some(self.calls);
+            }
+        }
         if self.crash_at.is_some_and(|at| self.calls >= at) {
             self.crashed = true;
             return self.check(what, path);
@@ -314,6 +324,7 @@ impl SimDisk {
             syncs: 0,
             writes: 0,
             crash_at: None,
+            crash_on: None,
             crashed: false,
             faults: Vec::new(),
             reads: 0,
@@ -334,6 +345,11 @@ impl SimDisk {
     /// a write that is stopped may be torn.
     pub fn crash_at(&self, call: u64) {
         self.state.lock().crash_at = Some(call);
+    }
+
+    /// Stops the disk at the `call`th call from now on files whose path has `name` in it.
+    pub fn crash_on(&self, name: &'static str, call: u64) {
+        self.state.lock().crash_on = Some((name, call));
     }
 
     /// True once the disk has stopped.
@@ -445,6 +461,7 @@ impl SimDisk {
         state.locks.clear();
         state.crashed = false;
         state.crash_at = None;
+        state.crash_on = None;
         state.faults.clear();
         state.read_faults.clear();
         state.fired.clear();

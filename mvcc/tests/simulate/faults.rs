@@ -457,6 +457,7 @@ impl World {
         self.damaged = true;
         self.disk.heal();
         self.disk.set_capacity(None);
+        self.disk.crash_on("MANIFEST", u64::MAX);
         self.disk.crash_at(u64::MAX);
         match self.rng.below(4) {
             0 if !self.stale.is_empty() => {

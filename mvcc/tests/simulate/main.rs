@@ -45,7 +45,7 @@ fn nothing_that_was_promised_is_broken() {
 }
 
 /// Each broke a promise once; what it found is fixed, and named beside it.
-const FOUND: [(u64, &str); 13] = [
+const FOUND: [(u64, &str); 14] = [
     (9, "verify called a put that its own txn deletes a row that the index does not know"),
     (13, "a log's entry that found the disk full counted as applied"),
     (17, "a manifest that outgrew its slot on a full disk left the store without writes"),
@@ -55,6 +55,7 @@ const FOUND: [(u64, &str); 13] = [
     (305, "at the last reserved revision an emptied Volatile shard had no floor"),
     (731, "a vacuum that had nothing to do kept its budget, and every writer waited"),
     (1410, "a restored keyspace that could not be opened at once stayed, and its name was taken"),
+    (1888, "after a kill the newest manifest was trusted unsynced, and a power cut took both"),
     (2017, "a deleted key came back in a snapshot that the sweep ran beside"),
     (2160, "a Volatile file that could not be read once was replaced while the manifest named its root"),
     (2449, "a segment that a killed process had renamed was written to before its name was on disk"),

@@ -130,6 +130,11 @@ fn step(shared: &Shared, operation: u64) {
         858..=885 => {
             let mut world = shared.borrow_mut();
             let world = &mut *world;
+            if world.rng.one_in(3) {
+                // Between the slots of the manifest most is at stake.
+                world.disk.crash_on("MANIFEST", 1 + world.rng.below(6));
+                return;
+            }
             let call = world.disk.calls() + 1 + world.rng.below(40);
             world.say(|| format!("crash at call {call}"));
             world.disk.crash_at(call);
