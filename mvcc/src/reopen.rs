@@ -125,7 +125,8 @@ impl Replay for Replayer<'_> {
         if jumps && (!clean || any_emptied) && state.reserve >= state.main {
             // Anything up to the reserve may have been shown to somebody (R3, R4).
             let all = state.reserve > state.main && !clean && (batch || !any_volatile);
-            state.main = state.reserve;
+            // Above it: the state at the reserve itself may have been seen, and is another one now.
+            state.main = state.reserve + 1;
             for (at, floor) in state.floors.iter_mut().enumerate() {
                 if all || emptied(at) {
                     *floor = state.main;

@@ -309,6 +309,7 @@ impl World {
         let revision = ks.revision();
         if !clean || reserves && revision > mark.main {
             if revision > mark.main {
+                assert!(revision > space.ever_shown, "{revision} was shown before, with another state");
                 self.coverage.add("floors set", 1);
                 space.model.now.main = revision;
                 if !sync && !clean {

@@ -45,7 +45,7 @@ fn nothing_that_was_promised_is_broken() {
 }
 
 /// Each broke a promise once; what it found is fixed, and named beside it.
-const FOUND: [(u64, &str); 14] = [
+const FOUND: [(u64, &str); 15] = [
     (9, "verify called a put that its own txn deletes a row that the index does not know"),
     (13, "a log's entry that found the disk full counted as applied"),
     (17, "a manifest that outgrew its slot on a full disk left the store without writes"),
@@ -59,6 +59,7 @@ const FOUND: [(u64, &str); 14] = [
     (2017, "a deleted key came back in a snapshot that the sweep ran beside"),
     (2160, "a Volatile file that could not be read once was replaced while the manifest named its root"),
     (2449, "a segment that a killed process had renamed was written to before its name was on disk"),
+    (3382, "the last reserved revision, which had been shown, was shown again with another state"),
     (3332, "a request that waited for room was refused and never told"),
 ];
 
