@@ -208,7 +208,13 @@ impl RangeStream {
         let segments = self.core.routes.cut(&Span { key: from, end });
         let source = Pinned { core: &self.core, segments, at: self.point.at };
         let found = source.keys(self.chunk.min(self.left), true);
-        let kvs = source.fetch(&found, self.request.keys_only)?;
+        let kvs = source.fetch(&found, self.request.keys_only);
+        // Looked at again: what was let go meanwhile may be missing, in the index or in the tree.
+        if !self.point.pin.holds() {
+            let revision = self.core.publisher.compacted();
+            return Err(Refusal::Compacted { revision }.into());
+        }
+        let kvs = kvs?;
         self.left -= kvs.len();
         let bytes: usize = kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
         if kvs.len() == self.chunk && self.left > 0 {
