@@ -3,7 +3,8 @@
 
 pub(crate) mod ctl;
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +33,8 @@ pub(crate) fn free_port() -> u16 {
 pub(crate) struct Served {
     child: Child,
     pub(crate) port: u16,
+    /// What it says.
+    log: tempfile::NamedTempFile,
 }
 
 impl Served {
@@ -51,8 +54,9 @@ impl Served {
     pub(crate) fn start_at(mut command: Command, dir: &Path, port: u16, flags: &[&str]) -> Served {
         let url = format!("http://127.0.0.1:{port}");
         command.arg("--data-dir").arg(dir).args(["--listen-client-urls", &url]).args(flags);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let mut served = Served { child, port };
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let child = command.stdout(Stdio::null()).stderr(log.reopen().unwrap()).spawn().unwrap();
+        let mut served = Served { child, port, log };
         served.wait_ready();
         served
     }
@@ -67,13 +71,28 @@ impl Served {
         Served::start_at(command, dir, port, flags)
     }
 
+    /// Until it answers: that it listens could be somebody else, or not be for long.
     fn wait_ready(&mut self) {
         let limit = Instant::now() + Duration::from_secs(60);
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(self.child.try_wait().unwrap().is_none(), "the server ended");
-            assert!(Instant::now() < limit, "the server does not listen");
+        while !self.answers() {
+            if self.child.try_wait().unwrap().is_some() {
+                panic!("the server ended: {}", std::fs::read_to_string(self.log.path()).unwrap());
+            }
+            assert!(Instant::now() < limit, "the server does not answer");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    fn answers(&self) -> bool {
+        let ask = || -> std::io::Result<bool> {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
+            let mut answer = [0; 5];
+            stream.read_exact(&mut answer)?;
+            Ok(answer == *b"HTTP/")
+        };
+        ask().unwrap_or(false)
     }
 
     pub(crate) fn url(&self) -> String {
