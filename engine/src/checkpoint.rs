@@ -513,7 +513,13 @@ impl CheckpointJob {
             let mut room = reclaim(core, tree);
             let end = room.free.end();
             if !space.is_dropped() && room.free.is_known() && room.free.trim() < end {
-                tree.file.cut(room.free.end())?;
+                match tree.file.cut(room.free.end()) {
+                    // It is its own matter (R4).
+                    Err(error) if tree.is_volatile() => tree.set_failure(Some(error)),
+                    // It is as long as it was.
+                    Err(Error::NoSpace { .. }) => {}
+                    other => other?,
+                }
             }
         }
         if core.take_reserve()? {

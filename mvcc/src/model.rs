@@ -301,10 +301,16 @@ impl Model {
     /// Every row that was written, and whether compaction to the compacted revision leaves it (CMP-4): by
     /// shard and revision.
     pub fn rows(&self) -> BTreeMap<(usize, i64, u32), (Option<KeyValue>, bool)> {
-        let compacted = self.now.compacted;
+        self.rows_of(&self.now)
+    }
+
+    /// The same when it was at `mark`.
+    pub fn rows_of(&self, mark: &Mark) -> BTreeMap<(usize, i64, u32), (Option<KeyValue>, bool)> {
+        let compacted = mark.compacted;
         let mut rows = BTreeMap::new();
         for (key, versions) in &self.versions {
             let shard = self.routes.shard_of(key);
+            let versions = &versions[..versions.partition_point(|version| version.main <= mark.main)];
             for (at, version) in versions.iter().enumerate() {
                 let superseded = versions.get(at + 1).is_some_and(|next| next.main <= compacted);
                 let buried = version.kv.is_none() && version.main < compacted;
@@ -386,7 +392,12 @@ impl Model {
 
     /// True if `key` belongs to a Volatile shard.
     pub fn is_volatile(&self, key: &[u8]) -> bool {
-        self.routes.shards()[self.routes.shard_of(key)].volatile
+        self.is_volatile_shard(self.routes.shard_of(key))
+    }
+
+    /// True if the shard is Volatile.
+    pub fn is_volatile_shard(&self, shard: usize) -> bool {
+        self.routes.shards()[shard].volatile
     }
 }
 

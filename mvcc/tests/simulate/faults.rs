@@ -5,6 +5,7 @@ use crate::world::{Boundary, EXTEND, Shared, Space, World, among_others};
 use bytes::Bytes;
 use polybolt::disk::Disk;
 use polybolt::disk::sim::{Fault, ReadFault, SimDisk, Survive};
+use polybolt::model::StoredRows;
 use polybolt::run::ManualClock;
 use polybolt::{Engine, Error, Keyspace, PutRequest, RangeRequest, Refusal, Runtime, Span, SpanEnd, StorageError};
 use std::collections::BTreeMap;
@@ -387,7 +388,14 @@ impl World {
                 let mut expected = space.model.at(mark.main);
                 expected.retain(|key, _| !(loses && space.model.is_volatile(key)));
                 if found.live == expected {
-                    return Ok(at);
+                    // What was put and deleted again shows in the rows alone.
+                    let rows = if damaged { BTreeMap::new() } else { space.model.rows_of(mark) };
+                    let mut kept = rows.iter().filter(|((shard, ..), (_, stays))| {
+                        *stays && !(loses && space.model.is_volatile_shard(*shard))
+                    });
+                    let Some((row, _)) = kept.find(|(row, _)| !found.rows.contains_key(row)) else { return Ok(at) };
+                    nearest = format!("{nearest}\n  boundary {at}: row {row:?} is gone");
+                    continue;
                 }
                 let differs = |(key, kv): (&Bytes, &polybolt::KeyValue)| {
                     (found.live.get(key) != Some(kv)).then(|| format!("{:?}, expected {kv:?}", found.live.get(key)))
@@ -533,6 +541,7 @@ struct Found {
     leases: BTreeMap<i64, i64>,
     tables: BTreeMap<(String, Bytes), Bytes>,
     live: polybolt::model::State,
+    rows: StoredRows,
 }
 
 impl Found {
@@ -560,6 +569,7 @@ impl Found {
             leases: leases.collect(),
             tables,
             live: kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect(),
+            rows: ks.stored_rows().map_err(unreadable)?,
         })
     }
 }

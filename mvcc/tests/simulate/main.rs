@@ -45,7 +45,7 @@ fn nothing_that_was_promised_is_broken() {
 }
 
 /// Each broke a promise once; what it found is fixed, and named beside it.
-const FOUND: [(u64, &str); 16] = [
+const FOUND: [(u64, &str); 17] = [
     (9, "verify called a put that its own txn deletes a row that the index does not know"),
     (13, "a log's entry that found the disk full counted as applied"),
     (17, "a manifest that outgrew its slot on a full disk left the store without writes"),
@@ -61,6 +61,7 @@ const FOUND: [(u64, &str); 16] = [
     (2449, "a segment that a killed process had renamed was written to before its name was on disk"),
     (3382, "the last reserved revision, which had been shown, was shown again with another state"),
     (3332, "a request that waited for room was refused and never told"),
+    (109435, "a Volatile file whose free end could not be cut left the whole store without writes"),
     (22528, "a stream whose pin was let go while it read reported damage, or could have missed keys"),
 ];
 
