@@ -1,6 +1,8 @@
 //! Workloads over polybolt, and what they are measured with.
 #![forbid(unsafe_code)]
 
+pub mod dataset;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;

@@ -4,9 +4,11 @@
 //! A walk stops when its budget is used up, in the middle of a long history too, and goes on from there:
 //! its owner lets go of the lock in between.
 
-use crate::history::{Link, Newest};
-use crate::map::{Index, Node, child_of};
+use crate::inner::Node;
+use crate::map::Index;
+use crate::packed::Link;
 use crate::revision::{KeyRange, Revision};
+use crate::walk::{covered, inside};
 use std::ops::ControlFlow;
 
 /// Where a walk over changes stopped.
@@ -14,7 +16,7 @@ use std::ops::ControlFlow;
 pub struct Resume {
     /// The first key that was not begun.
     start: Box<[u8]>,
-    /// The next older state of the key before it; 0 if that key was finished.
+    /// The next older state of the key before it; none if that key was finished.
     older: Link,
 }
 
@@ -44,59 +46,61 @@ impl Index {
     ) -> Option<Resume> {
         let (start, older) = match &resume {
             Some(resume) => (&*resume.start, resume.older),
-            None => (range.start, 0),
+            None => (range.start, Link::NONE),
         };
         let range = KeyRange { start, end: range.end };
         let mut walk = Walk { range, from, to, budget, visit };
-        let walked = match self.ring.get(older) {
-            Some(older) => self.follow(&older.state, || start.into(), &mut walk),
+        let walked = match self.beside.ring.get(older) {
+            Some(state) => self.follow((state.at, state.live, state.older), || start.into(), &mut walk),
             None => ControlFlow::Continue(()),
         };
         let walked = match walked {
-            ControlFlow::Continue(()) if !range.is_empty() => self.changes_in(&self.root, &mut walk),
+            ControlFlow::Continue(()) if !range.is_empty() => self.changes_in(&self.root, &mut Vec::new(), &mut walk),
             walked => walked,
         };
         walked.break_value()
     }
 
-    fn changes_in(&self, node: &Node, walk: &mut Walk<'_>) -> ControlFlow<Resume> {
-        let (range, from) = (walk.range, walk.from);
+    fn changes_in(&self, node: &Node, buffer: &mut Vec<u8>, walk: &mut Walk<'_>) -> ControlFlow<Resume> {
         match node {
-            Node::Leaf(entries) => {
-                let first = entries.partition_point(|entry| *entry.key < *range.start);
-                for entry in entries[first..].iter().take_while(|entry| range.is_below_end(&entry.key)) {
+            Node::Leaf(leaf) => {
+                let states = inside(leaf, walk.range).map(|place| (place, self.beside.state(leaf, place)));
+                leaf.keys(states, buffer, |key, newest| {
                     if *walk.budget == 0 {
-                        return ControlFlow::Break(Resume { start: entry.key.clone(), older: 0 });
+                        return ControlFlow::Break(Resume { start: key.into(), older: Link::NONE });
                     }
                     *walk.budget -= 1;
-                    let after = || [&entry.key[..], b"\0"].concat().into();
-                    self.follow(&entry.newest, after, walk)?;
-                }
+                    self.follow((newest.at, newest.is_live(), newest.older), || [key, b"\0"].concat().into(), walk)
+                })
             }
-            Node::Inner(children) => {
-                let first = child_of(children, range.start);
-                let end = children.partition_point(|child| range.is_below_end(&child.low));
-                for child in children[first..end.max(first)].iter().filter(|child| child.written >= from) {
-                    self.changes_in(&child.node, walk)?;
+            Node::Inner(inner) => {
+                let from = walk.from;
+                for child in covered(inner, walk.range).iter().filter(|child| child.written >= from) {
+                    self.changes_in(&child.node, buffer, walk)?;
                 }
+                ControlFlow::Continue(())
             }
         }
-        ControlFlow::Continue(())
     }
 
-    /// The history of one key, from `state` back. `after` is the first key behind it.
-    fn follow(&self, state: &Newest, after: impl Fn() -> Box<[u8]>, walk: &mut Walk<'_>) -> ControlFlow<Resume> {
-        let mut state = state;
-        while state.at.main >= walk.from {
-            if state.at.main <= walk.to && (state.is_live() || state.at.main >= self.swept) {
-                (walk.visit)(state.at);
+    /// The history of one key, from a state (when, whether live, what is older) back. `after` is the first key
+    /// behind it.
+    fn follow(
+        &self,
+        (mut at, mut live, mut older): (Revision, bool, Link),
+        after: impl Fn() -> Box<[u8]>,
+        walk: &mut Walk<'_>,
+    ) -> ControlFlow<Resume> {
+        while at.main >= walk.from {
+            if at.main <= walk.to && (live || at.main >= self.swept) {
+                (walk.visit)(at);
             }
-            let Some(older) = self.ring.get(state.older) else { break };
+            let Some(state) = self.beside.ring.get(older) else { break };
             if *walk.budget == 0 {
-                return ControlFlow::Break(Resume { start: after(), older: state.older });
+                return ControlFlow::Break(Resume { start: after(), older });
             }
             *walk.budget -= 1;
-            state = &older.state;
+            (at, live, older) = (state.at, state.live, state.older);
         }
         ControlFlow::Continue(())
     }

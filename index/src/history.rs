@@ -1,39 +1,27 @@
-//! What one key has been, and the ring of what was superseded.
+//! What was superseded, in the order in which it was.
 //!
-//! The ring keeps superseded revisions of all keys in the order in which they were superseded. Each
-//! links to its key's next older one. Compaction pops the tail; a link that points behind the tail
-//! is the end of the key's history, so nothing ever has to be unlinked.
+//! One ring for all keys. Each state links to its key's next older one. Compaction pops the tail; a link
+//! that points behind the tail is the end of the key's history, so nothing ever has to be unlinked.
+//!
+//! A state takes 16 bytes: its revision packed, then the link and how far what superseded it is above its
+//! block's first. Blocks are freed one by one, so the ring grows and shrinks without being copied.
 
+use crate::packed::{LINK_BITS, Link, Newest, pack, unpack};
 use crate::revision::{Hit, Revision};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-/// A place in the ring: 0 is nowhere, else the count of pushes up to and including its own.
-pub(crate) type Link = u64;
-
-/// The newest state of a key.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Newest {
-    pub(crate) at: Revision,
-    /// 0 versions is a tombstone.
-    pub(crate) version: u64,
-    pub(crate) created: u64,
-    pub(crate) older: Link,
-}
-
-impl Newest {
-    pub(crate) fn is_live(&self) -> bool {
-        self.version > 0
-    }
-
-    pub(crate) fn hit(&self) -> Option<Hit> {
-        self.is_live().then_some(Hit { modified: self.at, created: self.created, version: self.version })
-    }
-}
+/// States of a block. Small in tests, so that there are several.
+#[cfg(not(test))]
+const BLOCK: usize = 1024;
+#[cfg(test)]
+const BLOCK: usize = 4;
 
 /// A superseded state of a key.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Older {
-    pub(crate) state: Newest,
+    pub(crate) at: Revision,
+    pub(crate) live: bool,
+    pub(crate) older: Link,
     /// The main that superseded it.
     pub(crate) superseded: u64,
     /// False for a tombstone that the queue of graves reports.
@@ -43,48 +31,105 @@ pub(crate) struct Older {
 /// Superseded states, oldest superseded first.
 #[derive(Debug, Default)]
 pub(crate) struct Ring {
-    states: VecDeque<Older>,
-    popped: Link,
+    /// Each is full but the last.
+    blocks: VecDeque<Block>,
+    /// States of the first block that were popped.
+    gone: usize,
+    len: usize,
+    popped: u64,
+    /// States that do not fit 16 bytes, by the count of pushes before them.
+    wide: BTreeMap<u64, Older>,
+}
+
+#[derive(Debug)]
+struct Block {
+    /// No state of the block was superseded earlier.
+    base: u64,
+    states: Vec<[u64; 2]>,
+}
+
+const DELTA_BITS: u32 = 64 - LINK_BITS - 1;
+const WIDE_STATE: u64 = u64::MAX;
+
+fn pack_state(state: &Older, base: u64) -> Option<[u64; 2]> {
+    let delta = state.superseded.checked_sub(base).filter(|delta| *delta < 1 << DELTA_BITS)?;
+    let first = pack(state.at, state.live)?;
+    Some([first, delta << (LINK_BITS + 1) | u64::from(state.report) << LINK_BITS | state.older.bits()])
 }
 
 impl Ring {
-    pub(crate) fn push(&mut self, older: Older) -> Link {
-        self.states.push_back(older);
-        self.popped + self.states.len() as u64
+    pub(crate) fn push(&mut self, state: Older) -> Link {
+        if self.blocks.back().is_none_or(|block| block.states.len() == BLOCK) {
+            self.blocks.push_back(Block { base: state.superseded, states: Vec::with_capacity(BLOCK) });
+        }
+        let block = self.blocks.back_mut().expect("it was just looked at");
+        let pushes = self.popped + self.len as u64;
+        let packed = pack_state(&state, block.base).unwrap_or_else(|| {
+            self.wide.insert(pushes, state);
+            [WIDE_STATE; 2]
+        });
+        block.states.push(packed);
+        self.len += 1;
+        Link::to(pushes)
     }
 
-    pub(crate) fn get(&self, link: Link) -> Option<&Older> {
-        let at = link.checked_sub(self.popped + 1)?;
-        self.states.get(usize::try_from(at).ok()?)
+    fn at_place(&self, place: usize) -> Option<Older> {
+        let at = place + self.gone;
+        let block = self.blocks.get(at / BLOCK)?;
+        let [first, second] = *block.states.get(at % BLOCK)?;
+        if first == WIDE_STATE {
+            return self.wide.get(&(self.popped + place as u64)).copied();
+        }
+        let (at, live) = unpack(first);
+        let older = Link::from_bits(second & ((1 << LINK_BITS) - 1));
+        let superseded = block.base + (second >> (LINK_BITS + 1));
+        Some(Older { at, live, older, superseded, report: second >> LINK_BITS & 1 == 1 })
     }
 
-    pub(crate) fn oldest(&self) -> Option<&Older> {
-        self.states.front()
+    pub(crate) fn get(&self, link: Link) -> Option<Older> {
+        let after = link.after(self.popped)?;
+        self.at_place(usize::try_from(after).ok().filter(|place| *place < self.len)?)
+    }
+
+    pub(crate) fn oldest(&self) -> Option<Older> {
+        self.at_place(0)
     }
 
     pub(crate) fn pop(&mut self) -> Option<Older> {
-        let older = self.states.pop_front()?;
+        let state = self.at_place(0)?;
+        self.wide.remove(&self.popped);
         self.popped += 1;
-        if self.states.len() * 4 < self.states.capacity() && self.states.capacity() > 1024 {
-            self.states.shrink_to(self.states.len() * 2);
+        self.gone += 1;
+        self.len -= 1;
+        if self.gone == BLOCK {
+            self.blocks.pop_front();
+            self.gone = 0;
         }
-        Some(older)
+        Some(state)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.states.len()
+        self.len
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.states.capacity() * size_of::<Older>()
+        let blocks = self.blocks.len() * BLOCK * size_of::<[u64; 2]>() + self.blocks.capacity() * size_of::<Block>();
+        blocks + self.wide.len() * size_of::<(u64, Older)>() * 3 / 2
     }
 
-    /// The key's state after all of main `at`, if it was live then.
-    pub(crate) fn at(&self, newest: &Newest, at: u64) -> Option<Hit> {
-        let mut state = newest;
-        while state.at.main > at {
-            state = &self.get(state.older)?.state;
+    /// What the key was after all of main `at`, if it was live then and `older` leads to it.
+    pub(crate) fn at(&self, mut older: Link, at: u64) -> Option<Hit> {
+        loop {
+            let state = self.get(older)?;
+            if state.at.main <= at {
+                return state.live.then_some(Hit { modified: state.at, life: None });
+            }
+            older = state.older;
         }
-        state.hit()
+    }
+
+    /// What the key of which `newest` is the newest state was after all of main `at`.
+    pub(crate) fn state_at(&self, newest: &Newest, at: u64) -> Option<Hit> {
+        if newest.at.main <= at { newest.hit() } else { self.at(newest.older, at) }
     }
 }

@@ -1,7 +1,7 @@
 //! Building an index from rows: a sorted base, then rows after it.
 
 use crate::map::{Index, Write};
-use crate::revision::Revision;
+use crate::revision::{Life, Revision};
 use std::fmt;
 
 /// What a stored row says of its key.
@@ -82,7 +82,7 @@ impl Loader {
             Row::Put { created, .. } if created > at.main => {
                 return Err(LoadError { at, why: "was created after itself" });
             }
-            Row::Put { created, version } => Write::Put(Some((created, version))),
+            Row::Put { created, version } => Write::Put(Some(Life { created, version })),
         };
         self.index.write(key, at, write);
         Ok(())

@@ -5,28 +5,52 @@
 //! nothing was born or died below it after `r`, and descends otherwise: exact while newer changes are
 //! already applied. A walk over what changed since `r` leaves out children not written since.
 
-use crate::history::{Link, Newest, Older, Ring};
-use crate::revision::{Hit, Revision};
-use std::collections::VecDeque;
+use crate::history::{Older, Ring};
+use crate::inner::{Child, Inner, Node};
+use crate::leaf::{Leaf, State, common};
+use crate::packed::{Link, Newest, WIDE, main_of};
+use crate::revision::{Hit, Life, Revision};
+use std::collections::{BTreeMap, VecDeque};
 
-/// The most entries of a leaf and children of an inner node. Small in tests, so that nodes split.
+/// The most keys of a leaf and children of an inner node. Small in tests, so that nodes split.
 #[cfg(not(test))]
-pub(crate) const FANOUT: usize = 48;
+pub(crate) const FANOUT: usize = 64;
 #[cfg(test)]
 pub(crate) const FANOUT: usize = 4;
+
+/// A leaf of two keys or more is split above this many bytes.
+const LEAF_BYTES_MAX: usize = 32 << 10;
 
 /// The index of one shard.
 #[derive(Debug, Default)]
 pub struct Index {
     pub(crate) root: Node,
-    pub(crate) ring: Ring,
-    /// Tombstones in order, with their keys, until compaction passes them.
-    pub(crate) graves: VecDeque<(Revision, Box<[u8]>)>,
+    pub(crate) beside: Beside,
     /// Tombstones below this main are gone.
     pub(crate) swept: u64,
     keys: u64,
     live: u64,
-    key_bytes: u64,
+}
+
+/// What an index has beside its tree.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    pub(crate) ring: Ring,
+    /// Tombstones in order until compaction passes them.
+    pub(crate) graves: VecDeque<Grave>,
+    /// The keys whose newest states do not fit a leaf.
+    wide: BTreeMap<Box<[u8]>, Newest>,
+    /// Bytes that the tree takes.
+    tree_bytes: usize,
+}
+
+/// A tombstone.
+#[derive(Debug)]
+pub(crate) struct Grave {
+    pub(crate) at: Revision,
+    pub(crate) key: Box<[u8]>,
+    /// The ring reports it: a put of the same main buried it.
+    pub(crate) void: bool,
 }
 
 /// Sizes and counts of an index.
@@ -38,38 +62,8 @@ pub struct Stats {
     pub live: u64,
     /// Revisions held.
     pub revisions: u64,
-    /// About how many bytes of memory.
+    /// Bytes of memory, but for what the allocator adds.
     pub bytes: u64,
-}
-
-#[derive(Debug)]
-pub(crate) enum Node {
-    Leaf(Vec<Entry>),
-    Inner(Vec<Child>),
-}
-
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) key: Box<[u8]>,
-    pub(crate) newest: Newest,
-}
-
-#[derive(Debug)]
-pub(crate) struct Child {
-    /// No key below is lower; keys of the child before are.
-    pub(crate) low: Box<[u8]>,
-    pub(crate) live: u64,
-    /// The newest main at which a key below was born or died.
-    pub(crate) changed: u64,
-    /// No key below was written after this main.
-    pub(crate) written: u64,
-    pub(crate) node: Node,
-}
-
-impl Default for Node {
-    fn default() -> Self {
-        Node::Leaf(Vec::new())
-    }
 }
 
 /// What a change of one entry means for the counts above it.
@@ -78,13 +72,16 @@ pub(crate) struct Change {
     born: bool,
     died: bool,
     at: u64,
+    fresh: bool,
+    /// The key became the last of its leaf.
+    last: bool,
 }
 
 /// What becomes of an entry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Write {
     /// A put; None counts from what was there.
-    Put(Option<(u64, u64)>),
+    Put(Option<Life>),
     /// A tombstone.
     Tombstone,
 }
@@ -95,11 +92,12 @@ impl Index {
         Index::default()
     }
 
-    /// A put at `at`; returns the key's state after it. O(log n).
+    /// A put at `at`; returns the key's life after it. O(log n).
     ///
     /// Requires: `at` is above every revision of the key.
-    pub fn put(&mut self, key: &[u8], at: Revision) -> Hit {
-        self.write(key, at, Write::Put(None)).hit().expect("a put leaves the key live")
+    pub fn put(&mut self, key: &[u8], at: Revision) -> Life {
+        let newest = self.write(key, at, Write::Put(None));
+        Life { created: newest.created, version: newest.version }
     }
 
     /// A delete at `at`; returns what it ended, or None if the key was not live (then nothing
@@ -114,12 +112,12 @@ impl Index {
 
     /// The key's state after all of main `at`, if it was live then. O(log n + newer revisions).
     pub fn get(&self, key: &[u8], at: u64) -> Option<Hit> {
-        self.ring.at(&self.find(key)?.newest, at)
+        self.beside.ring.state_at(&self.find(key)?, at)
     }
 
-    /// The key's newest state, if it is live. O(log n).
+    /// The key's newest state, if it is live; it has a life. O(log n).
     pub fn latest(&self, key: &[u8]) -> Option<Hit> {
-        self.find(key)?.newest.hit()
+        self.find(key)?.hit()
     }
 
     /// True if `row` is what the key was after all of main `at`, and a put.
@@ -129,111 +127,139 @@ impl Index {
 
     /// True if the key has a change at `row`, put or tombstone, that was not swept.
     pub fn knows(&self, key: &[u8], row: Revision) -> bool {
-        let Some(entry) = self.find(key) else { return false };
-        let mut state = &entry.newest;
-        while state.at > row {
-            let Some(older) = self.ring.get(state.older) else { return false };
-            state = &older.state;
+        let Some(Newest { mut at, mut older, .. }) = self.find(key) else { return false };
+        while at > row {
+            let Some(state) = self.beside.ring.get(older) else { return false };
+            (at, older) = (state.at, state.older);
         }
-        state.at == row
+        at == row
     }
 
     /// Sizes and counts. O(1).
     pub fn stats(&self) -> Stats {
-        // Entries and slots of nodes two thirds full, keys with an allocator's rounding.
-        let nodes = self.keys * (size_of::<Entry>() as u64 * 3 / 2 + 4) + self.key_bytes + self.keys * 8;
-        let graves = self.graves.capacity() * size_of::<(Revision, Box<[u8]>)>();
-        Stats {
-            keys: self.keys,
-            live: self.live,
-            revisions: self.keys + self.ring.len() as u64,
-            bytes: nodes + (self.ring.heap_bytes() + graves) as u64,
-        }
+        let Beside { ring, graves, wide, tree_bytes } = &self.beside;
+        // Keys of tombstones as long as others, with an allocator's rounding.
+        let a_grave = size_of::<Grave>() + 64;
+        let bytes = tree_bytes + ring.heap_bytes() + graves.len() * a_grave + wide.len() * 128;
+        Stats { keys: self.keys, live: self.live, revisions: self.keys + ring.len() as u64, bytes: bytes as u64 }
     }
 
-    pub(crate) fn find(&self, key: &[u8]) -> Option<&Entry> {
+    pub(crate) fn find(&self, key: &[u8]) -> Option<Newest> {
         let mut node = &self.root;
         loop {
             match node {
-                Node::Leaf(entries) => {
-                    let at = entries.binary_search_by(|entry| (*entry.key).cmp(key)).ok()?;
-                    return entries.get(at);
-                }
-                Node::Inner(children) => node = &children[child_of(children, key)].node,
+                Node::Leaf(leaf) => return leaf.search(key).ok().map(|at| self.beside.state(leaf, at)),
+                Node::Inner(inner) => node = &inner.children()[inner.child_of(key)].node,
             }
         }
     }
 
     pub(crate) fn write(&mut self, key: &[u8], at: Revision, write: Write) -> Newest {
-        let Index { root, ring, graves, .. } = self;
-        let (newest, change, fresh) = root.write(key, at, write, ring, graves);
+        let (newest, change) = self.root.write(key, at, write, &mut self.beside);
         self.live = self.live + u64::from(change.born) - u64::from(change.died);
-        if fresh {
-            self.keys += 1;
-            self.key_bytes += key.len() as u64;
-        }
-        if let Some(right) = self.root.split() {
-            let left = std::mem::take(&mut self.root);
-            self.root = Node::Inner(vec![Child::of(left), Child::of(right)]);
+        self.keys += u64::from(change.fresh);
+        if let Some(right) = self.root.split(change, &mut self.beside) {
+            let left = Child::of(std::mem::take(&mut self.root), Box::default(), &self.beside);
+            let inner = Inner::new(vec![left, right]);
+            self.beside.tree_bytes += inner.heap_bytes();
+            self.root = Node::Inner(Box::new(inner));
         }
         newest
     }
 
     /// Takes a dead key out.
     pub(crate) fn remove(&mut self, key: &[u8]) {
-        if self.root.remove(key) {
-            self.keys -= 1;
-            self.key_bytes -= key.len() as u64;
-        }
-        if let Node::Inner(children) = &mut self.root {
-            match children.len() {
-                0 => self.root = Node::default(),
-                1 => {
-                    let only = children.remove(0);
-                    self.root = only.node;
-                }
-                _ => {}
-            }
+        self.keys -= u64::from(self.root.remove(key, &mut self.beside));
+        if let Node::Inner(inner) = &mut self.root
+            && inner.children().len() <= 1
+        {
+            self.beside.tree_bytes -= inner.heap_bytes();
+            let only = inner.edit(|children| children.pop());
+            self.root = only.map(|child| child.node).unwrap_or_default();
         }
     }
 }
 
-/// The child that has `key` if any has.
-pub(crate) fn child_of(children: &[Child], key: &[u8]) -> usize {
-    children.partition_point(|child| *child.low <= *key).saturating_sub(1)
+impl Beside {
+    /// The newest state of a leaf's `at`th key.
+    pub(crate) fn state(&self, leaf: &Leaf, at: usize) -> Newest {
+        match leaf.state(at) {
+            State::Here(newest) => newest,
+            State::Wide => {
+                let mut key = Vec::new();
+                leaf.key(at, &mut key);
+                *self.wide.get(&*key).expect("a state is in the leaf or in the map")
+            }
+        }
+    }
+
+    /// The state after a write; what it supersedes goes to the ring.
+    fn succeed(&mut self, key: &[u8], before: Option<Newest>, at: Revision, write: Write) -> Newest {
+        let mut older = Link::NONE;
+        if let Some(state) = &before {
+            debug_assert!(at > state.at, "{at:?} is not after {:?}", state.at);
+            let live = state.is_live();
+            // A tombstone is reported by its grave, unless the same main buries it: then no
+            // compaction may keep it, as it would at a main of its own.
+            let report = live || state.at.main == at.main;
+            if report && !live {
+                let grave = self.graves.binary_search_by_key(&state.at, |grave| grave.at);
+                if let Some(grave) = grave.ok().and_then(|place| self.graves.get_mut(place)) {
+                    grave.void = true;
+                }
+            }
+            older = self.ring.push(Older { at: state.at, live, older: state.older, superseded: at.main, report });
+        }
+        let life = match write {
+            Write::Tombstone => {
+                self.graves.push_back(Grave { at, key: key.into(), void: false });
+                Life { created: 0, version: 0 }
+            }
+            Write::Put(Some(stored)) => stored,
+            Write::Put(None) => match before.filter(Newest::is_live) {
+                Some(before) => Life { created: before.created, version: before.version + 1 },
+                None => Life { created: at.main, version: 1 },
+            },
+        };
+        Newest { at, version: life.version, created: life.created, older }
+    }
 }
 
 impl Child {
-    fn of(node: Node) -> Self {
-        let (live, changed, written) = node.sums();
-        Child { low: node.low().into(), live, changed, written, node }
+    fn of(node: Node, low: Box<[u8]>, beside: &Beside) -> Self {
+        let (live, changed, written) = node.sums(beside);
+        Child { low, live, changed, written, node }
     }
 }
 
 impl Node {
     pub(crate) fn len(&self) -> usize {
         match self {
-            Node::Leaf(entries) => entries.len(),
-            Node::Inner(children) => children.len(),
+            Node::Leaf(leaf) => leaf.len(),
+            Node::Inner(inner) => inner.children().len(),
         }
     }
 
-    fn low(&self) -> &[u8] {
+    fn sums(&self, beside: &Beside) -> (u64, u64, u64) {
         match self {
-            Node::Leaf(entries) => entries.first().map_or(b"", |entry| &entry.key),
-            Node::Inner(children) => children.first().map_or(b"", |child| &child.low),
-        }
-    }
-
-    fn sums(&self) -> (u64, u64, u64) {
-        match self {
-            Node::Leaf(entries) => {
-                let live = entries.iter().filter(|entry| entry.newest.is_live()).count() as u64;
+            Node::Leaf(leaf) => {
+                let (mut live, mut written) = (0, 0);
+                for (at, packed) in leaf.all_packed(0..leaf.len()).enumerate() {
+                    let (main, lives) = match packed {
+                        WIDE => {
+                            let newest = beside.state(leaf, at);
+                            (newest.at.main, newest.is_live())
+                        }
+                        packed => (main_of(packed), packed & 1 == 0),
+                    };
+                    live += u64::from(lives);
+                    written = written.max(main);
+                }
                 // A leaf does not keep births: the newest change of any entry is a safe bound.
-                let written = entries.iter().map(|entry| entry.newest.at.main).max().unwrap_or(0);
                 (live, written, written)
             }
-            Node::Inner(children) => {
+            Node::Inner(inner) => {
+                let children = inner.children();
                 let live = children.iter().map(|child| child.live).sum();
                 let changed = children.iter().map(|child| child.changed).max().unwrap_or(0);
                 (live, changed, children.iter().map(|child| child.written).max().unwrap_or(0))
@@ -241,96 +267,108 @@ impl Node {
         }
     }
 
-    /// Changes or adds an entry; tells the entry's new state, what it means for the counts, and
-    /// whether the key is new.
-    fn write(
-        &mut self,
-        key: &[u8],
-        at: Revision,
-        write: Write,
-        ring: &mut Ring,
-        graves: &mut VecDeque<(Revision, Box<[u8]>)>,
-    ) -> (Newest, Change, bool) {
+    /// Changes or adds an entry; tells its new state, and what that means for the counts above it.
+    fn write(&mut self, key: &[u8], at: Revision, write: Write, beside: &mut Beside) -> (Newest, Change) {
         match self {
-            Node::Leaf(entries) => {
-                let place = entries.binary_search_by(|entry| (*entry.key).cmp(key));
-                let before = place.ok().map(|at| entries[at].newest);
-                let newest = succeed(before, at, write, ring, graves);
-                if !newest.is_live() {
-                    graves.push_back((at, key.into()));
-                }
-                match place {
-                    Ok(at) => entries[at].newest = newest,
-                    Err(at) => entries.insert(at, Entry { key: key.into(), newest }),
+            Node::Leaf(leaf) => {
+                let place = leaf.search(key);
+                let before = place.ok().map(|place| beside.state(leaf, place));
+                let newest = beside.succeed(key, before, at, write);
+                let bytes = leaf.heap_bytes();
+                let fits = match place {
+                    Ok(place) => leaf.set(place, &newest),
+                    Err(place) => leaf.insert(place, key, &newest),
+                };
+                beside.tree_bytes = beside.tree_bytes + leaf.heap_bytes() - bytes;
+                if !fits {
+                    beside.wide.insert(key.into(), newest);
+                } else if !beside.wide.is_empty() {
+                    beside.wide.remove(key);
                 }
                 let was_live = before.is_some_and(|before| before.is_live());
                 let (born, died) = (newest.is_live() && !was_live, was_live && !newest.is_live());
-                (newest, Change { born, died, at: at.main }, before.is_none())
+                let last = place == Err(leaf.len() - 1);
+                (newest, Change { born, died, at: at.main, fresh: before.is_none(), last })
             }
-            Node::Inner(children) => {
-                let which = child_of(children, key);
-                let child = &mut children[which];
-                if *key < *child.low {
-                    child.low = key.into();
-                }
-                let done = child.node.write(key, at, write, ring, graves);
-                let (_, change, _) = done;
+            Node::Inner(inner) => {
+                let which = inner.child_of(key);
+                inner.lower(key);
+                let child = inner.child_mut(which);
+                let (newest, change) = child.node.write(key, at, write, beside);
                 child.written = child.written.max(at.main);
                 if change.born || change.died {
                     child.live = child.live + u64::from(change.born) - u64::from(change.died);
                     child.changed = child.changed.max(change.at);
                 }
-                if let Some(right) = child.node.split() {
+                if change.fresh
+                    && let Some(mut right) = child.node.split(change, beside)
+                {
                     let changed = child.changed;
-                    (child.live, _, child.written) = child.node.sums();
-                    let mut right = Child::of(right);
+                    (child.live, _, child.written) = child.node.sums(beside);
                     // Both halves inherit the bound; either may hold what changed last.
                     right.changed = changed;
-                    children.insert(which + 1, right);
+                    beside.edit(inner, |children| children.insert(which + 1, right));
                 }
-                done
+                (newest, change)
             }
         }
     }
 
-    /// Splits an overfull node in the middle; returns its upper half.
-    fn split(&mut self) -> Option<Node> {
-        if self.len() <= FANOUT {
-            return None;
+    /// Splits an overfull node; returns its upper half. Keys that come in order leave full nodes behind.
+    fn split(&mut self, change: Change, beside: &mut Beside) -> Option<Child> {
+        let len = self.len();
+        match self {
+            Node::Leaf(leaf) => {
+                if len <= FANOUT && (leaf.heap_bytes() <= LEAF_BYTES_MAX || len < 2) {
+                    return None;
+                }
+                let bytes = leaf.heap_bytes();
+                let at = if change.last { len - 1 } else { len.div_ceil(2) };
+                let right = leaf.split_off(at);
+                beside.tree_bytes = beside.tree_bytes + leaf.heap_bytes() + right.heap_bytes() - bytes;
+                let (mut below, mut first) = (Vec::new(), Vec::new());
+                leaf.key(at - 1, &mut below);
+                right.key(0, &mut first);
+                first.truncate(common(&below, &first) + 1);
+                Some(Child::of(Node::Leaf(right), first.into(), beside))
+            }
+            Node::Inner(inner) => {
+                if len <= FANOUT {
+                    return None;
+                }
+                let right = beside.edit(inner, |children| children.split_off(FANOUT / 2 + 1));
+                let low = right[0].low.clone();
+                let right = Inner::new(right);
+                beside.tree_bytes += right.heap_bytes();
+                Some(Child::of(Node::Inner(Box::new(right)), low, beside))
+            }
         }
-        let at = FANOUT / 2 + 1;
-        Some(match self {
-            Node::Leaf(entries) => {
-                let mut right = Vec::with_capacity(FANOUT + 1);
-                right.extend(entries.drain(at..));
-                Node::Leaf(right)
-            }
-            Node::Inner(children) => {
-                let mut right = Vec::with_capacity(FANOUT + 1);
-                right.extend(children.drain(at..));
-                Node::Inner(right)
-            }
-        })
     }
 
     /// Takes a dead key out; merges what becomes small with a neighbour.
-    fn remove(&mut self, key: &[u8]) -> bool {
+    fn remove(&mut self, key: &[u8], beside: &mut Beside) -> bool {
         match self {
-            Node::Leaf(entries) => {
-                let place = entries.binary_search_by(|entry| (*entry.key).cmp(key));
-                let found = place.is_ok_and(|at| !entries[at].newest.is_live());
-                if let (Ok(at), true) = (place, found) {
-                    entries.remove(at);
+            Node::Leaf(leaf) => {
+                let place = leaf.search(key).ok().filter(|place| !beside.state(leaf, *place).is_live());
+                if let Some(place) = place {
+                    let bytes = leaf.heap_bytes();
+                    leaf.remove(place);
+                    beside.tree_bytes = beside.tree_bytes + leaf.heap_bytes() - bytes;
+                    beside.wide.remove(key);
                 }
-                found
+                place.is_some()
             }
-            Node::Inner(children) => {
-                let which = child_of(children, key);
-                let found = children[which].node.remove(key);
-                if children[which].node.len() == 0 {
-                    children.remove(which);
-                } else if children[which].node.len() < FANOUT / 4 {
-                    merge(children, which);
+            Node::Inner(inner) => {
+                let which = inner.child_of(key);
+                let found = inner.child_mut(which).node.remove(key, beside);
+                let left = inner.children()[which].node.len();
+                if left == 0 {
+                    let gone = beside.edit(inner, |children| children.remove(which));
+                    if let Node::Inner(inner) = gone.node {
+                        beside.tree_bytes -= inner.heap_bytes();
+                    }
+                } else if left < FANOUT / 4 {
+                    beside.merge(inner, which);
                 }
                 found
             }
@@ -338,53 +376,39 @@ impl Node {
     }
 }
 
-/// Joins a small child with its neighbour if both fit one node.
-fn merge(children: &mut Vec<Child>, which: usize) {
-    let left = which.saturating_sub(1);
-    if left + 1 >= children.len() || children[left].node.len() + children[left + 1].node.len() > FANOUT {
-        return;
+impl Beside {
+    /// Changes which children a node has.
+    fn edit<T>(&mut self, inner: &mut Inner, change: impl FnOnce(&mut Vec<Child>) -> T) -> T {
+        let bytes = inner.heap_bytes();
+        let done = inner.edit(change);
+        self.tree_bytes = self.tree_bytes + inner.heap_bytes() - bytes;
+        done
     }
-    let right = children.remove(left + 1);
-    let into = &mut children[left];
-    into.live += right.live;
-    into.changed = into.changed.max(right.changed);
-    into.written = into.written.max(right.written);
-    match (&mut into.node, right.node) {
-        (Node::Leaf(entries), Node::Leaf(more)) => entries.extend(more),
-        (Node::Inner(children), Node::Inner(more)) => children.extend(more),
-        _ => unreachable!("all leaves are at one depth"),
-    }
-}
 
-/// The state after a write; what it supersedes goes to the ring.
-fn succeed(
-    before: Option<Newest>,
-    at: Revision,
-    write: Write,
-    ring: &mut Ring,
-    graves: &mut VecDeque<(Revision, Box<[u8]>)>,
-) -> Newest {
-    let older: Link = match before {
-        None => 0,
-        Some(state) => {
-            debug_assert!(at > state.at, "{at:?} is not after {:?}", state.at);
-            let mut report = true;
-            if !state.is_live() {
-                // A tombstone is reported by its grave, unless the same main buries it: then no
-                // compaction may keep it, as it would at a main of its own.
-                report = state.at.main == at.main;
-                if report && let Some(grave) = graves.iter().rposition(|(grave, _)| *grave == state.at) {
-                    graves.remove(grave);
-                }
-            }
-            ring.push(Older { state, superseded: at.main, report })
+    /// Joins a small child with its neighbour if both fit one node.
+    fn merge(&mut self, inner: &mut Inner, which: usize) {
+        let left = which.saturating_sub(1);
+        let children = inner.children();
+        if left + 1 >= children.len() || children[left].node.len() + children[left + 1].node.len() > FANOUT {
+            return;
         }
-    };
-    let live = before.filter(Newest::is_live);
-    let (created, version) = match write {
-        Write::Tombstone => (0, 0),
-        Write::Put(Some(stored)) => stored,
-        Write::Put(None) => live.map_or((at.main, 1), |before| (before.created, before.version + 1)),
-    };
-    Newest { at, version, created, older }
+        let right = self.edit(inner, |children| children.remove(left + 1));
+        let into = inner.child_mut(left);
+        into.live += right.live;
+        into.changed = into.changed.max(right.changed);
+        into.written = into.written.max(right.written);
+        match (&mut into.node, right.node) {
+            (Node::Leaf(leaf), Node::Leaf(more)) => {
+                let bytes = leaf.heap_bytes() + more.heap_bytes();
+                leaf.append(&more);
+                self.tree_bytes = self.tree_bytes + leaf.heap_bytes() - bytes;
+            }
+            (Node::Inner(inner), Node::Inner(mut more)) => {
+                self.tree_bytes -= more.heap_bytes();
+                let moved = more.edit(std::mem::take);
+                self.edit(inner, |children| children.extend(moved));
+            }
+            _ => unreachable!("all leaves are at one depth"),
+        }
+    }
 }

@@ -21,7 +21,14 @@ impl Revision {
 pub struct Hit {
     /// The revision of its newest version there.
     pub modified: Revision,
-    /// The main at which this life of the key began.
+    /// None if it has a newer state by now: then its record says.
+    pub life: Option<Life>,
+}
+
+/// One life of a key: from a put of what was not there to a delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// The main at which it began.
     pub created: u64,
     /// How many puts since then, that one included.
     pub version: u64,

@@ -5,7 +5,7 @@
 //! below C. Superseded rows go first: then no crash between two steps can leave a key's older put
 //! without the tombstone that hides it.
 
-use crate::map::Index;
+use crate::map::{Grave, Index};
 use crate::revision::Revision;
 
 /// Whether a sweep is finished.
@@ -22,23 +22,26 @@ impl Index {
     /// `removed`. Cost follows what is removed. Reads at `upto` and later answer as before.
     pub fn sweep(&mut self, upto: u64, budget: usize, removed: &mut Vec<Revision>) -> Swept {
         let full = removed.len() + budget;
-        while self.ring.oldest().is_some_and(|older| older.superseded <= upto) {
+        while self.beside.ring.oldest().is_some_and(|older| older.superseded <= upto) {
             if removed.len() >= full {
                 return Swept::More;
             }
-            let older = self.ring.pop().expect("oldest() just saw it");
+            let older = self.beside.ring.pop().expect("oldest() just saw it");
             if older.report {
-                removed.push(older.state.at);
+                removed.push(older.at);
             }
         }
-        while self.graves.front().is_some_and(|(at, _)| at.main < upto) {
+        while self.beside.graves.front().is_some_and(|grave| grave.at.main < upto) {
             if removed.len() >= full {
                 return Swept::More;
             }
-            let (at, key) = self.graves.pop_front().expect("front() just saw it");
+            let Grave { at, key, void } = self.beside.graves.pop_front().expect("front() just saw it");
+            if void {
+                continue;
+            }
             removed.push(at);
             self.swept = self.swept.max(at.main + 1);
-            if self.find(&key).is_some_and(|entry| entry.newest.at == at) {
+            if self.find(&key).is_some_and(|newest| newest.at == at) {
                 self.remove(&key);
             }
         }
@@ -47,7 +50,7 @@ impl Index {
 
     /// True if a sweep up to `upto` would remove something.
     pub fn has_garbage(&self, upto: u64) -> bool {
-        self.ring.oldest().is_some_and(|older| older.superseded <= upto)
-            || self.graves.front().is_some_and(|(at, _)| at.main < upto)
+        self.beside.ring.oldest().is_some_and(|older| older.superseded <= upto)
+            || self.beside.graves.front().is_some_and(|grave| grave.at.main < upto)
     }
 }

@@ -1,7 +1,7 @@
 //! The index against a list of all rows ever written.
 
 use crate::walk::VISITED;
-use crate::{Hit, Index, KeyRange, Loader, Revision, Row, Swept};
+use crate::{Hit, Index, KeyRange, Life, Loader, Revision, Row, Swept};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -21,16 +21,17 @@ impl Model {
 
     fn get(&self, key: &[u8], at: u64) -> Option<Hit> {
         let (modified, row) = self.of_key(key).rfind(|(row, _)| row.main <= at)?;
-        row.map(|(created, version)| Hit { modified, created, version })
+        let newest = self.of_key(key).next_back().is_some_and(|(newest, _)| newest == modified);
+        row.map(|(created, version)| Hit { modified, life: newest.then_some(Life { created, version }) })
     }
 
-    fn put(&mut self, key: &[u8], at: Revision) -> Hit {
+    fn put(&mut self, key: &[u8], at: Revision) -> Life {
         let (created, version) = match self.of_key(key).next_back() {
             Some((_, Some((created, version)))) => (created, version + 1),
             _ => (at.main, 1),
         };
         self.rows.insert(at, (key.to_vec(), Some((created, version))));
-        Hit { modified: at, created, version }
+        Life { created, version }
     }
 
     fn tombstone(&mut self, key: &[u8], at: Revision) -> Option<Hit> {
@@ -61,6 +62,18 @@ impl Model {
             }
         }
         removed
+    }
+}
+
+/// Keys that are parts of each other, end in zeros, share much, or nothing.
+fn name(key: u8) -> Vec<u8> {
+    match key % 6 {
+        0 => format!("k{key:02}").into_bytes(),
+        1 => format!("k{:02}\0", key - 1).into_bytes(),
+        2 => format!("k{:02}\0\0\0\0\0\0\0", key - 2).into_bytes(),
+        3 => format!("{}{key:02}", "k".repeat(200)).into_bytes(),
+        4 => format!("k{:02}-and-a-tail-{key}", key - 4).into_bytes(),
+        _ => vec![key],
     }
 }
 
@@ -139,15 +152,20 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn it_answers_like_the_list_of_all_rows(steps in prop::collection::vec(step(), 1..60)) {
-        let (mut index, mut model, mut main, mut compacted) = (Index::new(), Model::default(), 1, 0);
+    fn it_answers_like_the_list_of_all_rows(
+        steps in prop::collection::vec(step(), 1..60),
+        // From where on mains, and by how much subs, and some do not fit what they are packed in.
+        first in prop_oneof![2 => Just(1), 1 => Just((1u64 << 42) - 8)],
+        stride in prop_oneof![2 => Just(1u32), 1 => Just(1 << 20)],
+    ) {
+        let (mut index, mut model, mut main, mut compacted) = (Index::new(), Model::default(), first, 0);
         let mut removed = Vec::new();
         for step in steps {
             match step {
                 Step::Txn(changes) => {
                     main += 1;
                     for (sub, (key, put)) in changes.into_iter().enumerate() {
-                        let (key, at) = (format!("k{key:02}").into_bytes(), Revision::new(main, sub as u32));
+                        let (key, at) = (name(key), Revision::new(main, sub as u32 * stride));
                         if put {
                             prop_assert_eq!(index.put(&key, at), model.put(&key, at));
                         } else {
@@ -175,7 +193,8 @@ proptest! {
                 }
             }
         }
-        check_reads(&index, &model, compacted, main);
+        let from = compacted.max(main.saturating_sub(70));
+        check_reads(&index, &model, from, main);
         // What survives builds the same index again.
         let mut loader = Loader::new();
         for (at, (key, row)) in model.rows.iter().filter(|(at, _)| !model.gone.contains(at)) {
@@ -183,7 +202,7 @@ proptest! {
             loader.row(key, *at, row).unwrap();
         }
         let mut loaded = loader.finish();
-        check_reads(&loaded, &model, compacted, main);
+        check_reads(&loaded, &model, from, main);
         let stats = (loaded.stats().keys, loaded.stats().live);
         prop_assert_eq!(stats, (index.stats().keys, index.stats().live));
         let (mut a, mut b) = (Vec::new(), Vec::new());
@@ -261,12 +280,12 @@ fn a_delete_and_a_put_under_one_main_keep_the_put() {
     let mut index = Index::new();
     index.put(b"k", Revision::new(2, 0));
     index.tombstone(b"k", Revision::new(3, 0));
-    let hit = index.put(b"k", Revision::new(3, 1));
-    assert_eq!((hit.created, hit.version), (3, 1));
+    let life = index.put(b"k", Revision::new(3, 1));
+    assert_eq!((life.created, life.version), (3, 1));
     let mut removed = Vec::new();
     index.sweep(3, 10, &mut removed);
     assert_eq!(removed, [Revision::new(2, 0), Revision::new(3, 0)]);
-    assert_eq!(index.get(b"k", 3), Some(hit));
+    assert_eq!(index.get(b"k", 3), Some(Hit { modified: Revision::new(3, 1), life: Some(life) }));
 }
 
 /// B4: what counts and limits cost.

@@ -1,8 +1,11 @@
 //! Keys in order, and how many there are, at any revision from the compacted one on.
 
-use crate::map::{Child, Index, Node, child_of};
+use crate::inner::{Child, Inner, Node};
+use crate::leaf::Leaf;
+use crate::map::Index;
+use crate::packed::{WIDE, main_of};
 use crate::revision::{Hit, KeyRange};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 #[cfg(test)]
 thread_local! {
@@ -20,14 +23,14 @@ impl Index {
     /// O(log n + keys shown), but for subtrees whose keys are all newer or dead.
     pub fn walk(&self, range: KeyRange<'_>, at: u64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
         if !range.is_empty() {
-            let _stopped = self.ascend(&self.root, range, at, visit);
+            let _stopped = self.ascend(&self.root, range, at, &mut Vec::new(), visit);
         }
     }
 
     /// Like `walk`, descending.
     pub fn walk_back(&self, range: KeyRange<'_>, at: u64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
         if !range.is_empty() {
-            let _stopped = self.descend(&self.root, range, at, visit);
+            let _stopped = self.descend(&self.root, range, at, &mut Vec::new(), visit);
         }
     }
 
@@ -42,25 +45,19 @@ impl Index {
         node: &Node,
         range: KeyRange<'_>,
         at: u64,
+        buffer: &mut Vec<u8>,
         visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         visited();
         match node {
-            Node::Leaf(entries) => {
-                let first = entries.partition_point(|entry| *entry.key < *range.start);
-                for entry in entries[first..].iter().take_while(|entry| range.is_below_end(&entry.key)) {
-                    if let Some(hit) = self.ring.at(&entry.newest, at) {
-                        visit(&entry.key, hit)?;
-                    }
+            Node::Leaf(leaf) => leaf.keys(self.hits(leaf, inside(leaf, range), at), buffer, visit),
+            Node::Inner(inner) => {
+                for child in covered(inner, range).iter().filter(|child| may_show(child, at)) {
+                    self.ascend(&child.node, range, at, buffer, visit)?;
                 }
-            }
-            Node::Inner(children) => {
-                for child in covered(children, range).iter().filter(|child| may_show(child, at)) {
-                    self.ascend(&child.node, range, at, visit)?;
-                }
+                ControlFlow::Continue(())
             }
         }
-        ControlFlow::Continue(())
     }
 
     fn descend(
@@ -68,36 +65,41 @@ impl Index {
         node: &Node,
         range: KeyRange<'_>,
         at: u64,
+        buffer: &mut Vec<u8>,
         visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         visited();
         match node {
-            Node::Leaf(entries) => {
-                for entry in entries.iter().rev().filter(|entry| range.contains(&entry.key)) {
-                    if let Some(hit) = self.ring.at(&entry.newest, at) {
-                        visit(&entry.key, hit)?;
-                    }
+            Node::Leaf(leaf) => leaf.keys(self.hits(leaf, inside(leaf, range).rev(), at), buffer, visit),
+            Node::Inner(inner) => {
+                for child in covered(inner, range).iter().rev().filter(|child| may_show(child, at)) {
+                    self.descend(&child.node, range, at, buffer, visit)?;
                 }
-            }
-            Node::Inner(children) => {
-                for child in covered(children, range).iter().rev().filter(|child| may_show(child, at)) {
-                    self.descend(&child.node, range, at, visit)?;
-                }
+                ControlFlow::Continue(())
             }
         }
-        ControlFlow::Continue(())
+    }
+
+    /// Those of a leaf's places whose keys are live at `at`.
+    fn hits(&self, leaf: &Leaf, places: impl Iterator<Item = usize>, at: u64) -> impl Iterator<Item = (usize, Hit)> {
+        places.filter_map(move |place| Some((place, self.beside.ring.state_at(&self.beside.state(leaf, place), at)?)))
     }
 
     fn count_in(&self, node: &Node, range: KeyRange<'_>, at: u64) -> u64 {
         visited();
         match node {
-            Node::Leaf(entries) => {
-                let first = entries.partition_point(|entry| *entry.key < *range.start);
-                let inside = entries[first..].iter().take_while(|entry| range.is_below_end(&entry.key));
-                inside.filter(|entry| self.ring.at(&entry.newest, at).is_some()).count() as u64
+            Node::Leaf(leaf) => {
+                let places = inside(leaf, range);
+                let live = leaf.all_packed(places.clone()).zip(places).filter(|(packed, place)| {
+                    if *packed != WIDE && main_of(*packed) <= at {
+                        return packed & 1 == 0;
+                    }
+                    self.beside.ring.state_at(&self.beside.state(leaf, *place), at).is_some()
+                });
+                live.count() as u64
             }
-            Node::Inner(children) => {
-                let covered = covered(children, range);
+            Node::Inner(inner) => {
+                let covered = covered(inner, range);
                 let last = covered.len().saturating_sub(1);
                 let mut count = 0;
                 for (which, child) in covered.iter().enumerate() {
@@ -112,11 +114,16 @@ impl Index {
     }
 }
 
+/// The places of a leaf whose keys are in the range.
+pub(crate) fn inside(leaf: &Leaf, range: KeyRange<'_>) -> Range<usize> {
+    let first = leaf.rank(range.start);
+    first..range.end.map_or(leaf.len(), |end| leaf.rank(end)).max(first)
+}
+
 /// The children that may hold keys of the range.
-fn covered<'a>(children: &'a [Child], range: KeyRange<'_>) -> &'a [Child] {
-    let first = child_of(children, range.start);
-    let end = children.partition_point(|child| range.is_below_end(&child.low));
-    &children[first..end.max(first)]
+pub(crate) fn covered<'a>(inner: &'a Inner, range: KeyRange<'_>) -> &'a [Child] {
+    let first = inner.child_of(range.start);
+    &inner.children()[first..inner.below(range.end).max(first)]
 }
 
 /// False if nothing below is live at `at`.

@@ -24,7 +24,7 @@ use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
 use polybolt_engine::view::View;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
-use polybolt_index::{Hit, Index, KeyRange, Revision};
+use polybolt_index::{Hit, Index, KeyRange, Life, Revision};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -399,6 +399,17 @@ impl Core {
         segments.iter().map(in_segment).sum()
     }
 
+    /// The lives of what was found. The index knows those of newest states; others are read.
+    pub(crate) fn lives(&self, found: &[Found]) -> Result<Vec<Life>> {
+        let older: Vec<Found> = found.iter().filter(|found| found.hit.life.is_none()).cloned().collect();
+        let mut rows = self.fetch(&older, true)?.into_iter();
+        let mut read = || {
+            let kv = rows.next().unwrap_or_default();
+            Life { created: kv.create_revision.cast_unsigned(), version: kv.version.cast_unsigned() }
+        };
+        Ok(found.iter().map(|found| found.hit.life.unwrap_or_else(&mut read)).collect())
+    }
+
     /// The rows of what was found, in the same order; each tree is read in the order of revisions.
     pub(crate) fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
         let mut kvs = vec![KeyValue::default(); found.len()];
@@ -419,7 +430,8 @@ impl Core {
                 let stored = stored.ok_or_else(|| damaged(missing))?;
                 kvs[place] = if keys_only {
                     let head = RowHead::decode(&stored.head).map_err(damaged)?;
-                    key_only(found, head.lease)
+                    let life = Life { created: head.created, version: head.version };
+                    key_only(found, life, head.lease)
                 } else {
                     record::open_row(&keys[which], &stored.head, &stored.body).map_err(damaged)?
                 };
@@ -521,12 +533,12 @@ fn stored_row(at: Revision, key: &[u8], head: &Bytes, body: &Bytes) -> Result<St
 }
 
 /// A found key without its value.
-pub(crate) fn key_only(found: &Found, lease: i64) -> KeyValue {
+pub(crate) fn key_only(found: &Found, life: Life, lease: i64) -> KeyValue {
     KeyValue {
         key: found.key.clone(),
-        create_revision: found.hit.created.cast_signed(),
+        create_revision: life.created.cast_signed(),
         mod_revision: found.hit.modified.main.cast_signed(),
-        version: found.hit.version.cast_signed(),
+        version: life.version.cast_signed(),
         value: Bytes::new(),
         lease,
     }

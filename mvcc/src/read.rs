@@ -5,6 +5,7 @@ use crate::error::{Refusal, Result};
 use crate::request::{KeyValue, RangeRequest, RangeResponse, SortOrder, SortTarget, Span, SpanEnd};
 use crate::routes::Segment;
 use bytes::Bytes;
+use polybolt_index::Life;
 use std::sync::Arc;
 
 /// Where a range finds its keys and rows: a pinned revision, or a txn with its own changes.
@@ -13,6 +14,8 @@ pub(crate) trait Source {
     fn count(&self) -> i64;
     /// The first `max` of them in key order, or the last in reverse order.
     fn keys(&self, max: usize, up: bool) -> Vec<Found>;
+    /// Their lives.
+    fn lives(&self, found: &[Found]) -> Result<Vec<Life>>;
     /// Their rows.
     fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>>;
 }
@@ -36,7 +39,13 @@ pub(crate) fn range(source: &dyn Source, request: &RangeRequest, revision: u64) 
     let max = limit.filter(|_| cut_first).map_or(usize::MAX, |limit| limit.saturating_add(1));
     let mut found = source.keys(max, !down);
     if filtered {
-        found.retain(|found| passes(request, found));
+        let by_creation = request.min_create_revision != 0 || request.max_create_revision != 0;
+        let lives = if by_creation { source.lives(&found)? } else { Vec::new() };
+        let mut at = 0..;
+        found.retain(|found| {
+            let life = at.next().and_then(|at: usize| lives.get(at));
+            passes(request, found.hit.modified.main, life.map_or(0, |life| life.created))
+        });
     }
     if by_key {
         response.more = cut(&mut found, limit);
@@ -53,13 +62,15 @@ pub(crate) fn range(source: &dyn Source, request: &RangeRequest, revision: u64) 
         response.kvs = kvs;
         return Ok(response);
     }
-    let number = |found: &Found| match request.sort_target {
-        SortTarget::Version => found.hit.version,
-        SortTarget::Create => found.hit.created,
-        _ => found.hit.modified.main,
+    let numbers: Vec<u64> = match request.sort_target {
+        SortTarget::Version => source.lives(&found)?.iter().map(|life| life.version).collect(),
+        SortTarget::Create => source.lives(&found)?.iter().map(|life| life.created).collect(),
+        _ => found.iter().map(|found| found.hit.modified.main).collect(),
     };
     // Stable, so ties stay in key order (RNG-22).
-    found.sort_by(|a, b| directed(request.sort_order, number(a).cmp(&number(b))));
+    let mut sorted: Vec<(u64, Found)> = numbers.into_iter().zip(found).collect();
+    sorted.sort_by(|a, b| directed(request.sort_order, a.0.cmp(&b.0)));
+    let mut found: Vec<Found> = sorted.into_iter().map(|(_, found)| found).collect();
     response.more = cut(&mut found, limit);
     response.kvs = source.fetch(&found, request.keys_only)?;
     Ok(response)
@@ -80,8 +91,8 @@ fn cut<T>(items: &mut Vec<T>, limit: Option<usize>) -> bool {
 }
 
 /// RNG-14: each bound holds if it is not 0.
-fn passes(request: &RangeRequest, found: &Found) -> bool {
-    let (modified, created) = (found.hit.modified.main.cast_signed(), found.hit.created.cast_signed());
+fn passes(request: &RangeRequest, modified: u64, created: u64) -> bool {
+    let (modified, created) = (modified.cast_signed(), created.cast_signed());
     let above = |bound: i64, value: i64| bound == 0 || value >= bound;
     let below = |bound: i64, value: i64| bound == 0 || value <= bound;
     below(request.max_mod_revision, modified)
@@ -115,6 +126,10 @@ impl Source for Pinned<'_> {
             self.core.keys_in(segment, self.at, max - found.len(), up, &mut found);
         }
         found
+    }
+
+    fn lives(&self, found: &[Found]) -> Result<Vec<Life>> {
+        self.core.lives(found)
     }
 
     fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {

@@ -12,7 +12,7 @@ use crate::request::{
     PutResponse, RangeRequest, RangeResponse, Span, SpanEnd, TxnRequest, TxnResponse,
 };
 use bytes::Bytes;
-use polybolt_index::{Hit, Revision};
+use polybolt_index::{Hit, Life, Revision};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -184,8 +184,8 @@ impl<'a> Evaluation<'a> {
             Some(old) if request.ignore_lease => old.lease,
             _ => request.lease,
         };
-        let (created, version) =
-            before.as_ref().map_or((self.main(), 1), |found| (found.hit.created, found.hit.version + 1));
+        let life = before.as_ref().map(|found| found.hit.life.expect("the newest state of a key has its life"));
+        let (created, version) = life.map_or((self.main(), 1), |life| (life.created, life.version + 1));
         let put = Put { value, lease, created, version };
         self.push(Change { key: request.key.clone(), put: Some(put), before });
         let prev_kv = if request.prev_kv { old } else { None };
@@ -236,7 +236,8 @@ impl<'a> Evaluation<'a> {
         let change = &self.changes[at];
         let put = change.put.as_ref()?;
         let sub = u32::try_from(at).expect("a txn has few changes");
-        let hit = Hit { modified: Revision::new(self.main(), sub), created: put.created, version: put.version };
+        let life = Life { created: put.created, version: put.version };
+        let hit = Hit { modified: Revision::new(self.main(), sub), life: Some(life) };
         let shard = self.core.routes.shard_of(&change.key);
         Some(Found { key: change.key.clone(), hit, shard, own: Some(at) })
     }
@@ -255,7 +256,8 @@ impl<'a> Evaluation<'a> {
             kvs.push(match own {
                 None => rows.next().ok_or(Refusal::KeyNotFound)?,
                 Some(put) => {
-                    let mut kv = crate::core::key_only(found, put.lease);
+                    let life = Life { created: put.created, version: put.version };
+                    let mut kv = crate::core::key_only(found, life, put.lease);
                     if !keys_only {
                         kv.value = put.value.clone();
                     }
@@ -288,10 +290,14 @@ impl<'a> Evaluation<'a> {
             CompareTarget::Lease(_) => self.core.fetch(&found, true)?,
             _ => Vec::new(),
         };
+        let lives = match &compare.target {
+            CompareTarget::Version(_) | CompareTarget::Create(_) => self.core.lives(&found)?,
+            _ => Vec::new(),
+        };
         Ok(found.iter().enumerate().all(|(at, found)| {
             let ordering = match &compare.target {
-                CompareTarget::Version(given) => found.hit.version.cast_signed().cmp(given),
-                CompareTarget::Create(given) => found.hit.created.cast_signed().cmp(given),
+                CompareTarget::Version(given) => lives[at].version.cast_signed().cmp(given),
+                CompareTarget::Create(given) => lives[at].created.cast_signed().cmp(given),
                 CompareTarget::Mod(given) => found.hit.modified.main.cast_signed().cmp(given),
                 CompareTarget::Value(given) => rows[at].value.cmp(given),
                 CompareTarget::Lease(given) => rows[at].lease.cmp(given),
@@ -339,6 +345,10 @@ impl Source for Overlaid<'_> {
         found.sort_by(|a, b| if up { a.key.cmp(&b.key) } else { b.key.cmp(&a.key) });
         found.truncate(max);
         found
+    }
+
+    fn lives(&self, found: &[Found]) -> Result<Vec<Life>> {
+        self.base.core.lives(found)
     }
 
     fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {

@@ -385,8 +385,8 @@ impl Core {
         let mut index = shard.index.write();
         let lease = match &change.put {
             Some(put) => {
-                let hit = index.put(&change.key, at);
-                debug_assert_eq!((hit.created, hit.version), (put.created, put.version));
+                let life = index.put(&change.key, at);
+                debug_assert_eq!((life.created, life.version), (put.created, put.version));
                 put.lease
             }
             None => {
