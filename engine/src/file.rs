@@ -317,25 +317,63 @@ impl TreeFile {
         Ok(Some(mapped))
     }
 
-    fn mapped_page(&self, mapped: Arc<Mapped>, ptr: PagePtr, height: u8) -> Result<PageRef> {
+    /// A page in a mapping, checked if it was not yet.
+    fn page_in<'a>(&self, mapped: &'a Mapped, ptr: PagePtr, height: u8) -> Result<&'a [u8]> {
         let start = ptr.unit as usize * UNIT_BYTES;
-        let range = start..start + self.page_bytes;
-        let bytes = &mapped.mapping.bytes()[range.clone()];
+        let bytes = &mapped.mapping.bytes()[start..start + self.page_bytes];
         let mismatch = layout::epoch(bytes) != ptr.epoch || layout::height(bytes) != height;
         if mismatch || !mapped.is_checked(ptr.unit) {
             page::check(bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
             mapped.set_checked(ptr.unit, true);
         }
-        Ok(PageRef::Mapped(Arc::clone(&mapped.mapping), range))
+        Ok(bytes)
+    }
+
+    fn page_end(&self, ptr: PagePtr) -> usize {
+        ptr.unit as usize * UNIT_BYTES + self.page_bytes
+    }
+
+    /// The file for one read of several pages: what is looked up once for all of them.
+    pub fn pages(&self) -> Result<Pages<'_>> {
+        let opened = self.opened()?;
+        let mapped = opened.mapped.read().clone();
+        Ok(Pages { file: self, mapped })
+    }
+}
+
+/// A tree file as it is mapped now.
+#[derive(Debug)]
+pub struct Pages<'a> {
+    file: &'a TreeFile,
+    mapped: Option<Arc<Mapped>>,
+}
+
+impl PageSource for Pages<'_> {
+    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>> {
+        let end = self.file.page_end(ptr);
+        match self.mapped.as_deref().filter(|mapped| mapped.mapping.bytes().len() >= end) {
+            Some(mapped) => Ok(PageRef::Lent(self.file.page_in(mapped, ptr, height)?)),
+            // Not mapped yet, or not so far.
+            None => self.file.page(ptr, height),
+        }
+    }
+
+    fn extent(&self, extent: ExtentRef) -> Result<Bytes> {
+        self.file.extent(extent)
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.file.page_bytes
     }
 }
 
 impl PageSource for TreeFile {
-    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef> {
+    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>> {
         let opened = self.opened()?;
-        let end = ptr.unit as usize * UNIT_BYTES + self.page_bytes;
-        if let Some(mapped) = self.mapped(&opened, end)? {
-            return self.mapped_page(mapped, ptr, height);
+        if let Some(mapped) = self.mapped(&opened, self.page_end(ptr))? {
+            self.page_in(&mapped, ptr, height)?;
+            let start = ptr.unit as usize * UNIT_BYTES;
+            return Ok(PageRef::Mapped(Arc::clone(&mapped.mapping), start..start + self.page_bytes));
         }
         if let Some(page) = self.cache.get(ptr.unit, ptr.epoch)
             && layout::height(&page) == height

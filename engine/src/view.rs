@@ -7,7 +7,7 @@
 use crate::batch::Edit;
 use crate::buffer::TreeBuffer;
 use crate::error::Result;
-use crate::file::TreeFile;
+use crate::file::{Pages, TreeFile};
 use crate::tree::{self, Body, Root};
 use bytes::Bytes;
 use std::ops::Bound;
@@ -65,7 +65,7 @@ impl View {
         let Some(file) = &self.published.file else {
             return Ok(None);
         };
-        let Some(entry) = tree::get(&**file, self.published.root, key)? else {
+        let Some(entry) = tree::get(&file.pages()?, self.published.root, key)? else {
             return Ok(None);
         };
         Ok(Some(Stored { head: entry.head, body: entry.body.load(&**file)? }))
@@ -79,7 +79,7 @@ impl View {
         let Some(file) = &self.published.file else {
             return Ok(None);
         };
-        Ok(tree::get(&**file, self.published.root, key)?.map(|entry| entry.head))
+        Ok(tree::get(&file.pages()?, self.published.root, key)?.map(|entry| entry.head))
     }
 
     /// Looks up keys given in ascending order and shows each with its place in `keys`.
@@ -99,7 +99,7 @@ impl View {
                 return missing.drain(..).try_for_each(|(at, _)| visit(at, None));
             };
             let wanted: Vec<&[u8]> = missing.iter().map(|(_, key)| *key).collect();
-            tree::get_many(&**file, self.published.root, &wanted, &mut |index, entry| {
+            tree::get_many(&file.pages()?, self.published.root, &wanted, &mut |index, entry| {
                 let found = match entry {
                     None => None,
                     Some(entry) => {
@@ -130,7 +130,8 @@ impl View {
         from: Bound<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>,
     ) -> Result<()> {
-        let mut walk = Walk::new(self, from, true)?;
+        let pages = self.pages()?;
+        let mut walk = Walk::new(self, pages.as_ref(), from, true)?;
         walk.run(visit)
     }
 
@@ -140,8 +141,13 @@ impl View {
         from: Bound<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8], Lazy<'_>) -> Result<bool>,
     ) -> Result<()> {
-        let mut walk = Walk::new(self, from, false)?;
+        let pages = self.pages()?;
+        let mut walk = Walk::new(self, pages.as_ref(), from, false)?;
         walk.run(visit)
+    }
+
+    fn pages(&self) -> Result<Option<Pages<'_>>> {
+        self.published.file.as_deref().map(TreeFile::pages).transpose()
     }
 
     fn buffered(&self, key: &[u8]) -> Option<Edit> {
@@ -201,7 +207,7 @@ struct Walk<'a> {
     up: bool,
     layers: Vec<Layer<'a>>,
     file: Option<&'a TreeFile>,
-    cursor: Option<tree::Cursor>,
+    cursor: Option<tree::Cursor<'a>>,
 }
 
 impl<'a> Layer<'a> {
@@ -234,14 +240,14 @@ impl<'a> Layer<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(view: &'a View, from: Bound<&[u8]>, up: bool) -> Result<Self> {
+    fn new(view: &'a View, pages: Option<&'a Pages<'a>>, from: Bound<&[u8]>, up: bool) -> Result<Self> {
         let published = &view.published;
         let buffers = std::iter::once(&published.active).chain(published.frozen.as_ref());
         let layers = buffers.map(|buffer| Layer::new(buffer, from, up)).collect();
-        let cursor = match &published.file {
+        let cursor = match pages {
             None => None,
-            Some(file) => {
-                let mut cursor = tree::Cursor::new(Arc::clone(file) as Arc<dyn tree::PageSource>, published.root);
+            Some(pages) => {
+                let mut cursor = tree::Cursor::new(pages, published.root);
                 if up {
                     cursor.seek(from)?;
                 } else {

@@ -7,25 +7,24 @@ use crate::page::leaf::BodyAt;
 use crate::page::{Branch, Leaf};
 use bytes::Bytes;
 use std::ops::Bound;
-use std::sync::Arc;
 
 /// A place in a tree: at an entry, or past either end. Holds one page per level.
-pub struct Cursor {
-    source: Arc<dyn PageSource>,
+pub struct Cursor<'a> {
+    source: &'a dyn PageSource,
     root: Root,
     /// From the root down; the last is a leaf. Empty when past an end.
-    path: Vec<(PageRef, usize)>,
+    path: Vec<(PageRef<'a>, usize)>,
 }
 
-impl std::fmt::Debug for Cursor {
+impl std::fmt::Debug for Cursor<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cursor").field("root", &self.root).field("key", &self.key()).finish()
     }
 }
 
-impl Cursor {
+impl<'a> Cursor<'a> {
     /// A cursor at no entry yet.
-    pub fn new(source: Arc<dyn PageSource>, root: Root) -> Self {
+    pub fn new(source: &'a dyn PageSource, root: Root) -> Self {
         Cursor { source, root, path: Vec::new() }
     }
 
@@ -115,7 +114,7 @@ impl Cursor {
     }
 
     /// Fills the path down to the leaf that may have `key`, but for the leaf itself.
-    fn descend_to(&mut self, key: &[u8]) -> Result<Option<(PageRef, Result<usize, usize>)>> {
+    fn descend_to(&mut self, key: &[u8]) -> Result<Option<(PageRef<'a>, Result<usize, usize>)>> {
         self.path.clear();
         let Some(mut ptr) = self.root.ptr else { return Ok(None) };
         for height in (1..=self.root.height).rev() {

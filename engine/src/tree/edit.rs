@@ -18,11 +18,11 @@ use bytes::Bytes;
 use std::ops::Range;
 
 /// What became of a node.
-struct Outcome {
+struct Outcome<'a> {
     /// The node stays as it is, before `run`.
     keep: bool,
     /// Items that take its place, or follow it.
-    run: Run,
+    run: Run<'a>,
 }
 
 struct Editor<'a> {
@@ -48,7 +48,7 @@ pub fn edit(source: &dyn PageSource, sink: &mut dyn PageSink, root: Root, edits:
     editor.grow(children, height, entries)
 }
 
-impl Editor<'_> {
+impl<'a> Editor<'a> {
     /// The new nodes at the old root's height (or lower, where only one child was left).
     fn root(&mut self, root: Root) -> Result<(Vec<Packed>, u8)> {
         let all = 0..self.edits.len();
@@ -83,11 +83,11 @@ impl Editor<'_> {
         Ok(children.pop().map_or(Root::default(), |top| Root { ptr: Some(top.ptr), height, entries }))
     }
 
-    fn node(&mut self, ptr: PagePtr, height: u8, edits: Range<usize>) -> Result<Outcome> {
+    fn node(&mut self, ptr: PagePtr, height: u8, edits: Range<usize>) -> Result<Outcome<'a>> {
         if height == 0 { self.leaf(ptr, edits) } else { self.branch(ptr, height, edits) }
     }
 
-    fn leaf(&mut self, ptr: PagePtr, edits: Range<usize>) -> Result<Outcome> {
+    fn leaf(&mut self, ptr: PagePtr, edits: Range<usize>) -> Result<Outcome<'a>> {
         let page = self.source.page(ptr, 0)?;
         let old = Leaf::new(&page);
         let above = self.edits[edits.start].0[..] > *old.key(old.len() - 1);
@@ -132,7 +132,7 @@ impl Editor<'_> {
     }
 
     /// The items of a node that is merged though no edit falls in it.
-    fn load(&mut self, ptr: PagePtr, height: u8) -> Result<Run> {
+    fn load(&mut self, ptr: PagePtr, height: u8) -> Result<Run<'a>> {
         let page = self.source.page(ptr, height)?;
         let mut run = Run::default();
         let held = run.hold(page.clone());
@@ -148,7 +148,7 @@ impl Editor<'_> {
         Ok(run)
     }
 
-    fn branch(&mut self, ptr: PagePtr, height: u8, edits: Range<usize>) -> Result<Outcome> {
+    fn branch(&mut self, ptr: PagePtr, height: u8, edits: Range<usize>) -> Result<Outcome<'a>> {
         let page = self.source.page(ptr, height)?;
         let branch = Branch::new(&page);
         let mut out = Run::default();
@@ -180,7 +180,7 @@ impl Editor<'_> {
                 continue;
             }
             let mut run = outcome.run;
-            let mut kept: Option<(usize, Run)> = None;
+            let mut kept: Option<(usize, Run<'_>)> = None;
             while at < branch.len() {
                 let to = self.edits_below(&branch, at, from, edits.end);
                 if to == from {
@@ -218,7 +218,7 @@ impl Editor<'_> {
 
     /// Packs the items of a run one level down and adds the new nodes as children. The first keeps
     /// the old lower bound `low`, so that keys between it and the first entry still lead there.
-    fn emit(&mut self, run: Run, height: u8, low: Option<&[u8]>, out: &mut Run) -> Result<()> {
+    fn emit(&mut self, run: Run<'_>, height: u8, low: Option<&[u8]>, out: &mut Run<'_>) -> Result<()> {
         let packed = run.pack(height - 1, self.page_bytes, self.edits, self.sink)?;
         for (at, child) in packed.iter().enumerate() {
             let key = match low {
@@ -240,7 +240,7 @@ impl Editor<'_> {
     }
 
     /// Adds the puts among `edits` to a run; bodies that are too large go to extents first.
-    fn put_all(&mut self, edits: Range<usize>, run: &mut Run) -> Result<()> {
+    fn put_all(&mut self, edits: Range<usize>, run: &mut Run<'a>) -> Result<()> {
         for at in edits {
             let (key, Edit::Put { head, body }) = &self.edits[at] else {
                 continue;
@@ -282,7 +282,7 @@ impl Editor<'_> {
     }
 }
 
-fn push_children(run: &mut Run, held: u32, page: &[u8], children: Range<usize>) {
+fn push_children(run: &mut Run<'_>, held: u32, page: &[u8], children: Range<usize>) {
     for at in children {
         let start = crate::page::layout::slot(page, at);
         run.push_old(held, start, 14 + Branch::new(page).key(at).len());

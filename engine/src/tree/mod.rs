@@ -94,20 +94,23 @@ impl Root {
     }
 }
 
-/// The bytes of a checked page, kept alive by whoever holds them.
+/// The bytes of a checked page.
 #[derive(Debug, Clone)]
-pub enum PageRef {
-    /// In a mapping.
+pub enum PageRef<'a> {
+    /// In a mapping that the source keeps.
+    Lent(&'a [u8]),
+    /// In a mapping that this keeps.
     Mapped(Arc<dyn Mapping>, Range<usize>),
     /// In memory of its own.
     Owned(Arc<[u8]>),
 }
 
-impl Deref for PageRef {
+impl Deref for PageRef<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match self {
+            PageRef::Lent(bytes) => bytes,
             PageRef::Mapped(mapping, range) => &mapping.bytes()[range.clone()],
             PageRef::Owned(bytes) => bytes,
         }
@@ -117,7 +120,7 @@ impl Deref for PageRef {
 /// Where a tree reads its pages.
 pub trait PageSource: Send + Sync {
     /// The checked page that `ptr` names, of this height.
-    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef>;
+    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>>;
     /// The checked body in an overflow extent.
     fn extent(&self, extent: ExtentRef) -> Result<Bytes>;
     /// Bytes of a page.

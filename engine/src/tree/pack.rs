@@ -26,9 +26,9 @@ enum Item {
 
 /// Encoded items of one height, ascending.
 #[derive(Debug, Default)]
-pub(super) struct Run {
+pub(super) struct Run<'a> {
     items: Vec<Item>,
-    pages: Vec<PageRef>,
+    pages: Vec<PageRef<'a>>,
     made: Vec<u8>,
     bytes: usize,
     /// True if the keys of all new items are above all old ones: pages are filled to the brim.
@@ -42,7 +42,7 @@ pub(super) struct Packed {
     pub(super) ptr: PagePtr,
 }
 
-impl Run {
+impl<'a> Run<'a> {
     /// An empty run.
     pub(super) fn new(rising: bool) -> Self {
         Run { rising, ..Run::default() }
@@ -58,7 +58,7 @@ impl Run {
     }
 
     /// Lets items refer to `page`.
-    pub(super) fn hold(&mut self, page: PageRef) -> u32 {
+    pub(super) fn hold(&mut self, page: PageRef<'a>) -> u32 {
         self.pages.push(page);
         index(self.pages.len() - 1)
     }
@@ -93,7 +93,7 @@ impl Run {
     }
 
     /// Appends another run's items.
-    pub(super) fn absorb(&mut self, other: Run) {
+    pub(super) fn absorb(&mut self, other: Run<'a>) {
         let (pages, made) = (index(self.pages.len()), index(self.made.len()));
         self.rising = if self.items.is_empty() { other.rising } else { self.rising && other.rising };
         self.bytes += other.bytes;
@@ -150,7 +150,7 @@ impl Run {
         self.items.push(item);
     }
 
-    fn bytes_of<'a>(&'a self, item: Item, edits: &[(Bytes, Edit)], encoded: &'a mut Vec<u8>) -> &'a [u8] {
+    fn bytes_of<'b>(&'b self, item: Item, edits: &[(Bytes, Edit)], encoded: &'b mut Vec<u8>) -> &'b [u8] {
         match item {
             Item::Old { page, start, len } => &self.pages[page as usize][start as usize..][..len as usize],
             Item::Made { start, len } => &self.made[start as usize..][..len as usize],

@@ -34,7 +34,7 @@ fn bad(ptr: PagePtr, damage: Damage) -> Error {
 }
 
 impl PageSource for Memory {
-    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef> {
+    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>> {
         let bytes = self.pages.lock().get(&ptr.unit).cloned();
         let bytes = bytes.ok_or_else(|| bad(ptr, Damage::Malformed { what: "no page" }))?;
         page::check(&bytes, STAMP, ptr, height).map_err(|damage| bad(ptr, damage))?;
@@ -158,7 +158,7 @@ impl Tested {
             let one = get(&*self.memory, self.root, probe).unwrap().map(|entry| entry.head.to_vec());
             assert_eq!(one.as_ref(), found.as_ref().map(|(head, _)| head));
         }
-        let mut cursor = Cursor::new(self.memory.clone(), self.root);
+        let mut cursor = Cursor::new(&*self.memory, self.root);
         for _ in 0..4 {
             let key = &keys[rng.below(keys.len() as u64) as usize][..];
             let exact = rng.one_in(2);
