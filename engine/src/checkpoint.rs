@@ -291,8 +291,22 @@ fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
 }
 
 /// Runs a cut through to its commit at once, with `also` applied to the manifest: for opening and
-/// closing, when no job runs.
-pub fn write_through(core: &Core, mut cut: Cut, also: impl FnOnce(&mut Manifest)) -> Result<u64> {
+/// closing, when no job runs. On a full disk the space reserve is what it falls back on.
+pub fn write_through(core: &Core, mut cut: Cut, also: impl Fn(&mut Manifest)) -> Result<u64> {
+    let commit = loop {
+        match try_through(core, &mut cut, &also) {
+            Err(Error::NoSpace { .. }) if core.spend_reserve()? => {
+                core.full.store(true, Ordering::Release);
+                cut.unbuild();
+            }
+            other => break other?,
+        }
+    };
+    cut.publish(core, commit);
+    Ok(commit)
+}
+
+fn try_through(core: &Core, cut: &mut Cut, also: &impl Fn(&mut Manifest)) -> Result<u64> {
     cut.epoch = next_epoch(core);
     if core.disk.is_simulated() {
         while cut.build_next(core)? {}
@@ -302,12 +316,10 @@ pub fn write_through(core: &Core, mut cut: Cut, also: impl FnOnce(&mut Manifest)
     if !is_on(Defect::ExposeReplayedUnsynced) {
         cut.sync(core)?;
     }
-    let commit = core.committer.lock().commit(|manifest| {
+    core.committer.lock().commit(|manifest| {
         cut.note(manifest);
         also(manifest);
-    })?;
-    cut.publish(core, commit);
-    Ok(commit)
+    })
 }
 
 fn next_epoch(core: &Core) -> u64 {
@@ -394,7 +406,9 @@ impl CheckpointJob {
             }
             Stage::Build(cut) => self.build(cut, now)?,
             Stage::Sync(cut) => {
-                cut.sync(&self.core)?;
+                if !is_on(Defect::CommitBeforeSync) {
+                    cut.sync(&self.core)?;
+                }
                 Stage::Commit(cut)
             }
             Stage::Commit(cut) => self.commit(cut, now)?,
@@ -432,7 +446,7 @@ impl CheckpointJob {
     }
 
     fn journal_is_behind(&self, cut: &Cut) -> bool {
-        if self.core.journal.read().is_none() || is_on(Defect::CheckpointAheadOfJournal) {
+        if self.core.journal.read().is_none() {
             return false;
         }
         // Asked first, looked at second: whoever moves the mark does it the other way round.

@@ -341,9 +341,19 @@ impl Core {
         Ok(reserve.held > 0)
     }
 
-    /// Gives the space reserve to whoever writes next; false if there was none.
+    /// Gives the space reserve to whoever writes next, also while the store opens; false if there was none.
     pub fn spend_reserve(&self) -> Result<bool> {
         let mut reserve = self.reserve.lock();
+        if reserve.file.is_none() {
+            match self.disk.open(&self.options.path.join(RESERVE_NAME), OpenMode::Write) {
+                Err(error) if error.is_not_found() => return Ok(false),
+                other => {
+                    let file = other?;
+                    reserve.held = file.len()?;
+                    reserve.file = Some(file);
+                }
+            }
+        }
         let held = std::mem::take(&mut reserve.held);
         match &reserve.file {
             Some(file) if held > 0 => file.truncate(0).map(|()| true),

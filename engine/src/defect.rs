@@ -21,7 +21,7 @@ pub enum Defect {
     AnswerFailedCompareAtOnce,
     /// Pages that the older manifest slot reaches are taken again.
     ReusePageTooEarly,
-    /// Opening commits to one slot only, and the other one's pages are taken.
+    /// Opening commits to one slot only, and the pages of the other one are taken.
     ReusePageOfOlderSlotAfterReopen,
     /// A commit leaves the last tree of its cut out.
     ForgetShardInManifest,
@@ -49,8 +49,8 @@ pub enum Defect {
     VolatileErrorFailsCheckpoint,
     /// Pages that a view may look at are given up.
     CutTailUnderView,
-    /// A checkpoint does not wait for the journal.
-    CheckpointAheadOfJournal,
+    /// A checkpoint commits to pages that it did not sync.
+    CommitBeforeSync,
     /// A new journal segment's directory entry is not synced.
     SkipDirectorySync,
     /// Replay leaves leases and tables out.
@@ -82,7 +82,7 @@ pub const ALL: [Defect; 24] = [
     Defect::WaitInsideWriter,
     Defect::VolatileErrorFailsCheckpoint,
     Defect::CutTailUnderView,
-    Defect::CheckpointAheadOfJournal,
+    Defect::CommitBeforeSync,
     Defect::SkipDirectorySync,
     Defect::ForgetMetaInReplay,
     Defect::SkipLaggingEvents,

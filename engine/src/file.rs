@@ -159,6 +159,14 @@ impl TreeFile {
         self.opened().map(drop)
     }
 
+    /// Reads the header once more and checks it.
+    pub fn header_afresh(&self) -> Result<()> {
+        let opened = self.opened()?;
+        let mut unit = vec![0; UNIT_BYTES];
+        opened.file.read_at(&mut unit, 0)?;
+        self.check_header(&unit)
+    }
+
     /// The page that `ptr` names, read from the file and checked as if for the first time.
     pub fn page_afresh(&self, ptr: PagePtr, height: u8) -> Result<Vec<u8>> {
         let opened = self.opened()?;

@@ -137,12 +137,15 @@ impl Manifest {
         let body = reader.u64().map_err(damaged)?;
         let features: [u64; 3] =
             [reader.u64().map_err(damaged)?, reader.u64().map_err(damaged)?, reader.u64().map_err(damaged)?];
-        if version != VERSION || features[1] | features[2] != 0 {
-            return Err(Error::Unsupported {
+        let unsupported = || {
+            Err(Error::Unsupported {
                 file: file.to_owned(),
                 found: format!("manifest format {version} with features {:#x}/{:#x}", features[1], features[2]),
                 supported: format!("format {VERSION} without features"),
-            });
+            })
+        };
+        if version != VERSION {
+            return unsupported();
         }
         let whole = (HEAD_BYTES as u64 - 16).saturating_add(body);
         let sealed = usize::try_from(whole).ok().and_then(|whole| sealed.get(..whole)).ok_or_else(|| {
@@ -151,6 +154,10 @@ impl Manifest {
         let computed = crc32fast::hash(sealed);
         if computed != stored {
             return Err(damaged(Damage::Checksum { stored, computed }));
+        }
+        // Only now: a flipped bit is no feature.
+        if features[1] | features[2] != 0 {
+            return unsupported();
         }
         Self::decode_body(&sealed[HEAD_BYTES - 16 - 16..]).map_err(damaged)
     }
@@ -395,6 +402,16 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(Manifest::decode(Path::new("m"), &bytes[..len]).is_err(), "cut to {len}");
         }
+    }
+
+    #[test]
+    fn a_feature_is_refused_by_name_and_a_flipped_bit_is_none() {
+        let mut bytes = sample().encode();
+        bytes[40] ^= 4;
+        assert!(matches!(Manifest::decode(Path::new("m"), &bytes), Err(Error::Corrupt { .. })));
+        let crc = crc32fast::hash(&bytes[16..]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        assert!(matches!(Manifest::decode(Path::new("m"), &bytes), Err(Error::Unsupported { .. })));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::file::TreeFile;
 use crate::finding::{Finding, Scrubbed};
-use crate::ids::{PagePtr, TreeId};
+use crate::ids::{PagePtr, TreeId, UNIT_BYTES};
 use crate::page::leaf::BodyAt;
 use crate::page::{Branch, Leaf};
 use crate::run::{Job, Next, Signal};
@@ -109,8 +109,12 @@ impl Job for ScrubJob {
         };
         let was_open = tree.file.is_open();
         let mut step = Step { file: &tree.file, scrubbed: Scrubbed::default(), next: None };
+        if under_way.from.is_empty() {
+            step.header();
+        }
         let root = tree.published();
-        if let Some(ptr) = root.root.ptr {
+        // A file that does not open has been noted.
+        if let Some(ptr) = root.root.ptr.filter(|_| tree.file.is_open()) {
             step.node(ptr, root.root.height, &under_way.from);
         }
         drop(root);
@@ -153,6 +157,12 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
+    fn header(&mut self) {
+        self.scrubbed.bytes += UNIT_BYTES as u64;
+        let read = self.file.header_afresh();
+        self.sound(PagePtr { unit: 0, epoch: 0 }, read);
+    }
+
     fn node(&mut self, ptr: PagePtr, height: u8, from: &[u8]) {
         let page = self.file.page_afresh(ptr, height);
         self.scrubbed.bytes += self.file.page_bytes() as u64;

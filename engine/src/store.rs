@@ -9,6 +9,7 @@ use crate::batch::{
 use crate::catalog::{Space, Tree};
 use crate::checkpoint::{self, CheckpointJob};
 use crate::core::{Committer, Core};
+use crate::defect::{Defect, is_on};
 use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::file::TreeFile;
@@ -23,6 +24,7 @@ use crate::run::threads::Worker;
 use crate::run::{Clock, Job};
 use crate::scrub::ScrubJob;
 use crate::space::Extent;
+use crate::space::pending::Pending;
 use crate::ticket::{Position, Ticket};
 use crate::tree::{self, Reached};
 use crate::vacuum;
@@ -405,6 +407,9 @@ impl Store {
         let mut room = tree.room.lock();
         let published = tree.published();
         let file = &*tree.file;
+        if is_on(Defect::ReusePageOfOlderSlotAfterReopen) {
+            room.pending = Pending::default();
+        }
         let mut used = vec![Extent { unit: 0, units: 1 }];
         used.extend(room.pending.extents());
         used.extend(&room.building);
@@ -478,6 +483,11 @@ impl Store {
             scrub_damage: scrub.2,
             open_files: spaces.iter().flat_map(|space| &space.trees).filter(|tree| tree.file.is_open()).count() as u64,
         }
+    }
+
+    /// Checkpoints committed since open.
+    pub fn checkpoints(&self) -> u64 {
+        self.core.counters.checkpoints.load(Ordering::Relaxed)
     }
 
     /// What the scrub has read since the store was opened, and what of it is damaged.

@@ -16,11 +16,21 @@ use polybolt_index::Swept;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// How soon a sweep that a pin has held back looks again.
+const PINNED_INTERVAL: Duration = Duration::from_millis(100);
+/// How soon one looks again that found no room in the buffers.
+const SHORT_INTERVAL: Duration = Duration::from_millis(5);
+
 impl Core {
     /// True if a sweep has something to do.
     pub(crate) fn wants_sweep(&self) -> bool {
         let sweep = self.sweep.lock();
         !sweep.left.is_empty() || sweep.done < self.publisher.compacted()
+    }
+
+    /// When the sweep goes on, if it has something to do.
+    pub(crate) fn sweep_at(&self, now: Duration) -> Option<Duration> {
+        self.wants_sweep().then(|| self.sweep.lock().not_before.max(now))
     }
 
     /// One step of the sweep; true if more may be left.
@@ -63,7 +73,7 @@ impl Core {
                 sweep.next_shard += 1;
             }
             if sweep.left.is_empty() {
-                return Ok(self.end_round(&mut sweep));
+                return Ok(self.end_round(&mut sweep, now));
             }
         }
         let Some((tree, removed)) = sweep.left.last() else {
@@ -78,7 +88,10 @@ impl Core {
         let cost = Cost { edit_bytes, edits: count, frees_space: true, ..Cost::default() };
         let admission = match self.store.admit(cost) {
             Ok(admission) => admission,
-            Err(AdmitError::Short(_)) => return Ok(true),
+            Err(AdmitError::Short(_)) => {
+                sweep.not_before = now + SHORT_INTERVAL;
+                return Ok(true);
+            }
             Err(AdmitError::Refused(error)) => return Err(error.into()),
         };
         let writer = self.writer.lock();
@@ -92,7 +105,7 @@ impl Core {
         self.counters.tree_steps.add(self.clock.monotonic().saturating_sub(begun));
         self.counters.swept.fetch_add(count, Ordering::Relaxed);
         sweep.left.pop();
-        Ok(self.end_round(&mut sweep))
+        Ok(self.end_round(&mut sweep, now))
     }
 
     /// A round up to the compacted revision; one for each compaction if hashes are remembered, but for
@@ -110,7 +123,7 @@ impl Core {
     }
 
     /// Ends the round if all shards had their turn; true if there may be more to do.
-    fn end_round(&self, sweep: &mut Sweep) -> bool {
+    fn end_round(&self, sweep: &mut Sweep, now: Duration) -> bool {
         if sweep.next_shard < self.shards.len() {
             return true;
         }
@@ -121,7 +134,8 @@ impl Core {
         // Nobody waits for what a read still pins.
         self.swept.advance(Position(sweep.round.max(0).cast_unsigned()));
         if sweep.held {
-            // Looked for again when the pin is gone.
+            // Looked for again: the pin may be gone.
+            sweep.not_before = now + PINNED_INTERVAL;
             return true;
         }
         sweep.done = sweep.round;

@@ -32,11 +32,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-#[cfg(feature = "model")]
-thread_local! {
-    static EARLY: std::cell::RefCell<Vec<(TreeId, View)>> = const { std::cell::RefCell::new(Vec::new()) };
-}
-
 /// Keys looked up under one hold of an index lock.
 pub(crate) const KEYS_PER_RUN: usize = 512;
 
@@ -72,9 +67,19 @@ pub(crate) struct Writer {
     pub(crate) state: State,
     /// The newest position anything was computed from.
     pub(crate) last: Position,
-    /// Under `Batch`: mains up to here are reserved durably, and the flush that reserves more.
+    /// Under `Batch`: mains up to here are reserved durably, in both slots of the manifest; and more is being.
     pub(crate) reserved: u64,
-    pub(crate) reserving: Option<(u64, Position)>,
+    pub(crate) reserving: Option<Reserving>,
+}
+
+/// A reserve on its way to the disk.
+#[derive(Debug)]
+pub(crate) struct Reserving {
+    pub(crate) upto: u64,
+    /// The position of the state that has it.
+    pub(crate) at: Position,
+    /// Checkpoints counted when one slot was seen to have it.
+    pub(crate) in_one_slot: Option<u64>,
 }
 
 /// A hash under way (`hash.rs`).
@@ -114,6 +119,8 @@ pub(crate) struct Sweep {
     pub(crate) since: Duration,
     /// The compacted revision that the last whole round was for.
     pub(crate) done: i64,
+    /// Not before then: a pin held it back, or buffers were full.
+    pub(crate) not_before: Duration,
 }
 
 /// A keyspace by name, for all handles to it.
@@ -202,6 +209,9 @@ impl std::fmt::Debug for Core {
         f.debug_struct("Core").field("name", &self.name).finish_non_exhaustive()
     }
 }
+
+/// Views of shards.
+pub(crate) type Views = Vec<(TreeId, View)>;
 
 /// A key found in an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -412,6 +422,11 @@ impl Core {
 
     /// The rows of what was found, in the same order; each tree is read in the order of revisions.
     pub(crate) fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
+        self.fetch_in(found, keys_only, &[])
+    }
+
+    /// The same out of `views`, where there is one.
+    pub(crate) fn fetch_in(&self, found: &[Found], keys_only: bool, views: &[(TreeId, View)]) -> Result<Vec<KeyValue>> {
         let mut kvs = vec![KeyValue::default(); found.len()];
         for (at, shard) in self.shards.iter().enumerate() {
             let mut wanted: Vec<usize> = (0..found.len()).filter(|&which| found[which].shard == at).collect();
@@ -420,7 +435,8 @@ impl Core {
             }
             wanted.sort_unstable_by_key(|&which| found[which].hit.modified);
             let keys: Vec<_> = wanted.iter().map(|&which| record::row_key(found[which].hit.modified)).collect();
-            let view = self.view(shard.tree)?;
+            let early = views.iter().find(|(of, _)| *of == shard.tree);
+            let view = early.map_or_else(|| self.store.view(shard.tree), |(_, view)| Ok(view.clone()))?;
             pause("read: view");
             view.get_many(&keys, !keys_only, &mut |which, stored| {
                 let place = wanted[which];
@@ -441,24 +457,9 @@ impl Core {
         Ok(kvs)
     }
 
-    #[cfg(not(feature = "model"))]
-    fn view(&self, tree: TreeId) -> Result<View> {
-        Ok(self.store.view(tree)?)
-    }
-
-    #[cfg(feature = "model")]
-    fn view(&self, tree: TreeId) -> Result<View> {
-        let early = EARLY.with(|early| early.borrow().iter().find(|(of, _)| *of == tree).map(|(_, view)| view.clone()));
-        Ok(early.map_or_else(|| self.store.view(tree), Ok)?)
-    }
-
     /// [`Defect::ViewBeforeVisible`].
-    #[cfg(feature = "model")]
-    pub(crate) fn take_views_early(&self, take: bool) {
-        let shards = self.shards.iter().filter(|_| take);
-        let views = shards.filter_map(|shard| Some((shard.tree, self.store.view(shard.tree).ok()?))).collect();
-        EARLY.with(|early| *early.borrow_mut() = views);
-        pause("read: early");
+    pub(crate) fn views(&self) -> Views {
+        self.shards.iter().filter_map(|shard| Some((shard.tree, self.store.view(shard.tree).ok()?))).collect()
     }
 
     /// One row.

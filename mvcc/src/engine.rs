@@ -338,8 +338,7 @@ impl Engine {
             filling.fill(&state, reader, progress).await?;
             state.unfinished = false;
             state.reserve = reopen::first_reserve(&shared.options, routes.any_volatile(), state.main);
-            filling.batch(Vec::new(), &state).await?;
-            Ok(shared.store.flush().await?)
+            filling.finish(&state).await
         });
         if let Err(error) = filled {
             // What stays is dropped at the next open.

@@ -61,6 +61,16 @@ impl Filling<'_> {
         Ok(())
     }
 
+    /// From here it is a keyspace, in both slots of the manifest: what is written to it next must not go with
+    /// one of them.
+    pub(crate) async fn finish(&self, state: &State) -> Result<()> {
+        self.batch(Vec::new(), state).await?;
+        for _ in 0..2 {
+            self.shared.store.flush().await?;
+        }
+        Ok(())
+    }
+
     /// A batch that the next checkpoint makes durable.
     pub(crate) async fn batch(&self, edits: Vec<TreeEdit>, state: &State) -> Result<()> {
         let cost = Cost {

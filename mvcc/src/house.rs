@@ -69,29 +69,34 @@ impl Housekeeper {
         };
         if let Some(at) = retired.iter().position(unused) {
             let old = retired.remove(at);
+            // Whoever reads it still is told that its pin was let go.
+            old.core.pins.oldest(now);
             // If that fails the next open drops it.
             drop(self.store.drop_space(old.core.id));
         }
         !retired.is_empty()
     }
 
-    /// One step of one keyspace's sweep; true if there may be more.
-    fn sweep(&mut self, cores: &[Arc<Core>], now: Duration) -> bool {
-        let wanting: Vec<&Arc<Core>> = cores.iter().filter(|core| core.wants_sweep()).collect();
-        let Some(core) = wanting.get(self.turn % wanting.len().max(1)) else {
-            return false;
-        };
-        self.turn = self.turn.wrapping_add(1);
-        match core.sweep_step(now) {
-            Ok(more) => more || wanting.len() > 1,
-            Err(_) => {
-                // The store takes no more writes: whoever waits for a sweep is told.
+    /// One step of one keyspace's sweep; when to go on, if there may be more.
+    fn sweep(&mut self, cores: &[Arc<Core>], now: Duration) -> Option<Duration> {
+        let due: Vec<&Arc<Core>> = cores.iter().filter(|core| core.sweep_at(now) == Some(now)).collect();
+        if let Some(core) = due.get(self.turn % due.len().max(1)) {
+            self.turn = self.turn.wrapping_add(1);
+            if core.sweep_step(now).is_err() {
                 if let Some(failure) = core.store.failure() {
+                    // It takes no more writes: whoever waits for a sweep is told.
                     core.swept.fail(failure);
+                    return None;
                 }
-                false
+                core.sweep.lock().not_before = now + EXPIRY_INTERVAL;
             }
+            self.sweep_at = now + self.options.compaction_sleep_interval;
         }
+        Self::next_sweep(cores, now).map(|at| at.max(self.sweep_at))
+    }
+
+    fn next_sweep(cores: &[Arc<Core>], now: Duration) -> Option<Duration> {
+        cores.iter().filter_map(|core| core.sweep_at(now)).min()
     }
 
     /// Revokes what is due; the next time to look.
@@ -160,13 +165,10 @@ impl Job for Housekeeper {
                 wake(now + LINE_INTERVAL);
             }
         }
-        if now >= self.sweep_at {
-            if self.sweep(&cores, now) {
-                self.sweep_at = now + self.options.compaction_sleep_interval;
-                wake(self.sweep_at);
-            }
-        } else if cores.iter().any(|core| core.wants_sweep()) {
-            wake(self.sweep_at);
+        let sweep =
+            if now >= self.sweep_at { self.sweep(&cores, now) } else { Self::next_sweep(&cores, self.sweep_at) };
+        if let Some(at) = sweep {
+            wake(at);
         }
         if self.drop_retired(now) {
             wake(now + EXPIRY_INTERVAL);

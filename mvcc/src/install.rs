@@ -5,8 +5,8 @@
 //! scan     its rows into indexes, as at open; reads and writes of the old one have gone on until here
 //! freeze   the old one: writes stand in line
 //! finish   one manifest commit in which the new space is not unfinished: from here a restart finds it
-//! swap     handles, the line and the watchers go over to the new one
-//! commit   the other manifest slot too, and the old space goes when nobody reads it any more
+//! commit   the other manifest slot too: a damaged slot does not bring the old one back
+//! swap     handles, the line and the watchers go over to the new one; the old goes when nobody reads it
 //! ```
 //!
 //! Watchers go on from the next revision that each needs. What they have of the old one is part of the new
@@ -110,15 +110,12 @@ async fn run(shared: Shared, current: Arc<Current>, stream: impl Read + Send, ol
     let opened = reopen::open_keyspaces(&shared, &[finished], 1, Some(&old.hub))?.pop();
     let new = opened.ok_or(Refusal::Closed)?;
     half.frozen = Some(freeze(&old, &state, older)?);
-    filling.batch(Vec::new(), &state).await?;
-    shared.store.flush().await?;
+    filling.finish(&state).await?;
     let thaw = swap(&old, &new, &current);
     half.whole();
     drop(old);
     thaw.advance(Position(1));
     shared.work.raise();
-    // Until both slots name it, a damaged slot would bring the old one back.
-    shared.store.flush().await?;
     Ok(state.main.cast_signed())
 }
 

@@ -22,8 +22,8 @@ use crate::write::{Extra, NotNow};
 use arc_swap::Guard;
 use bytes::Bytes;
 use polybolt_engine::Position;
-#[cfg(feature = "model")]
 use polybolt_engine::defect::{Defect, is_on};
+use polybolt_engine::run::pause;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,22 +79,16 @@ impl Keyspace {
     /// `EmptyKey`, `Compacted`, `FutureRevision`, or damage.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse> {
         read::check(request)?;
-        #[cfg(feature = "model")]
-        if is_on(Defect::ViewBeforeVisible) {
-            self.core().take_views_early(true);
-            let response = self.range_pinned(request);
-            self.core().take_views_early(false);
-            return response;
-        }
-        self.range_pinned(request)
-    }
-
-    fn range_pinned(&self, request: &RangeRequest) -> Result<RangeResponse> {
         let core = self.core();
+        let early = is_on(Defect::ViewBeforeVisible).then(|| core.views());
+        pause("read: begins");
         let segments = core.routes.cut(&request.span);
         let point = core.read_point(&segments, request.revision)?;
         let source = Pinned { core: &core, segments, at: point.at };
-        let response = read::range(&source, request, point.visible);
+        let response = match early {
+            None => read::range(&source, request, point.visible),
+            Some(views) => read::range(&read::Early { source, views }, request, point.visible),
+        };
         // Also where it failed: a row may be gone since.
         if !point.pin.holds() {
             return Err(Refusal::Compacted { revision: core.publisher.compacted() }.into());

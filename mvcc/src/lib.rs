@@ -83,6 +83,8 @@ mod house;
 pub mod engine;
 mod salvage;
 #[cfg(feature = "model")]
+mod probe;
+#[cfg(feature = "model")]
 pub mod model;
 
 pub use check::{CheckReport, FINDINGS_MAX, check, check_on};

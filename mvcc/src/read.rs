@@ -1,6 +1,6 @@
 //! Ranges: what is found, filtered, sorted, cut, and only then fetched (RNG-24).
 
-use crate::core::{Core, Found, ReadPoint};
+use crate::core::{Core, Found, ReadPoint, Views};
 use crate::error::{Refusal, Result};
 use crate::request::{KeyValue, RangeRequest, RangeResponse, SortOrder, SortTarget, Span, SpanEnd};
 use crate::routes::Segment;
@@ -134,6 +134,30 @@ impl Source for Pinned<'_> {
 
     fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
         self.core.fetch(found, keys_only)
+    }
+}
+
+/// [`Defect::ViewBeforeVisible`](polybolt_engine::defect::Defect::ViewBeforeVisible).
+pub(crate) struct Early<'a> {
+    pub(crate) source: Pinned<'a>,
+    pub(crate) views: Views,
+}
+
+impl Source for Early<'_> {
+    fn count(&self) -> i64 {
+        self.source.count()
+    }
+
+    fn keys(&self, max: usize, up: bool) -> Vec<Found> {
+        self.source.keys(max, up)
+    }
+
+    fn lives(&self, found: &[Found]) -> Result<Vec<Life>> {
+        self.source.lives(found)
+    }
+
+    fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
+        self.source.core.fetch_in(found, keys_only, &self.views)
     }
 }
 

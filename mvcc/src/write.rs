@@ -5,7 +5,7 @@
 //! record is sealed as the last act, and the answer waits for it to be durable. An answer without
 //! changes waits for the newest position it was computed from.
 
-use crate::core::{Core, Gate, Writer};
+use crate::core::{Core, Gate, Reserving, Writer};
 use crate::error::{Error, Refusal, Result};
 use crate::event::{Event, EventKind};
 use crate::options::Face;
@@ -241,11 +241,15 @@ impl Core {
         if !(self.reserves() && self.is_batch()) {
             return Ok(());
         }
-        if let Some((upto, position)) = writer.reserving
-            && self.store.durable() >= position
+        if let Some(reserving) = &mut writer.reserving
+            && self.store.durable() >= reserving.at
         {
-            writer.reserved = upto;
-            writer.reserving = None;
+            // The other slot of the manifest has to have it too: the newer one may rot.
+            let checkpoints = self.store.checkpoints();
+            if checkpoints > *reserving.in_one_slot.get_or_insert(checkpoints) {
+                writer.reserved = reserving.upto;
+                writer.reserving = None;
+            }
         }
         if main + self.options.reserve_ahead / 2 <= writer.reserved {
             return Ok(());
@@ -260,7 +264,7 @@ impl Core {
             let position = self.publisher.seal(main, compacted, || self.store.apply(admission, batch));
             writer.state = state;
             writer.last = position;
-            writer.reserving = Some((upto, position));
+            writer.reserving = Some(Reserving { upto, at: position, in_one_slot: None });
         }
         if main <= writer.reserved {
             return Ok(());
@@ -268,9 +272,7 @@ impl Core {
         if let Some(failure) = self.store.failure() {
             return Err(Error::Storage(failure).into());
         }
-        drop(self.store.flush());
-        let position = writer.reserving.map_or(Position(0), |(_, position)| position);
-        Err(NotNow::Short(self.store.ticket(position)))
+        Err(NotNow::Short(self.store.flush()))
     }
 
     fn encode(&self, next: &State, changes: &[Change], extra: &Extra, writer: &Writer) -> Result<Encoded, NotNow> {

@@ -13,14 +13,22 @@
 mod campaign;
 #[path = "simulate/checks.rs"]
 mod checks;
+#[path = "simulate/copies.rs"]
+mod copies;
 #[path = "simulate/coverage.rs"]
 mod coverage;
 #[path = "simulate/faults.rs"]
 mod faults;
+#[path = "simulate/follow.rs"]
+mod follow;
 #[path = "simulate/ops.rs"]
 mod ops;
+#[path = "simulate/restart.rs"]
+mod restart;
 #[path = "simulate/run.rs"]
 mod run;
+#[path = "simulate/setup.rs"]
+mod setup;
 #[path = "simulate/world.rs"]
 mod world;
 

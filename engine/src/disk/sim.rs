@@ -426,6 +426,11 @@ impl SimDisk {
         self.state.lock().capacity = bytes;
     }
 
+    /// True if the files may not have more than so many bytes together.
+    pub fn is_limited(&self) -> bool {
+        self.state.lock().capacity.is_some()
+    }
+
     /// Bytes of all files together.
     pub fn used(&self) -> u64 {
         let state = self.state.lock();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Every counter that has to be above zero in at least 1 % of the seeds of a campaign.
-pub(crate) const WANTED: [&str; 16] = [
+pub(crate) const WANTED: [&str; 23] = [
     "torn groups",
     "slot fallbacks",
     "recycled segments",
@@ -20,6 +20,13 @@ pub(crate) const WANTED: [&str; 16] = [
     "vacuum cut a file",
     "snapshots restored",
     "damage reported",
+    "newest slot rotted",
+    "snapshots installed",
+    "crashes in an install",
+    "lease checkpoints used",
+    "scrub rounds",
+    "damage found by the scrub",
+    "opened on a full disk",
 ];
 
 /// Counters of one seed.

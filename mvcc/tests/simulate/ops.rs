@@ -1,6 +1,7 @@
 //! What is asked of a keyspace: random commands and reads.
 
-use crate::world::{PREFIXES, World};
+use crate::setup::PREFIXES;
+use crate::world::World;
 use bytes::Bytes;
 use polybolt::{
     Command, Compare, CompareOp, CompareTarget, DeleteRequest, Op, PutRequest, RangeRequest, SortOrder, SortTarget,
@@ -15,7 +16,7 @@ impl World {
         self.ask(at, command, false);
     }
 
-    fn command(&mut self, at: usize) -> Command {
+    pub(crate) fn command(&mut self, at: usize) -> Command {
         let main = self.spaces[at].model.now.main;
         match self.rng.below(100) {
             0..=39 => Command::Op(Op::Put(self.put(at))),

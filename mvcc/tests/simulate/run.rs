@@ -1,9 +1,12 @@
 //! One seed from its beginning to its end.
 
 use crate::checks;
+use crate::copies;
 use crate::coverage::Coverage;
 use crate::faults;
-use crate::world::{Setup, Shared, World};
+use crate::restart;
+use crate::setup::Setup;
+use crate::world::{Shared, World};
 use polybolt::run::seeded::{Rng, meanwhile};
 use polybolt::{Command, Engine, Refusal};
 use std::cell::RefCell;
@@ -121,12 +124,14 @@ fn step(shared: &Shared, operation: u64) {
         710..=729 => checks::hash(shared, at),
         730..=744 => keep_alive(shared, at),
         745..=769 => checks::quiet(shared),
-        770..=789 => faults::fork(shared),
+        770..=789 => restart::fork(shared),
         790..=814 => pass_time(shared),
         815..=834 => compact(shared, at),
-        835..=841 => faults::snapshot(shared, at),
-        842..=851 => faults::vacuum(shared, at),
-        852..=857 => extra_keyspace(shared),
+        835..=841 => copies::snapshot(shared, at),
+        842..=851 => copies::vacuum(shared, at),
+        852..=854 => extra_keyspace(shared),
+        855..=857 if !shared.borrow().setup.is_replayed() => extra_keyspace(shared),
+        855..=865 if shared.borrow().setup.is_replayed() => copies::install(shared, at),
         858..=885 => {
             let mut world = shared.borrow_mut();
             let world = &mut *world;
@@ -140,7 +145,7 @@ fn step(shared: &Shared, operation: u64) {
             world.disk.crash_at(call);
         }
         886..=899 => shared.borrow().disk.stop(),
-        900..=914 => faults::reopen(shared),
+        900..=914 => restart::reopen(shared),
         915..=934 if shared.borrow().setup.eio => shared.borrow_mut().plan_fault(),
         935..=959 if shared.borrow().setup.full => shared.borrow_mut().plan_room(),
         960..=974 if shared.borrow().setup.damage => shared.borrow_mut().remember_unit(),
@@ -169,6 +174,11 @@ fn keep_alive(shared: &Shared, at: usize) {
             *deadline = now + Duration::from_secs(ttl.cast_unsigned());
         }
         (Poll::Ready(Ok(left)), None, _) => assert_eq!(left, 0, "no lease"),
+        // Its frontend takes the checkpoint back first.
+        (Poll::Ready(Err(polybolt::Error::Refused(Refusal::LeaseCheckpointed))), _, _) => {
+            assert!(world.setup.is_replayed());
+            world.ask(at, Command::LeaseCheckpoint(vec![(id, 0)]), false);
+        }
         // Past its deadline, or it has to be written first that its time begins anew.
         _ => {}
     }
@@ -176,6 +186,10 @@ fn keep_alive(shared: &Shared, at: usize) {
         for id in ks.due_leases(4) {
             assert!(world.spaces[at].deadlines[&id] <= now);
             world.ask(at, Command::LeaseRevoke(id), false);
+        }
+        let due = ks.due_lease_checkpoints();
+        if !due.is_empty() {
+            world.ask(at, Command::LeaseCheckpoint(due), false);
         }
     }
 }
@@ -231,6 +245,12 @@ fn count(shared: &Shared) {
     world.coverage.add("reused pages", grown(stats.units_reused, before.units_reused));
     world.coverage.add("ENOSPC in a checkpoint", grown(stats.no_space, before.no_space));
     world.coverage.add("leaves rewritten by compaction", grown(stats.leaves_cleaned, before.leaves_cleaned));
+    world.coverage.add("scrub rounds", grown(stats.scrub_rounds, before.scrub_rounds));
+    let fired = world.disk.fired();
+    for finding in world.engine().scrubbed().damage {
+        let failed = fired.iter().any(|fired| fired.op == "read" && fired.path == finding.file);
+        assert!(failed || world.damaged, "the scrub found what is not damaged: {finding:?}");
+    }
 }
 
 /// At least one fault, one clean reopen, and everything as it has to be.
@@ -253,7 +273,7 @@ fn finish(shared: &Shared) {
         shared.borrow().disk.heal();
         checks::quiet(shared);
         if !shared.borrow().is_broken() {
-            faults::reopen(shared);
+            restart::reopen(shared);
         }
         if shared.borrow().ended {
             return;

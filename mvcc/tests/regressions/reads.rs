@@ -1,0 +1,137 @@
+//! Reads, and what goes on beside them.
+
+use crate::*;
+
+/// A put that its own txn deletes is a row that no read finds, but the index knows it.
+#[test]
+fn verify_knows_a_put_that_its_own_txn_deletes() {
+    let driven = open(&new_disk(1), options()).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+    // From a key on: such a delete clashes with no put (TXN-23).
+    let delete = Op::Delete(DeleteRequest { span: Span::from_key("k"), prev_kv: false });
+    let txn = TxnRequest { success: vec![Op::Put(PutRequest::new("k1", "v")), delete], ..TxnRequest::default() };
+    driven.finish(ks.txn(txn)).unwrap();
+    driven.engine.verify(&mut |_| ()).unwrap();
+}
+
+/// Between the look at the current revision and the pin a compaction made that revision an old one.
+#[test]
+fn a_read_of_the_current_revision_is_never_compacted() {
+    for place in ["read: visible", "read: pinned"] {
+        let driven = open(&new_disk(1), options()).unwrap();
+        let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+        driven.put(&ks, "k", vec![1]).unwrap();
+        let (jobs, clock, other) = (Rc::clone(&driven.jobs), driven.clock.clone(), ks.clone());
+        let writes = move || {
+            let driven = |answer: &mut dyn FnMut() -> bool| {
+                while !answer() {
+                    if !jobs.borrow_mut().step_one() {
+                        clock.advance(Duration::from_millis(5));
+                    }
+                }
+            };
+            drop(other.put(PutRequest::new("k", "2")));
+            drop(other.compact(3, false));
+            driven(&mut || other.compact_revision() == 3);
+        };
+        let found = with_other_at(place, writes, || ks.range(&everything())).unwrap();
+        assert_eq!((found.revision, found.kvs[0].mod_revision), (3, 3), "{place}");
+    }
+}
+
+/// A sweep took the tombstone out while a snapshot was being read that had the row before it already.
+#[test]
+fn a_deleted_key_does_not_come_back_in_a_snapshot_beside_a_sweep() {
+    let driven = open(&new_disk(1), Options { buffer_bytes: 1 << 20, ..options() }).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+    driven.put(&ks, "gone", vec![1]).unwrap();
+    (0..300).for_each(|n| driven.fill(&ks, &format!("k{n:03}"), 1));
+    driven.finish(ks.delete_range(DeleteRequest { span: Span::key("gone"), prev_kv: false })).unwrap();
+    driven.put(&ks, "last", vec![1]).unwrap();
+    let revision = ks.revision();
+    drop(ks.compact(revision, false));
+    // Durable, but nothing is swept yet.
+    while ks.compact_revision() < revision {
+        driven.step();
+    }
+    let mut snapshot = ks.snapshot().unwrap();
+    let jobs = Rc::clone(&driven.jobs);
+    let clock = driven.clock.clone();
+    let mut runs = 0;
+    meanwhile(Some(Box::new(move |at| {
+        if at == "rows: view" {
+            runs += 1;
+            for _ in 0..if runs == 2 { 3000 } else { 0 } {
+                if !jobs.borrow_mut().step_one() {
+                    clock.advance(Duration::from_millis(5));
+                }
+            }
+        }
+        at == "rows: view"
+    })));
+    let stream = snapshot.by_ref().map(Result::unwrap).collect::<Vec<_>>().concat();
+    meanwhile(None);
+    drop(snapshot);
+    let copy = driven.block(|| driven.engine.restore("copy", None, &stream[..], &mut |_| ())).unwrap();
+    assert_eq!(keys(&copy), keys(&ks));
+}
+
+/// A stream whose pin was let go while it read said that a row was damaged that had been compacted.
+#[test]
+fn a_stream_whose_pin_is_let_go_while_it_reads_is_compacted() {
+    let driven = open(&new_disk(1), options()).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+    (0..9).for_each(|n| driven.fill(&ks, &format!("k{n}"), 1));
+    let mut stream = ks.range_stream(&everything()).unwrap();
+    let (jobs, clock, other) = (Rc::clone(&driven.jobs), driven.clock.clone(), ks.clone());
+    let writes = move || {
+        let run = || {
+            for _ in 0..400 {
+                if !jobs.borrow_mut().step_one() {
+                    clock.advance(Duration::from_millis(5));
+                }
+            }
+        };
+        for n in 0..9 {
+            drop(other.put(PutRequest::new(format!("k{n}"), "2")));
+            run();
+        }
+        drop(other.compact(other.revision(), false));
+        clock.advance(Options::default().pin_age_max + Duration::from_secs(1));
+        run();
+    };
+    let chunk = with_other_at("read: view", writes, || stream.next()).expect("there is more");
+    assert!(is_compacted(&chunk), "{chunk:?}");
+}
+
+/// The header of a file that is open was never read again, so the scrub passed over its damage.
+#[test]
+fn the_scrub_reads_the_headers_of_files_too() {
+    let disk = new_disk(1);
+    let driven = open(&disk, Options { scrub_bytes_per_second: 4 << 20, ..options() }).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+    driven.fill(&ks, "k", 1);
+    driven.pass(Duration::from_secs(1));
+    assert!(driven.engine.stats().scrub_rounds > 0 && driven.engine.scrubbed().damage.is_empty());
+    let file = ks.status().shards[0].file.clone();
+    assert!(disk.flip_bit(&file, 50, 1));
+    driven.clock.advance(Duration::from_secs(3600));
+    driven.pass(Duration::from_secs(1));
+    let damage = driven.engine.scrubbed().damage;
+    assert!(damage.iter().any(|found| found.file == file && found.place == Place::Unit(0)), "{damage:?}");
+}
+
+/// What an install had replaced was dropped under a stream, which then said that its files are damaged.
+#[test]
+fn a_stream_of_what_an_install_replaced_ends_as_compacted() {
+    let options = || Options { face: Face::Replayed, pin_age_max: Duration::from_secs(1), ..options() };
+    let driven = open(&new_disk(1), options()).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+    driven.finish(ks.put(PutRequest::new("a", "v"))).unwrap();
+    let stream = driven.block(|| ks.snapshot().unwrap().map(Result::unwrap).collect::<Vec<_>>().concat());
+    let mut reader = ks.range_stream(&everything()).unwrap();
+    driven.block(|| driven.engine.install("ks", &stream[..], Older::Refuse).unwrap().wait()).unwrap();
+    driven.pass(Duration::from_secs(3));
+    let chunk = reader.next().unwrap();
+    assert!(is_compacted(&chunk), "{chunk:?}");
+}
