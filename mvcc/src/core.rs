@@ -22,7 +22,7 @@ use parking_lot::{Mutex, RwLock};
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
-use polybolt_engine::view::View;
+use polybolt_engine::view::{Stored, View};
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Hit, Index, KeyRange, Life, Revision};
 use std::collections::{BTreeMap, VecDeque};
@@ -362,6 +362,12 @@ impl Core {
         }
     }
 
+    /// A key, if it is live at `at`.
+    pub(crate) fn key_in(&self, shard: usize, key: &Bytes, at: u64) -> Option<Found> {
+        let hit = self.shards[shard].index.read().get(key, at)?;
+        Some(Found { key: key.clone(), hit, shard, own: None })
+    }
+
     /// Keys of one segment that are live at `at`, from `from` on; at most `max`.
     pub(crate) fn keys_in(&self, segment: &Segment, at: u64, max: usize, up: bool, out: &mut Vec<Found>) {
         let shard = segment.shard;
@@ -427,6 +433,31 @@ impl Core {
 
     /// The same out of `views`, where there is one.
     pub(crate) fn fetch_in(&self, found: &[Found], keys_only: bool, views: &[(TreeId, View)]) -> Result<Vec<KeyValue>> {
+        let view_of = |shard: &Shard| match views.iter().find(|(of, _)| *of == shard.tree) {
+            None => self.store.view(shard.tree),
+            Some((_, early)) => Ok(early.clone()),
+        };
+        let open = |found: &Found, key: &[u8], stored: Option<Stored>| {
+            let damaged = |damage| self.damaged(&self.shards[found.shard], damage);
+            let missing = Damage::Malformed { what: "a row that the index names is not there" };
+            let stored = stored.ok_or_else(|| damaged(missing))?;
+            if !keys_only {
+                return record::open_row(key, &stored.head, &stored.body).map_err(damaged);
+            }
+            let head = RowHead::decode(&stored.head).map_err(damaged)?;
+            Ok(key_only(found, Life { created: head.created, version: head.version }, head.lease))
+        };
+        if let [found] = found {
+            let key = record::row_key(found.hit.modified);
+            let view = view_of(&self.shards[found.shard])?;
+            pause("read: view");
+            let stored = if keys_only {
+                view.head(&key)?.map(|head| Stored { head, body: Bytes::new() })
+            } else {
+                view.get(&key)?
+            };
+            return Ok(vec![open(found, &key, stored)?]);
+        }
         let mut kvs = vec![KeyValue::default(); found.len()];
         for (at, shard) in self.shards.iter().enumerate() {
             let mut wanted: Vec<usize> = (0..found.len()).filter(|&which| found[which].shard == at).collect();
@@ -435,22 +466,11 @@ impl Core {
             }
             wanted.sort_unstable_by_key(|&which| found[which].hit.modified);
             let keys: Vec<_> = wanted.iter().map(|&which| record::row_key(found[which].hit.modified)).collect();
-            let early = views.iter().find(|(of, _)| *of == shard.tree);
-            let view = early.map_or_else(|| self.store.view(shard.tree), |(_, view)| Ok(view.clone()))?;
+            let view = view_of(shard)?;
             pause("read: view");
             view.get_many(&keys, !keys_only, &mut |which, stored| {
                 let place = wanted[which];
-                let found = &found[place];
-                let damaged = |damage| self.damaged(shard, damage);
-                let missing = Damage::Malformed { what: "a row that the index names is not there" };
-                let stored = stored.ok_or_else(|| damaged(missing))?;
-                kvs[place] = if keys_only {
-                    let head = RowHead::decode(&stored.head).map_err(damaged)?;
-                    let life = Life { created: head.created, version: head.version };
-                    key_only(found, life, head.lease)
-                } else {
-                    record::open_row(&keys[which], &stored.head, &stored.body).map_err(damaged)?
-                };
+                kvs[place] = open(&found[place], &keys[which], stored)?;
                 Ok(())
             })?;
         }

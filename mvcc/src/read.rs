@@ -22,7 +22,9 @@ pub(crate) trait Source {
 
 /// Answers a range. Memory: the result, or all matching keys where they have to be sorted.
 pub(crate) fn range(source: &dyn Source, request: &RangeRequest, revision: u64) -> Result<RangeResponse> {
-    let count = source.count();
+    // Of one key nothing is to be sorted or cut, and its count is whether it is there.
+    let single = (request.span.end == SpanEnd::Single).then(|| source.keys(1, true));
+    let count = single.as_ref().map_or_else(|| source.count(), |found| found.len().cast_signed() as i64);
     let mut response = RangeResponse { revision: revision.cast_signed(), count, ..RangeResponse::default() };
     if request.count_only {
         return Ok(response);
@@ -37,7 +39,7 @@ pub(crate) fn range(source: &dyn Source, request: &RangeRequest, revision: u64) 
     // RNG-20: without an order the limit is applied before the sort.
     let cut_first = !filtered && (request.sort_order == SortOrder::None || by_key);
     let max = limit.filter(|_| cut_first).map_or(usize::MAX, |limit| limit.saturating_add(1));
-    let mut found = source.keys(max, !down);
+    let mut found = single.unwrap_or_else(|| source.keys(max, !down));
     if filtered {
         let by_creation = request.min_create_revision != 0 || request.max_create_revision != 0;
         let lives = if by_creation { source.lives(&found)? } else { Vec::new() };
@@ -114,6 +116,11 @@ impl Source for Pinned<'_> {
     }
 
     fn keys(&self, max: usize, up: bool) -> Vec<Found> {
+        if let [segment] = &self.segments[..]
+            && let Some(key) = segment.single()
+        {
+            return self.core.key_in(segment.shard, key, self.at).into_iter().collect();
+        }
         let mut found = Vec::new();
         let mut segments: Vec<&Segment> = self.segments.iter().collect();
         if !up {

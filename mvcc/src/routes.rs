@@ -72,6 +72,14 @@ pub(crate) struct Segment {
     pub(crate) end: Option<Bytes>,
 }
 
+impl Segment {
+    /// The key, if it is a segment of one.
+    pub(crate) fn single(&self) -> Option<&Bytes> {
+        let (last, before) = self.end.as_ref()?.split_last()?;
+        (*last == 0 && *before == *self.start).then_some(&self.start)
+    }
+}
+
 impl Routes {
     /// One shard for everything.
     pub fn single() -> Self {
