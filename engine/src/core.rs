@@ -181,6 +181,8 @@ pub struct Reserve {
     file: Option<Arc<dyn DiskFile>>,
     /// Bytes of it that are allocated.
     held: u64,
+    /// The most that there were in this session.
+    most: u64,
 }
 
 /// Room for one batch, taken before it is applied; given back if it is dropped unused.
@@ -307,7 +309,7 @@ impl Core {
     }
 
     /// Allocates the space reserve as far as it is not there: all of it, a half or a quarter, whatever
-    /// the disk has room for; false if not even that.
+    /// the disk has room for; false if that is nothing, or less than there was before the disk was full.
     pub fn take_reserve(&self) -> Result<bool> {
         let bytes = self.options.space_reserve_bytes;
         let mut reserve = self.reserve.lock();
@@ -338,10 +340,12 @@ impl Core {
                 }
             }
         }
-        Ok(reserve.held > 0)
+        reserve.most = reserve.most.max(reserve.held);
+        Ok(reserve.held > 0 && reserve.held >= reserve.most)
     }
 
-    /// Gives the space reserve to whoever writes next, also while the store opens; false if there was none.
+    /// Gives the space reserve, or what an earlier session has left of it, to whoever writes next, also while
+    /// the store opens; false if there was none.
     pub fn spend_reserve(&self) -> Result<bool> {
         let mut reserve = self.reserve.lock();
         if reserve.file.is_none() {
@@ -350,6 +354,7 @@ impl Core {
                 other => {
                     let file = other?;
                     reserve.held = file.len()?;
+                    reserve.most = reserve.held.min(self.options.space_reserve_bytes);
                     reserve.file = Some(file);
                 }
             }

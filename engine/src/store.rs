@@ -111,6 +111,8 @@ pub struct StoreStats {
     pub scrub_damage: u64,
     /// Tree files that are open.
     pub open_files: u64,
+    /// True while the disk is full: only what frees space is taken, until there is room for the reserve again.
+    pub disk_full: bool,
 }
 
 impl Store {
@@ -481,6 +483,7 @@ impl Store {
             scrub_rounds: scrub.0,
             scrub_bytes: scrub.1,
             scrub_damage: scrub.2,
+            disk_full: self.is_disk_full(),
             open_files: spaces.iter().flat_map(|space| &space.trees).filter(|tree| tree.file.is_open()).count() as u64,
         }
     }
@@ -498,6 +501,11 @@ impl Store {
     /// Why the store takes no more writes, if it does not.
     pub fn failure(&self) -> Option<Error> {
         self.core.poison.check().err()
+    }
+
+    /// True while the disk is full: only what frees space is taken, until there is room for the reserve again.
+    pub fn is_disk_full(&self) -> bool {
+        self.core.full.load(Ordering::Acquire)
     }
 
     /// Why a Volatile tree takes no more writes, if it does not.

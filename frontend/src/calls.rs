@@ -4,6 +4,7 @@
 //! A body is looked at as it streams by: a message is a byte, its length in four bytes, and so many bytes
 //! (the gRPC wire format). One that is too large is refused at its length, before any of it is held.
 
+use crate::outbox::Held;
 use crate::proto;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
@@ -168,7 +169,7 @@ pub(crate) async fn pass(State(calls): State<Arc<Calls>>, request: Request, next
     };
     method.started.inc();
     let mut call = Call { calls: Arc::clone(&calls), method, begun: Instant::now(), code: None };
-    let response = match Calls::version(request.headers()) {
+    let mut response = match Calls::version(request.headers()) {
         Ok(version) => {
             // A single member always has its leader: `hasleader` asks for nothing more.
             let kind = if call.method.is_stream { "stream" } else { "unary" };
@@ -179,7 +180,8 @@ pub(crate) async fn pass(State(calls): State<Arc<Calls>>, request: Request, next
         Err(status) => status.into_http(),
     };
     call.see(response.headers());
-    response.map(|body| Body::new(Sent { body, frames: Frames::default(), call }))
+    let held = response.extensions_mut().remove::<Arc<Held>>();
+    response.map(|body| Body::new(Sent { body, rest: Bytes::new(), frames: Frames::default(), call, _held: held }))
 }
 
 /// A call under way; counted when it ends, however it does.
@@ -291,9 +293,16 @@ impl http_body::Body for Received {
 /// A response's body; the call lives as long.
 struct Sent {
     body: Body,
+    /// Of the last piece of it. A client that does not read leaves it here, where it is counted, and not with
+    /// the connection, which would take it whole.
+    rest: Bytes,
     frames: Frames,
     call: Call,
+    _held: Option<Arc<Held>>,
 }
+
+/// How much of a body is given to the connection at a time.
+const PIECE_BYTES: usize = 64 << 10;
 
 impl http_body::Body for Sent {
     type Data = Bytes;
@@ -301,6 +310,10 @@ impl http_body::Body for Sent {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
+        if !this.rest.is_empty() {
+            let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
             if let Some(data) = frame.data_ref() {
@@ -312,15 +325,26 @@ impl http_body::Body for Sent {
                 this.call.see(trailers);
             }
         }
+        let frame = frame.map(|frame| {
+            frame.map(|frame| match frame.into_data() {
+                Ok(mut data) if data.len() > PIECE_BYTES => {
+                    let piece = data.split_to(PIECE_BYTES);
+                    this.rest = data;
+                    Frame::data(piece)
+                }
+                Ok(data) => Frame::data(data),
+                Err(frame) => frame,
+            })
+        });
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        if self.rest.is_empty() { self.body.size_hint() } else { SizeHint::default() }
     }
 }
 

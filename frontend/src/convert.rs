@@ -13,7 +13,7 @@ pub(crate) fn status(error: &Error) -> Status {
     let code = match error {
         Error::Refused(refusal) => match refusal {
             Refusal::Compacted { .. } | Refusal::FutureRevision { .. } | Refusal::LeaseTtlTooLarge => Code::OutOfRange,
-            Refusal::NoSpace => Code::ResourceExhausted,
+            Refusal::NoSpace | Refusal::DiskFull => Code::ResourceExhausted,
             Refusal::LeaseNotFound | Refusal::KeyspaceNotFound { .. } => Code::NotFound,
             Refusal::LeaseExists | Refusal::KeyspaceExists { .. } => Code::FailedPrecondition,
             // The backlog error is not in etcd's code table either.

@@ -1,11 +1,12 @@
 //! What `/metrics` looks up when it is asked: sizes and counts that others keep.
 
+use crate::memory::{self, Clients};
 use crate::timed_disk::SyncTimings;
 use crate::version::{CLUSTER_VERSION, ETCD_VERSION};
-use polybolt::{Engine, Keyspace, TIMING_BOUNDS, TimingStats};
+use polybolt::{Engine, Keyspace, KeyspaceStatus, TIMING_BOUNDS, TimingStats};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Histogram, Metric, MetricFamily, MetricType};
-use prometheus::{Gauge, GaugeVec, Opts};
+use prometheus::{Gauge, GaugeVec, IntGauge, Opts};
 use std::sync::Arc;
 
 /// Where it is looked up.
@@ -15,6 +16,29 @@ pub(crate) struct LookedUp {
     pub(crate) quota: i64,
     pub(crate) member_id: u64,
     pub(crate) syncs: Arc<SyncTimings>,
+    pub(crate) unread_bytes_max: u64,
+    pub(crate) open: Open,
+}
+
+/// What is open.
+#[derive(Clone)]
+pub(crate) struct Open {
+    pub(crate) connections: IntGauge,
+    pub(crate) watch_streams: IntGauge,
+    pub(crate) snapshots: IntGauge,
+    pub(crate) range_streams: IntGauge,
+}
+
+impl Default for Open {
+    fn default() -> Self {
+        let gauge = |name: &str, help: &str| IntGauge::new(name, help).expect("a valid name");
+        Open {
+            connections: gauge("polybolt_connections", "Connections of clients."),
+            watch_streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Streams of watchers."),
+            snapshots: gauge("polybolt_snapshot_streams", "Snapshots under way."),
+            range_streams: gauge("polybolt_range_streams", "Streams of ranges under way."),
+        }
+    }
 }
 
 /// Families under way.
@@ -120,6 +144,7 @@ impl Collector for LookedUp {
         all.gauge("polybolt_leases", "Leases alive.", status.leases as f64);
         self.activity(&mut all);
         self.store(&mut all);
+        self.bounds(&mut all, &status);
         let of_shard = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &["shard"]).expect("a valid name");
         let sizes = of_shard("polybolt_shard_size_bytes", "Bytes of a shard's file.");
         let used = of_shard("polybolt_shard_size_in_use_bytes", "Bytes of them in use.");
@@ -145,6 +170,14 @@ impl LookedUp {
         let stats = self.keyspace.stats();
         let mvcc = |name: &str| format!("etcd_debugging_mvcc_{name}");
         all.gauge("etcd_mvcc_db_open_read_transactions", "Reads that hold a revision.", stats.open_reads as f64);
+        all.gauge("polybolt_writes_waiting", "Writes that wait for room in the buffers.", stats.waiting as f64);
+        all.gauge("polybolt_writes_waiting_bytes", "Bytes that these hold.", stats.waiting_bytes as f64);
+        let oldest = stats.oldest_read.as_secs_f64();
+        all.gauge("polybolt_pin_oldest_seconds", "How long the oldest read holds its revision.", oldest);
+        let held = stats.held_revisions as f64;
+        all.gauge("polybolt_pin_held_revisions", "Revisions that reads hold compaction back by.", held);
+        let let_go = stats.reads_let_go as f64;
+        all.counter("polybolt_pins_let_go_total", "Reads that held too much for too long, and were let go.", let_go);
         all.gauge(&mvcc("total_put_size_in_bytes"), "Bytes of keys and values put.", stats.put_bytes as f64);
         all.gauge(&mvcc("slow_watcher_total"), "Watchers that read history.", stats.lagging_watchers as f64);
         all.gauge(&mvcc("pending_events_total"), "Events in watchers' queues.", stats.pending_events as f64);
@@ -165,6 +198,27 @@ impl LookedUp {
         all.counter("etcd_debugging_server_lease_expired_total", "Leases that nobody renewed.", expired);
     }
 
+    /// Who may take how much memory.
+    #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
+    fn bounds(&self, all: &mut Families, status: &KeyspaceStatus) {
+        let Open { connections, watch_streams, snapshots, range_streams } = &self.open;
+        for gauge in [connections, watch_streams, snapshots, range_streams] {
+            all.0.extend(gauge.collect());
+        }
+        let count = |gauge: &IntGauge| gauge.get().max(0).cast_unsigned();
+        let clients = Clients {
+            connections: count(connections),
+            watch_streams: count(watch_streams),
+            watchers: status.watchers,
+            snapshots: count(snapshots),
+            range_streams: count(range_streams),
+        };
+        let index = status.shards.iter().map(|shard| shard.index_bytes).sum();
+        let bound = memory::bound(self.engine.options(), self.unread_bytes_max, clients, index);
+        all.gauge("polybolt_memory_bound_bytes", "Memory that all this may take, without mapped files.", bound as f64);
+        all.gauge("polybolt_index_bytes", "Bytes of it for the index.", index as f64);
+    }
+
     /// What the store did.
     #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
     fn store(&self, all: &mut Families) {
@@ -173,6 +227,14 @@ impl LookedUp {
         all.timings("etcd_disk_backend_commit_duration_seconds", "Syncs of a checkpoint.", &checkpoint, 1.0);
         let stats = self.engine.stats();
         all.gauge("polybolt_buffered_bytes", "Bytes of write buffers in use.", stats.buffered_bytes as f64);
+        let most = self.engine.options().buffer_bytes as f64;
+        all.gauge("polybolt_buffered_bytes_max", "The most that these may be.", most);
+        let full = "1 while the disk is full: only what frees space is written.";
+        all.gauge("polybolt_disk_full", full, f64::from(u8::from(stats.disk_full)));
+        let failed = "1 once a write or sync has failed: nothing is written until a restart.";
+        all.gauge("polybolt_storage_failed", failed, f64::from(u8::from(self.engine.failure().is_some())));
+        let no_space = stats.no_space as f64;
+        all.counter("polybolt_checkpoints_no_space_total", "Checkpoints that met a full disk.", no_space);
         all.gauge("polybolt_journal_bytes", "Bytes of journal segments on disk.", stats.journal_bytes as f64);
         all.gauge("polybolt_journal_groups", "Journal groups since the start.", stats.journal_groups as f64);
         all.gauge("polybolt_checkpoints", "Checkpoints since the start.", stats.checkpoints as f64);

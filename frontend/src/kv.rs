@@ -1,22 +1,21 @@
 //! The KV service.
 
 use crate::convert;
+use crate::outbox::{Held, Outbox};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::server::{Server, off_thread};
 use polybolt::{Error, Op, RangeRequest, Refusal, SpanEnd, TxnRequest};
+use prost::Message;
+use std::pin::Pin;
 use std::sync::Arc;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 /// The KV service of a server.
 #[derive(Debug, Clone)]
 pub(crate) struct KvService(pub(crate) Arc<Server>);
 
-/// Chunks of a stream that may wait for a slow client.
-const CHUNKS_AHEAD: usize = 4;
 /// Ranges up to this limit are answered without another thread.
 const SHORT_RANGE: i64 = 64;
 
@@ -61,16 +60,22 @@ impl Kv for KvService {
         let response = if is_short(&request) {
             server.keyspace.range(&request)
         } else {
+            if server.metrics.unread_bytes.get().cast_unsigned() > server.settings.unread_bytes_max {
+                return Err(convert::refused(Refusal::TooManyRequests));
+            }
             let keyspace = server.keyspace.clone();
             off_thread(move || keyspace.range(&request)).await?
         };
         server.metrics.ranged(begun, response.is_ok());
         server.users.check_unchanged(caller.revision())?;
         let response = response.map_err(|error| convert::status(&error))?;
-        Ok(Response::new(convert::range_response(response, &|revision| server.header(revision))))
+        let bytes = response.kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
+        let mut response = Response::new(convert::range_response(response, &|revision| server.header(revision)));
+        response.extensions_mut().insert(Arc::new(Held::new(&server.metrics.unread_bytes, bytes)));
+        Ok(response)
     }
 
-    type RangeStreamStream = ReceiverStream<Result<pb::RangeStreamResponse, Status>>;
+    type RangeStreamStream = Pin<Box<dyn futures_util::Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
 
     async fn range_stream(
         &self,
@@ -90,18 +95,22 @@ impl Kv for KvService {
         // A stream may be slow: it holds up no change of users, but ends with it (RST-8).
         let judged_by = caller.revision();
         drop(caller);
-        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        let place = server.metrics.range_streams.take().ok_or_else(|| convert::refused(Refusal::TooManyRequests))?;
+        let (sender, receiver) = Outbox::new(&server.metrics.range_bytes);
+        // What it reads may be gone by then: a client that reads nothing for so long is let go.
+        let stall_max = server.engine.options().pin_age_max;
         tokio::task::spawn_blocking(move || {
+            let _place = place;
             let mut next = stream.next();
             loop {
                 if let Err(error) = server.users.check_unchanged(judged_by) {
-                    drop(sender.blocking_send(Err(error.into())));
+                    drop(sender.send_within(stall_max, Err(error.into()), 0));
                     return;
                 }
                 let mut response = pb::RangeResponse::default();
                 match next {
                     Some(Err(error)) => {
-                        drop(sender.blocking_send(Err(convert::status(&error))));
+                        drop(sender.send_within(stall_max, Err(convert::status(&error)), 0));
                         return;
                     }
                     Some(Ok(kvs)) => response.kvs = kvs.into_iter().map(convert::kv).collect(),
@@ -116,13 +125,14 @@ impl Kv for KvService {
                     response.count = stream.total();
                 }
                 let chunk = pb::RangeStreamResponse { range_response: Some(response) };
-                if sender.blocking_send(Ok(chunk)).is_err() || last {
+                let bytes = chunk.encoded_len();
+                if sender.send_within(stall_max, Ok(chunk), bytes).is_err() || last {
                     server.metrics.ranged(begun, true);
                     return;
                 }
             }
         });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(Response::new(Box::pin(receiver)))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {

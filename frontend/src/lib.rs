@@ -84,8 +84,10 @@ pub mod proto {
 
 mod version;
 mod convert;
+mod outbox;
 mod calls;
 pub mod timed_disk;
+mod memory;
 mod gauges;
 mod metrics;
 mod users;

@@ -13,6 +13,7 @@ use crate::kv::KvService;
 use crate::lease::LeaseService;
 use crate::lock::LockService;
 use crate::maintenance::MaintenanceService;
+use crate::metrics::Up;
 use crate::proto::encoded::watch_server::WatchServer;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::v1::inspect_server::InspectServer;
@@ -200,7 +201,9 @@ async fn accept(server: Arc<Server>, listener: Listener, served: Served, options
         }
         let (builder, served, watcher) = (builder.clone(), served.clone(), graceful.watcher());
         let tls = listener.tls.clone().map(TlsAcceptor::from);
+        let up = Up::new(&server.metrics.connections);
         tokio::spawn(async move {
+            let _up = up;
             match tls {
                 None => serve_connection(&builder, stream, served, false, watcher).await,
                 Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {

@@ -9,6 +9,11 @@ mod status;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use tikv_jemallocator::Jemalloc;
+
+// Buffers are filled by some threads and let go by others; what is free has to go back to the system.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// An etcd-compatible server on an engine of several B+tree files.
 #[derive(Debug, Parser)]

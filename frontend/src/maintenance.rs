@@ -2,14 +2,15 @@
 
 use crate::convert;
 use crate::metrics::Up;
+use crate::outbox::Outbox;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::server::{CLUSTER_VERSION, ETCD_VERSION, Server, TERM, off_thread};
 use bytes::{Bytes, BytesMut};
+use polybolt::Refusal;
 use sha2::{Digest, Sha256};
+use std::pin::Pin;
 use std::sync::Arc;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 /// The Maintenance service of a server.
@@ -78,7 +79,7 @@ impl Maintenance for MaintenanceService {
             .iter()
             .map(|alarm| format!("memberID:{} alarm:{}", alarm.member_id, name(alarm.alarm)))
             .collect();
-        errors.extend(server.engine.failure().map(|failure| failure.to_string()));
+        errors.extend(server.trouble());
         // There is no log of its own: a revision stands for the entry that made it.
         let index = status.revision.cast_unsigned();
         Ok(Response::new(pb::StatusResponse {
@@ -134,32 +135,37 @@ impl Maintenance for MaintenanceService {
         }))
     }
 
-    type SnapshotStream = ReceiverStream<Result<pb::SnapshotResponse, Status>>;
+    type SnapshotStream = Pin<Box<dyn futures_util::Stream<Item = Result<pb::SnapshotResponse, Status>> + Send>>;
 
     async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         let Self(server) = self;
         server.caller(request.metadata())?.check_root()?;
+        let place = server.metrics.snapshots.take().ok_or_else(|| convert::refused(Refusal::TooManyRequests))?;
+        let stall_max = server.engine.options().pin_age_max;
         let keyspace = server.keyspace.clone();
         let frames = off_thread(move || keyspace.snapshot()).await?.map_err(|error| convert::status(&error))?;
         // How long the stream will be is not known before its end: at least 1 until then.
         let estimate = server.keyspace.status().size_in_use;
-        let (sender, receiver) = mpsc::channel(4);
+        let (sender, receiver) = Outbox::new(&server.metrics.snapshot_bytes);
         let timer = server.metrics.snapshot.start_timer();
         tokio::task::spawn_blocking(move || {
+            let _place = place;
             let mut digest = Sha256::new();
             let (mut buffer, mut sent) = (BytesMut::new(), 0u64);
             let mut send = |blob: Bytes, remaining: Option<u64>| {
-                sent += blob.len() as u64;
+                let bytes = blob.len();
+                sent += bytes as u64;
                 let remaining_bytes = remaining.unwrap_or_else(|| estimate.saturating_sub(sent).max(1));
                 let message =
                     pb::SnapshotResponse { header: None, remaining_bytes, blob, version: CLUSTER_VERSION.into() };
-                sender.blocking_send(Ok(message)).is_ok()
+                // What it is of may be gone by then: a client that reads nothing for so long is let go.
+                sender.send_within(stall_max, Ok(message), bytes).is_ok()
             };
             for frame in frames {
                 match frame {
                     Ok(frame) => buffer.extend_from_slice(&frame),
                     Err(error) => {
-                        drop(sender.blocking_send(Err(convert::status(&error))));
+                        drop(sender.send_within(stall_max, Err(convert::status(&error)), 0));
                         return;
                     }
                 }
@@ -179,7 +185,7 @@ impl Maintenance for MaintenanceService {
             }
             timer.observe_duration();
         });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(Response::new(Box::pin(receiver)))
     }
 
     async fn move_leader(

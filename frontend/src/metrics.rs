@@ -3,6 +3,7 @@
 
 use crate::calls::Calls;
 use crate::gauges::LookedUp;
+use crate::outbox::Places;
 use polybolt::{OpResponse, TxnResponse};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder, exponential_buckets,
@@ -11,6 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Snapshots and streams of ranges at a time. Each has a thread to wait on, of 512 that there may be.
+pub(crate) const SNAPSHOTS_MAX: i64 = 16;
+pub(crate) const RANGE_STREAMS_MAX: i64 = 256;
 /// A write that takes longer is counted as slow, as at etcd.
 const SLOW: Duration = Duration::from_millis(100);
 
@@ -28,6 +32,7 @@ pub(crate) struct Metrics {
     pub(crate) leases_granted: IntCounter,
     pub(crate) leases_renewed: IntCounter,
     pub(crate) lease_ttl: Histogram,
+    pub(crate) connections: IntGauge,
     pub(crate) watch_streams: IntGauge,
     pending: IntGauge,
     failed: IntCounter,
@@ -40,6 +45,12 @@ pub(crate) struct Metrics {
     pub(crate) snapshot: Histogram,
     pub(crate) defragment: Histogram,
     pub(crate) defragmenting: IntGauge,
+    pub(crate) watch_bytes: IntGauge,
+    pub(crate) snapshots: Places,
+    pub(crate) snapshot_bytes: IntGauge,
+    pub(crate) range_streams: Places,
+    pub(crate) range_bytes: IntGauge,
+    pub(crate) unread_bytes: IntGauge,
 }
 
 /// How many files may be open.
@@ -82,6 +93,7 @@ impl Maker<'_> {
 impl Metrics {
     pub(crate) fn new(looked_up: LookedUp, message_max: usize) -> Self {
         let registry = Registry::new();
+        let open = looked_up.open.clone();
         registry.register(Box::new(looked_up)).expect("registered once");
         let make = Maker(&registry);
         Metrics {
@@ -100,7 +112,8 @@ impl Metrics {
                 1.0,
                 24,
             ),
-            watch_streams: make.gauge("etcd_debugging_mvcc_watch_stream_total", "Streams of watchers."),
+            connections: open.connections,
+            watch_streams: open.watch_streams,
             pending: make.gauge("etcd_server_proposals_pending", "Writes under way."),
             failed: make.counter("etcd_server_proposals_failed_total", "Writes whose outcome is not known."),
             slow: make.counter("etcd_server_slow_apply_total", "Writes that took more than 100 ms."),
@@ -120,6 +133,12 @@ impl Metrics {
             snapshot: make.histogram("etcd_disk_backend_snapshot_duration_seconds", "Snapshots sent.", 0.01, 17),
             defragment: make.histogram("etcd_disk_backend_defrag_duration_seconds", "Defragmentations.", 0.1, 13),
             defragmenting: make.gauge("etcd_disk_defrag_inflight", "Defragmentations under way."),
+            watch_bytes: make.gauge("polybolt_watch_send_bytes", "Bytes that wait for watchers' clients to read them."),
+            snapshots: Places::new(open.snapshots, SNAPSHOTS_MAX),
+            snapshot_bytes: make.gauge("polybolt_snapshot_send_bytes", "Bytes of them that wait to be read."),
+            range_streams: Places::new(open.range_streams, RANGE_STREAMS_MAX),
+            range_bytes: make.gauge("polybolt_range_stream_send_bytes", "Bytes of them that wait to be read."),
+            unread_bytes: make.gauge("polybolt_range_unread_bytes", "Bytes of ranges' answers that wait to be read."),
             registry,
         }
     }

@@ -120,6 +120,19 @@ pub(crate) struct Serve {
     /// The largest request in bytes.
     #[arg(long, default_value_t = 1_572_864, env = "ETCD_MAX_REQUEST_BYTES")]
     max_request_bytes: u32,
+    /// The most bytes of answers to ranges that clients have yet to read; beyond, longer ranges are refused.
+    #[arg(long, default_value_t = 1 << 30)]
+    unread_bytes_max: u64,
+    /// Read files with pread and a cache of so many bytes each, so that an error of the disk is one of the read
+    /// that meets it; files are mapped if not given, and such an error ends the server.
+    #[arg(long)]
+    read_cache_bytes: Option<u64>,
+    /// The longest that a slow reader (a snapshot, a stream of a range) holds compaction back.
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    pin_age_max: Duration,
+    /// The most revisions that it holds compaction back by.
+    #[arg(long, default_value_t = 10_000_000)]
+    pin_revisions_max: u64,
     /// The most streams of one connection; no limit if not given.
     #[arg(long, env = "ETCD_MAX_CONCURRENT_STREAMS")]
     max_concurrent_streams: Option<u32>,
@@ -252,6 +265,9 @@ impl Serve {
             quota_bytes: u64::try_from(self.quota()).ok(),
             remember_hashes: self.is_on(Gate::CompactHashCheck),
             lease_checkpoint_interval: self.is_on(Gate::LeaseCheckpoint).then_some(self.lease_checkpoint_interval),
+            read_cache_bytes: self.read_cache_bytes,
+            pin_age_max: self.pin_age_max,
+            pin_revisions_max: self.pin_revisions_max,
             scrub_bytes_per_second: self.scrub_bytes_per_second,
             ..Options::default()
         }
@@ -319,6 +335,7 @@ impl Serve {
             },
             quota_bytes: self.quota(),
             max_request_bytes: self.max_request_bytes as usize,
+            unread_bytes_max: self.unread_bytes_max,
             progress_interval: self.watch_progress_notify_interval,
             token_ttl: Duration::from_secs(self.auth_token_ttl.into()),
             bcrypt_cost: self.bcrypt_cost,
@@ -352,13 +369,19 @@ impl Serve {
     }
 }
 
-/// How often the findings of the scrub are looked at.
+/// How often the findings of the scrub and the state of the disk are looked at.
 const DAMAGE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Logs what the scrub finds, once each.
+/// Logs what the scrub finds, once each, and when the disk is full and when it is not any more.
 async fn log_damage(engine: Engine, stop: CancellationToken) {
-    let mut known = Vec::new();
+    let (mut known, mut was_full) = (Vec::new(), false);
     while tokio::time::timeout(DAMAGE_INTERVAL, stop.cancelled()).await.is_err() {
+        match (was_full, engine.is_disk_full()) {
+            (false, true) => tracing::error!("the disk is full: writes are refused until there is room"),
+            (true, false) => tracing::info!("the disk has room: writes go on"),
+            _ => {}
+        }
+        was_full = engine.is_disk_full();
         let found = engine.scrubbed().damage;
         for damage in found.iter().filter(|damage| !known.contains(*damage)) {
             tracing::error!(%damage, "the scrub found damage");

@@ -1,7 +1,7 @@
 //! What the services share: the keyspace, who this member is, its alarms, and how it stops.
 
 use crate::convert;
-use crate::gauges::LookedUp;
+use crate::gauges::{LookedUp, Open};
 use crate::metrics::Metrics;
 use crate::proto::etcdserverpb as pb;
 use crate::timed_disk::SyncTimings;
@@ -28,6 +28,9 @@ const MESSAGE_SLACK: usize = 512 << 10;
 /// How long a write may take before its caller is told that nobody knows (SRV-4).
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
+const DISK_FULL: &str =
+    "the disk is full: only deletes and compactions are taken; free some disk space, and writes go on";
+
 const MEMBER_TABLE: &str = "member";
 const ALARM_TABLE: &str = "alarm";
 
@@ -44,6 +47,9 @@ pub struct Settings {
     pub quota_bytes: i64,
     /// The largest request.
     pub max_request_bytes: usize,
+    /// The most bytes of answers to ranges that clients have yet to read; more than one key at a time is not
+    /// ranged over until they do.
+    pub unread_bytes_max: u64,
     /// How often quiet watchers that ask for it are told their progress.
     pub progress_interval: Duration,
     /// How long a login lasts that is not used.
@@ -101,6 +107,8 @@ impl Server {
                 quota: settings.quota_bytes,
                 member_id,
                 syncs,
+                unread_bytes_max: settings.unread_bytes_max,
+                open: Open::default(),
             },
             settings.message_max(),
         );
@@ -152,13 +160,23 @@ impl Server {
         self.header(self.keyspace.revision())
     }
 
+    /// Those that were raised, and NOSPACE as long as the disk is full: that one goes by itself.
     pub(crate) fn alarms(&self) -> Vec<pb::AlarmMember> {
-        let alarms = self.alarms.lock();
-        alarms.iter().map(|(member_id, alarm)| pb::AlarmMember { member_id: *member_id, alarm: *alarm }).collect()
+        let mut alarms = self.alarms.lock().clone();
+        if self.engine.is_disk_full() {
+            alarms.insert((self.member_id, pb::AlarmType::Nospace as i32));
+        }
+        alarms.into_iter().map(|(member_id, alarm)| pb::AlarmMember { member_id, alarm }).collect()
     }
 
     pub(crate) fn has_alarm(&self, alarm: pb::AlarmType) -> bool {
         self.alarms.lock().iter().any(|(_, kind)| *kind == alarm as i32)
+    }
+
+    /// Why no writes are taken, or only those that free space.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let failure = self.engine.failure().map(|failure| failure.to_string());
+        failure.or_else(|| self.engine.is_disk_full().then(|| DISK_FULL.to_owned()))
     }
 
     /// Raises an alarm; it stays until it is disarmed.
@@ -188,6 +206,9 @@ impl Server {
         }
         if needs_room && self.has_alarm(pb::AlarmType::Nospace) {
             return Err(convert::status(&Error::Refused(Refusal::NoSpace)));
+        }
+        if needs_room && self.engine.is_disk_full() {
+            return Err(convert::status(&Error::Refused(Refusal::DiskFull)));
         }
         Ok(())
     }
@@ -292,6 +313,7 @@ pub(crate) mod tests {
             advertise_client_urls: Vec::new(),
             quota_bytes: -1,
             max_request_bytes: 1 << 20,
+            unread_bytes_max: 1 << 30,
             progress_interval: Duration::from_secs(600),
             token_ttl: Duration::from_secs(300),
             bcrypt_cost: 4,

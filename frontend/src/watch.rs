@@ -6,6 +6,7 @@
 
 use crate::convert;
 use crate::metrics::Up;
+use crate::outbox::{Gone, Outbox};
 use crate::proto::encoded::WatchResponse;
 use crate::proto::encoded::watch_server::Watch;
 use crate::proto::etcdserverpb as pb;
@@ -16,11 +17,10 @@ use polybolt::{Event, Refusal, Span, WatchItem, WatchRequest, Watcher};
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -28,20 +28,19 @@ use tonic::{Request, Response, Status, Streaming};
 #[derive(Debug, Clone)]
 pub(crate) struct WatchService(pub(crate) Arc<Server>);
 
-/// Responses that may wait for a slow client; behind them watchers fall back to history.
-const RESPONSES_AHEAD: usize = 16;
 /// A fragment is split where a response would be larger than the largest request and this much.
 const FRAGMENT_SLACK: usize = 512 << 10;
 
 #[tonic::async_trait]
 impl Watch for WatchService {
-    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+    // What waits for a slow client is bounded; behind it watchers fall back to history.
+    type WatchStream = Pin<Box<dyn futures_util::Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
     async fn watch(
         &self,
         request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let (sender, receiver) = mpsc::channel(RESPONSES_AHEAD);
+        let (sender, receiver) = Outbox::new(&self.0.metrics.watch_bytes);
         let stream = Stream {
             _up: Up::new(&self.0.metrics.watch_streams),
             server: Arc::clone(&self.0),
@@ -54,7 +53,7 @@ impl Watch for WatchService {
             ready: Arc::default(),
         };
         tokio::spawn(stream.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(Response::new(Box::pin(receiver)))
     }
 }
 
@@ -98,7 +97,7 @@ struct Stream {
     server: Arc<Server>,
     /// Who asks.
     metadata: MetadataMap,
-    sender: mpsc::Sender<Result<WatchResponse, Status>>,
+    sender: Outbox<Result<WatchResponse, Status>>,
     /// By a key that is never used twice, as an id may be.
     watchers: HashMap<u64, Entry>,
     keys: HashMap<i64, u64>,
@@ -106,9 +105,6 @@ struct Stream {
     next_id: i64,
     ready: Arc<Ready>,
 }
-
-/// The client has gone.
-struct Gone;
 
 type Item = polybolt::Result<Option<WatchItem>>;
 
@@ -125,7 +121,7 @@ impl Stream {
             let outcome = tokio::select! {
                 biased;
                 () = stop.cancelled() => {
-                    drop(self.sender.send(Err(Status::unavailable("etcdserver: server stopped"))).await);
+                    drop(self.sender.send(Err(Status::unavailable("etcdserver: server stopped")), 0).await);
                     return;
                 }
                 request = requests.message(), if asking => match request {
@@ -137,7 +133,7 @@ impl Stream {
                     }
                     // It went, or asked for something that cannot be.
                     Err(status) => {
-                        drop(self.sender.send(Err(status)).await);
+                        drop(self.sender.send(Err(status), 0).await);
                         return;
                     }
                 },
@@ -294,7 +290,8 @@ impl Stream {
     }
 
     async fn send(&self, response: WatchResponse) -> Result<(), Gone> {
-        self.sender.send(Ok(response)).await.map_err(|_| Gone)
+        let bytes = response.encoded_len();
+        self.sender.send(Ok(response), bytes).await
     }
 }
 

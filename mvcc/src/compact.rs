@@ -53,7 +53,10 @@ impl Core {
             return Ok(true);
         }
         // After the compacted revision: a reader pins first and looks at the floor after.
-        let oldest = self.pins.oldest(now).unwrap_or(u64::MAX);
+        let oldest = {
+            let lowest = compacted.max(0).cast_unsigned().saturating_sub(self.options.pin_revisions_max);
+            self.pins.oldest(now, lowest).unwrap_or(u64::MAX)
+        };
         let round = sweep.round.max(0).cast_unsigned();
         if sweep.left.is_empty() {
             let upto = round.min(oldest);

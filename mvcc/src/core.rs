@@ -48,7 +48,7 @@ pub(crate) struct Shard {
 
 /// A request in line, which has its turn when it is called: Some if there is no room yet, and when
 /// there may be.
-pub(crate) type Queued = Box<dyn FnMut(&Core, &mut Writer, Duration) -> Option<Ticket> + Send>;
+pub(crate) type Turn = Box<dyn FnMut(&Core, &mut Writer, Duration) -> Option<Ticket> + Send>;
 
 /// Whether a core takes writes.
 pub(crate) enum Gate {
@@ -62,8 +62,9 @@ pub(crate) enum Gate {
 /// What only the writer touches.
 pub(crate) struct Writer {
     pub(crate) gate: Gate,
-    /// Requests that wait for room, in the order in which they came.
-    pub(crate) line: VecDeque<Queued>,
+    /// Requests that wait for room, in the order in which they came, and the bytes that each holds.
+    pub(crate) line: VecDeque<(Turn, usize)>,
+    pub(crate) line_bytes: usize,
     pub(crate) state: State,
     /// The newest position anything was computed from.
     pub(crate) last: Position,
@@ -318,6 +319,11 @@ impl Core {
         self.publisher.compacted().max(floors.max().unwrap_or(0).cast_signed())
     }
 
+    /// Pins a revision.
+    pub(crate) fn pin(&self, revision: u64) -> Pin {
+        self.pins.pin(revision, self.clock.monotonic(), self.options.pin_age_max)
+    }
+
     /// Pins the revision that a request asks for: <= 0 is the visible one.
     pub(crate) fn read_point(&self, segments: &[Segment], revision: i64) -> Result<ReadPoint> {
         self.check_open()?;
@@ -327,15 +333,14 @@ impl Core {
             if at > visible {
                 return Err(Refusal::FutureRevision { current: visible.cast_signed() }.into());
             }
-            let until = self.clock.monotonic().saturating_add(self.options.pin_age_max);
             let (floor, pin);
             if is_on(Defect::PinAfterCheck) {
                 floor = self.floor(segments);
                 pause("read: checked");
-                pin = self.pins.pin(at, until);
+                pin = self.pin(at);
             } else {
                 pause("read: visible");
-                pin = self.pins.pin(at, until);
+                pin = self.pin(at);
                 pause("read: pinned");
                 floor = self.floor(segments);
             }
@@ -352,10 +357,9 @@ impl Core {
     /// Pins the compacted revision: rows above it stay, whatever is compacted meanwhile. Those at or below
     /// it that no read can see may go at any time.
     pub(crate) fn pin_compacted(&self) -> (i64, Pin) {
-        let until = self.clock.monotonic().saturating_add(self.options.pin_age_max);
         loop {
             let compacted = self.publisher.compacted();
-            let pin = self.pins.pin(compacted.max(0).cast_unsigned(), until);
+            let pin = self.pin(compacted.max(0).cast_unsigned());
             if self.publisher.compacted() == compacted {
                 return (compacted, pin);
             }

@@ -180,6 +180,11 @@ impl Engine {
         self.inner.shared.store.failure()
     }
 
+    /// True while its disk is full: only what frees space is taken, until there is room again. Cheap.
+    pub fn is_disk_full(&self) -> bool {
+        self.inner.shared.store.is_disk_full()
+    }
+
     /// Creates a keyspace; it is durable when this returns.
     ///
     /// # Errors

@@ -45,8 +45,10 @@ pub enum Refusal {
         /// The current revision.
         current: i64,
     },
-    /// The quota is used up, or the disk is full.
+    /// The quota is used up.
     NoSpace,
+    /// The disk is full. Writes are taken again once it has room; those that free space are taken now.
+    DiskFull,
     /// No such lease.
     LeaseNotFound,
     /// The lease id is taken.
@@ -63,7 +65,8 @@ pub enum Refusal {
         /// The maximum.
         max: u64,
     },
-    /// No room in the write buffers within the deadline: the disk does not keep up.
+    /// No room in the write buffers within the deadline, nor in the line of those that wait for some: the disk
+    /// does not keep up.
     TooManyRequests,
     /// The watched range is empty.
     EmptyWatchRange,
@@ -115,7 +118,8 @@ impl fmt::Display for Refusal {
             Refusal::InvalidSortOption => f.write_str("etcdserver: invalid sort option"),
             Refusal::Compacted { .. } => f.write_str("etcdserver: mvcc: required revision has been compacted"),
             Refusal::FutureRevision { .. } => f.write_str("etcdserver: mvcc: required revision is a future revision"),
-            Refusal::NoSpace => f.write_str("etcdserver: mvcc: database space exceeded"),
+            // Clients know this one by its text; which of the two it is, the server's status says.
+            Refusal::NoSpace | Refusal::DiskFull => f.write_str("etcdserver: mvcc: database space exceeded"),
             Refusal::LeaseNotFound => f.write_str("etcdserver: requested lease not found"),
             Refusal::LeaseExists => f.write_str("etcdserver: lease already exists"),
             Refusal::LeaseTtlTooLarge => f.write_str("etcdserver: too large lease TTL"),

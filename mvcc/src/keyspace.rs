@@ -10,8 +10,8 @@ use crate::pending::Pending;
 use crate::read::{self, Pinned, RangeStream};
 use crate::record::State;
 use crate::request::{
-    DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, Op, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, ShardStatus, TxnRequest, TxnResponse, WatchRequest,
+    Compare, CompareTarget, DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, Op,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, ShardStatus, TxnRequest, TxnResponse, WatchRequest,
 };
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
@@ -26,6 +26,7 @@ use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::pause;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A handle to an open keyspace. Cloning gives another handle.
@@ -109,7 +110,7 @@ impl Keyspace {
     /// # Errors
     /// `EmptyKey`, `ValueProvided`, `LeaseProvided`, `LeaseNotFound`, `KeyNotFound`, `TooLarge`, `NoSpace`.
     pub fn put(&self, request: PutRequest) -> Pending<PutResponse> {
-        self.core().submit(move |core, writer| {
+        self.core().submit(request.key.len() + request.value.len(), move |core, writer| {
             txn::check_put(&request).map_err(Error::from)?;
             check_size(core, request.key.len() + request.value.len())?;
             core.evaluate(writer, Extra::default(), |evaluation| {
@@ -124,7 +125,7 @@ impl Keyspace {
     /// # Errors
     /// `EmptyKey`.
     pub fn delete_range(&self, request: DeleteRequest) -> Pending<DeleteResponse> {
-        self.core().submit(move |core, writer| {
+        self.core().submit(request.span.key.len(), move |core, writer| {
             if request.span.key.is_empty() {
                 return Err(Error::from(Refusal::EmptyKey).into());
             }
@@ -143,7 +144,7 @@ impl Keyspace {
             let core = self.core();
             return Pending::answered(&core, read_txn(&core, &request), None);
         }
-        self.core().submit(move |core, writer| {
+        self.core().submit(compare_bytes(&request) + txn_bytes(&request), move |core, writer| {
             txn::check_txn(&request, core.options.max_txn_ops).map_err(Error::from)?;
             check_size(core, txn_bytes(&request))?;
             core.evaluate(writer, Extra::default(), |evaluation| evaluation.txn(&request))
@@ -181,7 +182,7 @@ impl Keyspace {
     /// # Errors
     /// `Compacted`, `FutureRevision`.
     pub fn compact(&self, revision: i64, physical: bool) -> Pending<i64> {
-        let pending = self.core().submit(move |core, writer| {
+        let pending = self.core().submit(0, move |core, writer| {
             command::compact(core, writer, revision, None)?;
             Ok(writer.state.main.cast_signed())
         });
@@ -211,13 +212,15 @@ impl Keyspace {
     /// the rest is not. Apply again from the applied index on.
     pub fn apply(&self, entries: Vec<Entry>) -> Pending<Vec<Result<Applied>>> {
         let mut done: Vec<Result<Applied>> = Vec::with_capacity(entries.len());
-        self.core().submit(move |core, writer| {
+        self.core().submit(0, move |core, writer| {
             while let Some(entry) = entries.get(done.len()) {
                 match command::apply_entry(core, writer, entry) {
                     Ok(applied) => done.push(Ok(applied)),
                     Err(NotNow::Short(ticket)) => return Err(NotNow::Short(ticket)),
                     // Another replica may have room.
-                    Err(NotNow::Refused(error @ Error::Refused(Refusal::NoSpace | Refusal::Closed))) => {
+                    Err(NotNow::Refused(
+                        error @ Error::Refused(Refusal::NoSpace | Refusal::DiskFull | Refusal::Closed),
+                    )) => {
                         return Err(error.into());
                     }
                     Err(NotNow::Refused(error @ Error::Refused(_))) => {
@@ -280,7 +283,7 @@ impl Keyspace {
     /// `LeaseTtlTooLarge`, `LeaseExists`.
     pub fn lease_grant(&self, id: i64, ttl: i64) -> Pending<LeaseGranted> {
         let entropy = self.core().store.entropy();
-        self.core().submit(move |core, writer| command::grant(core, writer, id, ttl, entropy, None))
+        self.core().submit(0, move |core, writer| command::grant(core, writer, id, ttl, entropy, None))
     }
 
     /// Ends a lease: its keys are deleted under one revision. Answers with the revision after it.
@@ -288,7 +291,7 @@ impl Keyspace {
     /// # Errors
     /// `LeaseNotFound`.
     pub fn lease_revoke(&self, id: i64) -> Pending<i64> {
-        self.core().submit(move |core, writer| command::revoke(core, writer, id, None))
+        self.core().submit(0, move |core, writer| command::revoke(core, writer, id, None))
     }
 
     /// Starts a lease's time to live anew and answers with it; 0 if there is no such lease. One past
@@ -304,7 +307,7 @@ impl Keyspace {
         match renewal {
             Renewal::Renewed(ttl) => Pending::answered(&core, Ok(ttl), None),
             Renewal::Gone => Pending::answered(&core, Ok(0), None),
-            Renewal::Checkpointed => core.submit(move |core, writer| command::renew(core, writer, id)),
+            Renewal::Checkpointed => core.submit(0, move |core, writer| command::renew(core, writer, id)),
         }
     }
 
@@ -470,8 +473,19 @@ impl Keyspace {
     pub fn stats(&self) -> KeyspaceStats {
         let core = self.core();
         let (lagging_watchers, pending_events, events) = core.hub.counts();
-        let open_reads = core.pins.len() as u64;
-        KeyspaceStats { open_reads, lagging_watchers, pending_events, events, ..core.counters.stats() }
+        let (open_reads, oldest, since) = core.pins.state();
+        let compacted = core.publisher.compacted().max(0).cast_unsigned();
+        KeyspaceStats {
+            waiting: core.in_line.load(Ordering::Acquire) as u64,
+            open_reads: open_reads as u64,
+            oldest_read: since.map_or(Duration::ZERO, |since| core.clock.monotonic().saturating_sub(since)),
+            held_revisions: oldest.map_or(0, |oldest| compacted.saturating_sub(oldest)),
+            reads_let_go: core.pins.let_go(),
+            lagging_watchers,
+            pending_events,
+            events,
+            ..core.counters.stats()
+        }
     }
 
     /// An entry of a metadata table. Waits until what it read is durable.
@@ -506,7 +520,8 @@ impl Keyspace {
 
     /// Changes metadata tables, all at once.
     pub fn table_write(&self, edits: Vec<TableEdit>) -> Pending<()> {
-        self.core().submit(move |core, writer| {
+        let bytes = edits.iter().map(|edit| edit.key.len() + edit.value.as_ref().map_or(0, Bytes::len)).sum();
+        self.core().submit(bytes, move |core, writer| {
             let extra = Extra { meta: command::table_edits(&edits), frees_space: true, ..Extra::default() };
             core.commit(writer, &[], extra)
         })
@@ -539,8 +554,9 @@ fn read_txn(core: &Core, request: &TxnRequest) -> Result<TxnResponse> {
     txn::check_txn(request, core.options.max_txn_ops)?;
     let point = core.read_point(&[], 0)?;
     // Pinned first, compared with the compacted revision after (S3).
-    let until = core.clock.monotonic().saturating_add(core.options.pin_age_max);
-    let lowest = core.pins.pin(txn::lowest_revision(request).unwrap_or(point.at), until);
+    // What is compacted already is refused without it.
+    let compacted = core.publisher.compacted().max(0).cast_unsigned();
+    let lowest = core.pin(txn::lowest_revision(request).map_or(point.at, |lowest| lowest.max(compacted)));
     let response = txn::Evaluation::reading(core, point.at, core.publisher.compacted()).txn(request)?;
     if !point.pin.holds() || !lowest.holds() {
         return Err(Refusal::Compacted { revision: core.publisher.compacted() }.into());
@@ -551,6 +567,15 @@ fn read_txn(core: &Core, request: &TxnRequest) -> Result<TxnResponse> {
 fn check_size(core: &Core, bytes: usize) -> Result<()> {
     let (size, max) = (bytes as u64, core.options.max_request_bytes);
     if size > max { Err(Refusal::TooLarge { size, max }.into()) } else { Ok(()) }
+}
+
+/// Bytes of compares, which are held but not written.
+fn compare_bytes(request: &TxnRequest) -> usize {
+    let compare = |compare: &Compare| {
+        let value = if let CompareTarget::Value(value) = &compare.target { value.len() } else { 0 };
+        compare.span.key.len() + value
+    };
+    request.compare.iter().map(compare).sum()
 }
 
 fn txn_bytes(request: &TxnRequest) -> usize {

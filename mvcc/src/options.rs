@@ -59,6 +59,9 @@ pub struct Options {
     pub admission_timeout: Duration,
     /// The longest a pinned read holds compaction back. Default 10 min.
     pub pin_age_max: Duration,
+    /// The most revisions that a pinned read holds compaction back by; each costs its row, and about 24 bytes of
+    /// memory. Default 10 million.
+    pub pin_revisions_max: u64,
     /// Bytes of events a slow watcher may keep alive before it falls back to history. Default 1 MiB.
     pub watch_buffer_bytes: usize,
     /// Bytes of tree files that the scrub reads in a second, to find damage that nobody has met yet; 0 is no
@@ -94,6 +97,7 @@ impl Default for Options {
             lease_checkpoint_interval: None,
             admission_timeout: Duration::from_secs(5),
             pin_age_max: Duration::from_secs(600),
+            pin_revisions_max: 10_000_000,
             watch_buffer_bytes: 1 << 20,
             scrub_bytes_per_second: 4 << 20,
             reserve_ahead: 100_000,

@@ -155,5 +155,6 @@ impl Answer {
 
 /// True if the error says that nothing was written because of the disk or of time, not of the request.
 pub fn is_pressed(error: &Error) -> bool {
-    matches!(error, Error::Refused(Refusal::NoSpace | Refusal::TooManyRequests | Refusal::Closed) | Error::Storage(_))
+    use Refusal::{Closed, DiskFull, NoSpace, TooManyRequests};
+    matches!(error, Error::Refused(NoSpace | DiskFull | TooManyRequests | Closed) | Error::Storage(_))
 }

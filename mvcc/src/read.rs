@@ -191,6 +191,8 @@ pub struct RangeStream {
 const CHUNK_KEYS: usize = 64;
 /// About how many bytes a chunk should have.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Rows that are read at a time.
+const KEYS_PER_FETCH: usize = 64;
 
 impl RangeStream {
     /// Begins a stream (RST-1..5). Order has to be by key, ascending, and no revision filters.
@@ -241,6 +243,22 @@ impl RangeStream {
         self.more
     }
 
+    /// The rows of the first of `found`, up to about as many bytes as a chunk should have: however large values
+    /// are, no more than [`KEYS_PER_FETCH`] of them are held beyond that.
+    fn fetch(&self, source: &Pinned<'_>, found: &[Found]) -> Result<Vec<KeyValue>> {
+        let (mut kvs, mut bytes) = (Vec::with_capacity(found.len()), 0);
+        for some in found.chunks(KEYS_PER_FETCH) {
+            for kv in source.fetch(some, self.request.keys_only)? {
+                bytes += kv.key.len() + kv.value.len();
+                kvs.push(kv);
+            }
+            if bytes >= CHUNK_BYTES {
+                break;
+            }
+        }
+        Ok(kvs)
+    }
+
     fn chunk(&mut self, from: Bytes) -> Result<Vec<KeyValue>> {
         if !self.point.pin.holds() {
             let revision = self.core.publisher.compacted();
@@ -254,7 +272,7 @@ impl RangeStream {
         let segments = self.core.routes.cut(&Span { key: from, end });
         let source = Pinned { core: &self.core, segments, at: self.point.at };
         let found = source.keys(self.chunk.min(self.left), true);
-        let kvs = source.fetch(&found, self.request.keys_only);
+        let kvs = self.fetch(&source, &found);
         // Looked at again: what was let go meanwhile may be missing, in the index or in the tree.
         if !self.point.pin.holds() {
             let revision = self.core.publisher.compacted();
@@ -263,8 +281,8 @@ impl RangeStream {
         let kvs = kvs?;
         self.left -= kvs.len();
         let bytes: usize = kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
-        if kvs.len() == self.chunk && self.left > 0 {
-            let mut next = found[found.len() - 1].key.to_vec();
+        if (kvs.len() == self.chunk || kvs.len() < found.len()) && self.left > 0 {
+            let mut next = found[kvs.len() - 1].key.to_vec();
             next.push(0);
             self.next = Some(next.into());
         }

@@ -325,6 +325,7 @@ fn open_keyspace(
         writer: Mutex::new(Writer {
             gate: Gate::Open,
             line: Default::default(),
+            line_bytes: 0,
             reserved: state.reserve,
             state,
             last: durable,
@@ -363,9 +364,9 @@ mod tests {
         ks.lease_grant(5, 60).wait().unwrap();
         for lease in [99, 5] {
             let put = PutRequest { lease, ..PutRequest::new(format!("of-{lease}"), "v") };
-            let unchecked = ks
-                .core()
-                .submit(move |core, writer| core.evaluate(writer, Extra::default(), |evaluation| evaluation.put(&put)));
+            let unchecked = ks.core().submit(0, move |core, writer| {
+                core.evaluate(writer, Extra::default(), |evaluation| evaluation.put(&put))
+            });
             unchecked.wait().unwrap();
         }
         drop(ks);

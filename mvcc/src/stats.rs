@@ -55,6 +55,8 @@ impl TimingStats {
 /// Counters of a keyspace since it was opened or installed.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// Bytes of requests that wait for room; not counted but set.
+    pub(crate) line_bytes: AtomicU64,
     pub(crate) put_bytes: AtomicU64,
     pub(crate) leases_revoked: AtomicU64,
     pub(crate) leases_expired: AtomicU64,
@@ -71,6 +73,7 @@ impl Counters {
     pub(crate) fn stats(&self) -> KeyspaceStats {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         KeyspaceStats {
+            waiting_bytes: count(&self.line_bytes),
             put_bytes: count(&self.put_bytes),
             leases_revoked: count(&self.leases_revoked),
             leases_expired: count(&self.leases_expired),
@@ -89,8 +92,18 @@ impl Counters {
 pub struct KeyspaceStats {
     /// Bytes of keys and values that were put.
     pub put_bytes: u64,
+    /// Requests that wait for room in the write buffers.
+    pub waiting: u64,
+    /// Bytes that these hold, at most as many as write buffers may.
+    pub waiting_bytes: u64,
     /// Reads under way that hold a revision back.
     pub open_reads: u64,
+    /// How long the oldest of them has been under way.
+    pub oldest_read: Duration,
+    /// Revisions below the compacted one that they hold back.
+    pub held_revisions: u64,
+    /// Reads that held revisions back for too long, or too many, and were let go.
+    pub reads_let_go: u64,
     /// Leases that were revoked, by whomever.
     pub leases_revoked: u64,
     /// Those that were revoked because nobody renewed them.

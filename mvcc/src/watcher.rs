@@ -118,8 +118,7 @@ impl Watcher {
         let core = self.current.core();
         let visible = core.publisher.visible();
         // Pinned first, checked after (S3).
-        let until = core.clock.monotonic().saturating_add(core.options.pin_age_max);
-        let pin = core.pins.pin(next.saturating_sub(1), until);
+        let pin = core.pin(next.saturating_sub(1));
         let segments = core.routes.cut(&self.feed.request.span);
         let floor = core.floor(&segments);
         if next.cast_signed() < floor {

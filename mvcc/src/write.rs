@@ -5,7 +5,7 @@
 //! record is sealed as the last act, and the answer waits for it to be durable. An answer without
 //! changes waits for the newest position it was computed from.
 
-use crate::core::{Core, Gate, Reserving, Writer};
+use crate::core::{Core, Gate, Reserving, Turn, Writer};
 use crate::error::{Error, Refusal, Result};
 use crate::event::{Event, EventKind};
 use crate::options::Face;
@@ -51,7 +51,7 @@ impl From<AdmitError> for NotNow {
     fn from(error: AdmitError) -> Self {
         match error {
             AdmitError::Short(ticket) => NotNow::Short(ticket),
-            AdmitError::Refused(polybolt_engine::Error::NoSpace { .. }) => NotNow::Refused(Refusal::NoSpace.into()),
+            AdmitError::Refused(polybolt_engine::Error::NoSpace { .. }) => NotNow::Refused(Refusal::DiskFull.into()),
             AdmitError::Refused(polybolt_engine::Error::Closed) => NotNow::Refused(Refusal::Closed.into()),
             AdmitError::Refused(error) => NotNow::Refused(Error::Storage(error)),
         }
@@ -64,6 +64,11 @@ fn quota_cost(changes: &[Change], extra: &Extra) -> u64 {
     let granted = extra.meta.iter().filter(|edit| edit.value.is_some()).count() * 64;
     (changes.iter().map(put).sum::<usize>() + granted) as u64
 }
+
+/// What a request in line takes besides its bytes: its closure, its answer, and whoever waits for that.
+const LINE_OVERHEAD: usize = 4096;
+/// However small the buffers are, so many bytes of requests may wait.
+const LINE_BYTES_MIN: usize = 4 << 20;
 
 /// Encoded changes.
 struct Encoded {
@@ -78,8 +83,10 @@ struct Encoded {
 
 impl Core {
     /// Runs `request` as the one writer, behind those that wait for room.
+    /// It holds about `bytes` while it stands in line, which is bounded (B1).
     pub(crate) fn submit<T: Send + 'static>(
         self: &Arc<Self>,
+        bytes: usize,
         mut request: impl FnMut(&Core, &mut Writer) -> Result<T, NotNow> + Send + 'static,
     ) -> Pending<T> {
         self.with_writer(move |core, writer| {
@@ -90,12 +97,16 @@ impl Core {
                     Err(ticket) => short = Some(ticket),
                 }
             }
+            let bytes = bytes + LINE_OVERHEAD;
+            if !writer.line.is_empty() && writer.line_bytes + bytes > core.line_bytes_max() {
+                return Pending::answered(core, Err(Refusal::TooManyRequests.into()), None);
+            }
             let slot: Slot<T> = Arc::default();
             let place = Arc::clone(&slot);
             let served = Arc::new(Watermark::default());
             let ticket = served.ticket(Position(1));
             let deadline = core.clock.monotonic().saturating_add(core.options.admission_timeout);
-            writer.line.push_back(Box::new(move |core, writer, now| {
+            let turn: Turn = Box::new(move |core, writer, now| {
                 let answered = if now > deadline {
                     Ok((Err(Refusal::TooManyRequests.into()), core.answer_at(Position(0))))
                 } else {
@@ -109,8 +120,10 @@ impl Core {
                     }
                     Err(ticket) => Some(ticket),
                 }
-            }));
-            core.in_line.store(writer.line.len(), Ordering::Release);
+            });
+            writer.line_bytes += bytes;
+            writer.line.push_back((turn, bytes));
+            core.line_moved(writer);
             core.work.raise();
             Pending::in_line(core, slot, short.unwrap_or_else(|| core.answer_at(Position(0))), ticket)
         })
@@ -146,15 +159,26 @@ impl Core {
         if is_on(Defect::WaitInsideWriter) && !writer.line.is_empty() {
             return Some(self.answer_at(Position(0)));
         }
-        while let Some(mut first) = writer.line.pop_front() {
-            short = first(self, writer, self.clock.monotonic());
+        while let Some((mut turn, bytes)) = writer.line.pop_front() {
+            short = turn(self, writer, self.clock.monotonic());
             if short.is_some() {
-                writer.line.push_front(first);
+                writer.line.push_front((turn, bytes));
                 break;
             }
+            writer.line_bytes -= bytes;
         }
-        self.in_line.store(writer.line.len(), Ordering::Release);
+        self.line_moved(writer);
         short
+    }
+
+    fn line_moved(&self, writer: &Writer) {
+        self.in_line.store(writer.line.len(), Ordering::Release);
+        self.counters.line_bytes.store(writer.line_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// The most bytes of requests in line: as many as write buffers may hold.
+    fn line_bytes_max(&self) -> usize {
+        usize::try_from(self.options.buffer_bytes).unwrap_or(usize::MAX).max(LINE_BYTES_MIN)
     }
 
     /// Evaluates with `evaluate` and commits what it changed.

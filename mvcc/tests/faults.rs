@@ -86,7 +86,7 @@ fn work(disk: &SimDisk, seed: u64, truth: &mut Truth) -> Result<()> {
             Err(Error::Unknown(_)) => truth.doubtful = Some((key, value)),
             // Applied and not durable, or not applied at all: a restart tells.
             Err(Error::Storage(_)) => {}
-            Err(Error::Refused(Refusal::NoSpace | Refusal::TooManyRequests)) => {}
+            Err(Error::Refused(Refusal::DiskFull | Refusal::TooManyRequests)) => {}
             Err(error) => panic!("{error}"),
         }
         if let Some(failure) = driven.engine.failure() {
@@ -178,7 +178,7 @@ fn a_full_disk_refuses_can_be_emptied_and_goes_on() {
             let (key, value) = (format!("k{n}").into_bytes(), vec![n as u8; 3000]);
             match driven.finish(ks.put(PutRequest::new(key.clone(), value.clone()))) {
                 Ok(_) => drop(kept.insert(key, value)),
-                Err(Error::Refused(Refusal::NoSpace | Refusal::TooManyRequests)) => {
+                Err(Error::Refused(Refusal::DiskFull | Refusal::TooManyRequests)) => {
                     refused = true;
                     break;
                 }

@@ -122,9 +122,13 @@ impl Disk for OsDisk {
             drop(file.read_to_string(&mut holder));
             return Err(Error::Locked { path: path.to_owned(), holder: holder.trim().to_owned() });
         }
-        let failed = |error| Error::io("write", path, None, error);
-        file.set_len(0).map_err(failed)?;
-        file.write_all(holder.as_bytes()).map_err(failed)?;
+        // Only a message, too; on a full disk it may have no room.
+        match file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())) {
+            Err(error) if error.kind() != ErrorKind::StorageFull => {
+                return Err(Error::io("write", path, None, error));
+            }
+            _ => {}
+        }
         Ok(Box::new(OsLock { _file: file }))
     }
 

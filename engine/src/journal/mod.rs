@@ -31,6 +31,9 @@ use std::sync::atomic::AtomicBool;
 
 pub use writer::JournalJob;
 
+/// Segments that stay ready when nothing is written.
+const READY_KEPT: usize = 2;
+
 /// Is told the spaces of a group and its last position once it is durable, before tickets resolve.
 pub type OnDurable = Box<dyn Fn(&[SpaceId], Position) + Send + Sync>;
 
@@ -273,6 +276,27 @@ impl Journal {
     /// Raised when there is a group to write or a segment to make.
     pub fn signal(&self) -> &Signal {
         &self.signal
+    }
+
+    /// A ready segment beyond what is kept, taken out.
+    fn take_surplus(&self) -> Option<Segment> {
+        let mut room = self.room.lock();
+        if room.ready.len() <= READY_KEPT || room.wanted > 0 {
+            return None;
+        }
+        let data = room.ready.back().map(data_bytes)?;
+        if room.charged + data > room.free {
+            return None;
+        }
+        let segment = room.ready.pop_back()?;
+        room.free -= data;
+        room.data -= data;
+        room.total -= segment.bytes;
+        Some(segment)
+    }
+
+    fn has_surplus(&self) -> bool {
+        self.room.lock().ready.len() > READY_KEPT
     }
 
     fn room_grew(&self) {

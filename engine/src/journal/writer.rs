@@ -17,6 +17,10 @@ use std::time::Duration;
 
 /// New segments are zeroed by writes of this size, so that no step is long.
 const ZEROS_PER_STEP: u64 = 1 << 20;
+/// The largest buffer that is kept for the next group.
+const SPARE_BYTES_MAX: usize = 4 << 20;
+/// How long nothing has to be written until segments are given back.
+const QUIET: Duration = Duration::from_secs(10);
 /// How long to wait after a segment could not be made.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -32,6 +36,8 @@ pub struct JournalJob {
     written: Option<Written>,
     making: Option<Making>,
     retry_at: Option<Duration>,
+    /// When it was first seen that nothing is written.
+    quiet_since: Option<Duration>,
     /// A buffer that went through, for the next group to fill.
     spare: Vec<u8>,
 }
@@ -98,6 +104,7 @@ impl JournalJob {
             written: None,
             making: None,
             retry_at: None,
+            quiet_since: None,
             spare: Vec::new(),
         }
     }
@@ -112,6 +119,7 @@ impl JournalJob {
         }
         let pending = self.take_pending();
         if pending.records > 0 {
+            self.quiet_since = None;
             let written = self.write(pending)?;
             if is_on(Defect::PublishBeforeDurable) {
                 self.publish(&written);
@@ -126,7 +134,26 @@ impl JournalJob {
             self.make_segment(now);
             return Ok(Next::Again);
         }
-        Ok(Next::Idle)
+        Ok(self.shrink(now))
+    }
+
+    /// Gives back, one by one, segments that a burst has left once it is quiet.
+    fn shrink(&mut self, now: Duration) -> Next {
+        if !self.journal.has_surplus() {
+            return Next::Idle;
+        }
+        let due = *self.quiet_since.get_or_insert(now) + QUIET;
+        if now < due {
+            return Next::At(due);
+        }
+        match self.journal.take_surplus() {
+            None => Next::Idle,
+            Some(segment) => {
+                // If that fails the next open takes it for a ready one.
+                drop(self.journal.disk.remove(segment.file.path()));
+                Next::Again
+            }
+        }
     }
 
     fn take_pending(&mut self) -> Pending {
@@ -189,7 +216,8 @@ impl JournalJob {
             room.groups += 1;
         }
         bytes.clear();
-        self.spare = bytes;
+        // One large group is no reason to keep so much for ever.
+        self.spare = if bytes.capacity() <= SPARE_BYTES_MAX { bytes } else { Vec::new() };
         let tail = self.tail.as_ref().expect("a group was just written to it");
         let after = JournalStart {
             segment: tail.number,
@@ -277,6 +305,8 @@ impl JournalJob {
             making.synced = true;
         } else if !making.renamed {
             journal.disk.rename(&making.fresh, &making.path)?;
+            // By its name: errors say it.
+            making.file = journal.disk.open(&making.path, OpenMode::Write)?;
             making.renamed = true;
         } else {
             if !is_on(Defect::SkipDirectorySync) {

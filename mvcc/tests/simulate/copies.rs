@@ -94,7 +94,7 @@ fn refused(world: &World, error: Error) {
     match error {
         Error::Storage(error) | Error::Unknown(error) => assert!(world.allows(&error), "a snapshot: {error}"),
         Error::Refused(Refusal::Compacted { .. }) => {}
-        Error::Refused(Refusal::NoSpace) if world.was_limited => {}
+        Error::Refused(Refusal::DiskFull) if world.was_limited => {}
         error => panic!("a snapshot: {error}"),
     }
 }

@@ -118,7 +118,7 @@ impl World {
 
     fn check_pressed(&mut self, error: &Error, asked: &Asked) {
         match error {
-            Error::Refused(Refusal::NoSpace) => {
+            Error::Refused(Refusal::DiskFull) => {
                 self.coverage.add("ENOSPC at admission", 1);
                 let full = self.was_limited || self.disk.fired().iter().any(|fired| fired.full);
                 assert!(full, "{asked:?}: no space on a disk with room");
