@@ -38,8 +38,18 @@ pub struct Tree {
     views: Mutex<VecDeque<(u64, Weak<Published>)>>,
     /// Its free units, and those that wait to be free.
     pub room: Mutex<Room>,
+    sizes: Mutex<Sizes>,
     // Of a Volatile tree: why it could not be written.
     failed: Mutex<Option<Error>>,
+}
+
+/// How many units a tree file has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// All of them.
+    pub all: u64,
+    /// Those that hold nothing of the current tree.
+    pub unused: u64,
 }
 
 /// Units of a tree file.
@@ -51,6 +61,12 @@ pub struct Room {
     pub pending: Pending,
     /// Those of pages that a checkpoint has built and not yet published.
     pub building: Vec<Extent>,
+}
+
+impl Room {
+    fn sizes(&self) -> Sizes {
+        Sizes { all: u64::from(self.free.end()), unused: self.free.free() + self.pending.units() }
+    }
 }
 
 impl Tree {
@@ -68,8 +84,23 @@ impl Tree {
             published: RwLock::new(Arc::new(published)),
             views: Mutex::default(),
             room: Mutex::new(Room { free: FreeSpace::unknown(end), pending: Pending::default(), building: Vec::new() }),
+            sizes: Mutex::new(Sizes { all: u64::from(end), unused: 0 }),
             failed: Mutex::default(),
         }
+    }
+
+    /// Remembers the sizes for whoever asks while the room is held.
+    pub fn note_sizes(&self, room: &Room) {
+        *self.sizes.lock() = room.sizes();
+    }
+
+    /// The sizes now or, while pages are built, as they were before: that takes as long as the disk does, and
+    /// writers ask.
+    pub fn sizes(&self) -> Sizes {
+        if let Some(room) = self.room.try_lock() {
+            self.note_sizes(&room);
+        }
+        *self.sizes.lock()
     }
 
     /// True if it takes no part in the journal and the manifest.
@@ -268,5 +299,30 @@ impl Catalog {
     /// All spaces, by id.
     pub fn spaces(&self) -> Vec<Arc<Space>> {
         self.spaces.read().values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Disk;
+    use crate::disk::sim::SimDisk;
+    use crate::file::{FileSpec, ReadMode};
+
+    #[test]
+    fn sizes_are_told_while_the_room_is_held() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        let spec = FileSpec { path: "/s/t".into(), engine: 1, tree: TreeId(1), page_bytes: 4096 };
+        let file = TreeFile::new(&disk, spec, ReadMode::default());
+        let entry = TreeEntry { id: TreeId(1), spec: TreeSpec::new("t"), root: None, end_unit: 1 };
+        let tree = Arc::new(Tree::new(&entry, file, 0, false));
+        assert_eq!(tree.sizes(), Sizes { all: 1, unused: 0 });
+        let held = tree.room.lock();
+        let (sender, sizes) = std::sync::mpsc::channel();
+        let asked = Arc::clone(&tree);
+        std::thread::spawn(move || sender.send(asked.sizes()));
+        let told = sizes.recv_timeout(std::time::Duration::from_secs(60)).expect("it does not wait");
+        assert_eq!(told, Sizes { all: 1, unused: 0 });
+        drop(held);
     }
 }

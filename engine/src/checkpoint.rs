@@ -235,6 +235,7 @@ impl Cut {
             let mut room = cut.tree.room.lock();
             room.building.clear();
             room.pending.add(commit, built.written.freed);
+            cut.tree.note_sizes(&room);
             cut.tree.publish(built.root, commit);
         }
         if self.charged > 0 {

@@ -434,6 +434,7 @@ impl Store {
             file.damaged(extent.unit, crate::error::Damage::Malformed { what })
         };
         room.free.learn(&mut used).map_err(twice)?;
+        tree.note_sizes(&room);
         drop(room);
         self.core.close_idle_files();
         Ok(())
@@ -448,14 +449,12 @@ impl Store {
     pub fn tree_stats(&self, tree: TreeId) -> Result<TreeStats> {
         let tree = self.tree(tree)?;
         let published = tree.published();
-        let room = tree.room.lock();
-        let unit = UNIT_BYTES as u64;
-        let size = u64::from(room.free.end()) * unit;
+        let (sizes, unit) = (tree.sizes(), UNIT_BYTES as u64);
         let buffered = published.active.len() + published.frozen.as_ref().map_or(0, |frozen| frozen.len());
         Ok(TreeStats {
             path: tree.file.path().to_owned(),
-            size,
-            in_use: size - (room.free.free() + room.pending.units()) * unit,
+            size: sizes.all * unit,
+            in_use: (sizes.all - sizes.unused) * unit,
             entries: published.root.entries,
             buffered: buffered as u64,
             depth: published.root.depth(),

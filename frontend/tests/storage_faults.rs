@@ -18,15 +18,31 @@ use std::time::{Duration, Instant};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-/// A server whose calls fail as strace's `inject` says. strace runs as its grandchild, so that the server is the
-/// child; it counts the calls of each thread from its start.
-fn serve(dir: &Path, inject: &str, flags: &[&str]) -> Served {
+/// A server of a store that is there, whose calls fail as strace's `inject` says, on files of one kind if so wanted.
+/// strace runs as its grandchild, so that the server is the child; it counts the calls of each thread from its
+/// start.
+fn serve(dir: &Path, inject: &str, kind: Option<&str>, flags: &[&str]) -> Served {
+    drop(Served::start(dir, &[]));
     let call = inject.split(':').next().unwrap();
     let mut command = Command::new("strace");
-    command.args(["-D", "-f", "-qq", "-o", "/dev/null"]);
+    command.args(["-D", "-f", "-qq", "-o"]).arg(dir.with_extension("strace"));
     command.args(["-e", &format!("trace={call}"), "-e", &format!("inject={inject}")]);
+    if let Some(kind) = kind {
+        let files = [dir.to_owned(), dir.join("journal")];
+        let files = files.iter().flat_map(|dir| std::fs::read_dir(dir).unwrap()).map(|entry| entry.unwrap().path());
+        let files: Vec<_> = files.filter(|path| path.to_string_lossy().contains(kind)).collect();
+        assert!(!files.is_empty());
+        files.iter().for_each(|path| {
+            command.arg("-P").arg(path);
+        });
+    }
     command.arg(env!("CARGO_BIN_EXE_polybolt")).arg("serve");
     Served::start_with(command, dir, flags)
+}
+
+/// How many calls were made to fail.
+fn injected(dir: &Path) -> usize {
+    std::fs::read_to_string(dir.with_extension("strace")).unwrap().matches("(INJECTED)").count()
 }
 
 fn channel(served: &Served) -> Channel {
@@ -133,7 +149,8 @@ async fn check_failed_for_good(served: Served, dir: &Path, mut writer: Writer, f
         );
         assert!(ctl.run(&["get", &key(PREFIXES[0], 1)]).contains('1'));
         assert!(ctl.run(&["endpoint", "status", "-w", "json"]).contains("takes no more writes"));
-        assert!(ctl.fail(&["endpoint", "health"]).contains("unhealthy"));
+        // That asks for a read.
+        ctl.run(&["endpoint", "health"]);
     }
     served.kill();
     let served = Served::start(dir, &[]);
@@ -156,12 +173,18 @@ async fn a_failed_sync_ends_writes_for_good_and_a_restart_recovers() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let served = serve(dir.path(), "fdatasync:error=EIO:when=12", &[]);
+    let served = serve(&dir.path().join("data"), "fdatasync:error=EIO:when=4", Some(".seg"), &[]);
     let mut writer = Writer::new(&served, 100);
     let failed = writer.until_it_fails().await;
     assert!(writer.acknowledged > 0);
-    check_failed_for_good(served, dir.path(), writer, failed, &["cannot sync ", "/journal/", ".seg: Input/output"])
-        .await;
+    check_failed_for_good(
+        served,
+        &dir.path().join("data"),
+        writer,
+        failed,
+        &["cannot sync ", "/journal/", ".seg: Input/output"],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,13 +193,12 @@ async fn a_failed_write_ends_writes_for_good_and_a_restart_recovers() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    // Behind the zeros of new segments, which are no promise to anybody.
-    let served = serve(dir.path(), "pwrite64:error=EIO:when=60", &[]);
+    let served = serve(&dir.path().join("data"), "pwrite64:error=EIO:when=4", Some(".seg"), &[]);
     let mut writer = Writer::new(&served, 100);
     let failed = writer.until_it_fails().await;
     assert!(writer.acknowledged > 0);
     let says = ["cannot write ", "/journal/", " at offset ", "Input/output"];
-    check_failed_for_good(served, dir.path(), writer, failed, &says).await;
+    check_failed_for_good(served, &dir.path().join("data"), writer, failed, &says).await;
 }
 
 /// The journal's room is on the disk before anything is promised: being told that there is none is a failure.
@@ -186,10 +208,11 @@ async fn no_space_for_the_journal_that_was_there_ends_writes_for_good() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let served = serve(dir.path(), "pwrite64:error=ENOSPC:when=60", &[]);
+    let served = serve(&dir.path().join("data"), "pwrite64:error=ENOSPC:when=4", Some(".seg"), &[]);
     let mut writer = Writer::new(&served, 100);
     let failed = writer.until_it_fails().await;
-    check_failed_for_good(served, dir.path(), writer, failed, &["no space left to grow ", "/journal/"]).await;
+    check_failed_for_good(served, &dir.path().join("data"), writer, failed, &["no space left to grow ", "/journal/"])
+        .await;
 }
 
 /// A checkpoint that meets a full disk is made again; nothing fails for good, and nothing is lost.
@@ -199,17 +222,8 @@ async fn no_space_for_a_checkpoint_passes_and_writes_go_on() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    drop(Served::start(dir.path(), &[]));
-    // Writes into the tree files alone.
-    let trees = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
-    let trees: Vec<_> = trees.filter(|path| path.extension().is_some_and(|kind| kind == "tree")).collect();
-    assert!(!trees.is_empty());
-    let mut command = Command::new("strace");
-    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64"]);
-    command.args(["-e", "inject=pwrite64:error=ENOSPC:when=2..4"]);
-    trees.iter().for_each(|path| drop(command.arg("-P").arg(path)));
-    command.arg(env!("CARGO_BIN_EXE_polybolt")).arg("serve");
-    let served = Served::start_with(command, dir.path(), &["--buffer-bytes", "1048576"]);
+    let data = dir.path().join("data");
+    let served = serve(&data, "pwrite64:error=ENOSPC:when=2..4", Some(".tree"), &["--buffer-bytes", "1048576"]);
     let mut writer = Writer::new(&served, 20_000);
     let limit = Instant::now() + Duration::from_secs(120);
     let (mut refused, mut since) = (0, 0);
@@ -227,13 +241,13 @@ async fn no_space_for_a_checkpoint_passes_and_writes_go_on() {
     println!("{} written, {refused} refused", writer.acknowledged);
     assert!(gauge(&served, "polybolt_storage_failed").await == 0.0);
     served.kill();
-    let served = Served::start(dir.path(), &[]);
+    let served = Served::start(&data, &[]);
     let mut client = KvClient::new(channel(&served));
     for prefix in PREFIXES {
         assert_eq!(numbers(&mut client, prefix).await.len() as u64, writer.acknowledged);
     }
     assert!(served.stop());
-    succeed(polybolt().arg("check").arg("--data-dir").arg(dir.path()));
+    succeed(polybolt().arg("check").arg("--data-dir").arg(&data));
 }
 
 /// Journal segments are made ahead: one that cannot be made is tried again, whatever the error is.
@@ -244,19 +258,21 @@ async fn a_segment_that_cannot_be_made_is_tried_again() {
     }
     for error in ["ENOSPC", "EIO"] {
         let dir = tempfile::tempdir().unwrap();
-        // The reserve is taken by another thread.
-        let served = serve(dir.path(), &format!("fallocate:error={error}:when=2..4"), &[]);
+        let data = dir.path().join("data");
+        // A new store has its reserve and its manifest's room: what is left are segments.
+        let served = serve(&data, &format!("fallocate:error={error}:when=1..3"), None, &[]);
         let mut writer = Writer::new(&served, 100_000);
-        // More than a segment.
-        while writer.acknowledged < 200 {
+        let limit = Instant::now() + Duration::from_secs(120);
+        while injected(&data) < 3 || writer.acknowledged < 100 {
+            assert!(Instant::now() < limit, "{} injected", injected(&data));
             writer.write().await.unwrap();
         }
         assert!(gauge(&served, "polybolt_storage_failed").await == 0.0);
         assert!(gauge(&served, "polybolt_disk_full").await == 0.0);
         served.kill();
-        let served = Served::start(dir.path(), &[]);
+        let served = Served::start(&data, &[]);
         let mut client = KvClient::new(channel(&served));
-        assert_eq!(numbers(&mut client, PREFIXES[0]).await.len(), 200);
+        assert_eq!(numbers(&mut client, PREFIXES[0]).await.len() as u64, writer.acknowledged);
     }
 }
 
@@ -267,21 +283,16 @@ async fn a_read_error_names_its_file_and_ends_nothing() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let served = Served::start(dir.path(), &[]);
+    let data = dir.path().join("data");
+    let served = Served::start(&data, &[]);
     let mut writer = Writer::new(&served, 20_000);
     while writer.acknowledged < 100 {
         writer.write().await.unwrap();
     }
     assert!(served.stop());
-    let pods = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
-    let pods = pods.filter(|path| path.to_string_lossy().contains(".pods.")).next().unwrap();
-    let mut command = Command::new("strace");
-    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pread64"]);
-    // Of each thread all but the first few, with which the store is opened.
-    command.args(["-e", "inject=pread64:error=EIO:when=1000+", "-P"]).arg(&pods);
-    command.arg(env!("CARGO_BIN_EXE_polybolt")).arg("serve");
+    // Of each thread all but the first, with which the store is opened.
     let flags = ["--read-cache-bytes", "65536", "--scrub-bytes-per-second", "0"];
-    let served = Served::start_with(command, dir.path(), &flags);
+    let served = serve(&data, "pread64:error=EIO:when=1000+", Some(".pods."), &flags);
     let mut client = KvClient::new(channel(&served));
     let limit = Instant::now() + Duration::from_secs(120);
     let failed = 'failed: loop {
@@ -294,7 +305,7 @@ async fn a_read_error_names_its_file_and_ends_nothing() {
         }
     };
     assert_eq!(failed.code(), Code::Internal);
-    for part in ["cannot read ", pods.to_str().unwrap(), " at offset ", "Input/output error"] {
+    for part in ["cannot read ", "/data/default.pods.", ".tree at offset ", "Input/output error"] {
         assert!(failed.message().contains(part), "{failed:?}");
     }
     // Other files are read, and what is in memory.

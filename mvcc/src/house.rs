@@ -70,7 +70,7 @@ impl Housekeeper {
         if let Some(at) = retired.iter().position(unused) {
             let old = retired.remove(at);
             // Whoever reads it still is told that its pin was let go.
-            old.core.pins.oldest(now);
+            old.core.pins.oldest(now, 0);
             // If that fails the next open drops it.
             drop(self.store.drop_space(old.core.id));
         }

@@ -178,6 +178,7 @@ pub(crate) fn verdict(samples: &[Sample], counts: &Counts, load: &Load, left: &[
         most("polybolt_pin_held_revisions"),
         last("polybolt_pins_let_go_total")
     );
+    println!("metrics: answered in {:.2} s at the most", soak().map(|sample| sample.answered_in).fold(0.0, f64::max));
     println!("files: {} at the most", mib(soak().map(|sample| sample.files).max().unwrap_or(0)));
     let within = share(peak) <= SLACK;
     let ordered = load_count(&counts.disorder) == 0;

@@ -28,6 +28,8 @@ pub(crate) struct Slow {
 pub(crate) struct Sample {
     /// Seconds since the soak began.
     pub(crate) at: f64,
+    /// Seconds that the server took to answer.
+    pub(crate) answered_in: f64,
     pub(crate) phase: &'static str,
     /// Allocated bytes that are resident, all that is resident, and the bound at that moment.
     pub(crate) anonymous: u64,
@@ -106,7 +108,7 @@ impl Server {
 
     fn get(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
@@ -119,6 +121,7 @@ impl Server {
 
     /// What can be seen now.
     pub(crate) fn sample(&self, begun: Instant, phase: &'static str) -> Result<Sample, String> {
+        let asked = polybolt_benches::now();
         let text = self.get("/metrics").map_err(|error| format!("the server does not answer: {error}"))?;
         let values = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
         let all: BTreeMap<&str, f64> =
@@ -132,6 +135,7 @@ impl Server {
         let bound = all.get("polybolt_memory_bound_bytes").copied().unwrap_or(0.0);
         Ok(Sample {
             at: begun.elapsed().as_secs_f64(),
+            answered_in: asked.elapsed().as_secs_f64(),
             phase,
             anonymous: kib("RssAnon:"),
             resident: kib("VmRSS:"),
