@@ -7,8 +7,8 @@
 //! gets no more entries.
 
 use crate::batch::Edit;
+use crate::sync::RwLock;
 use bytes::Bytes;
-use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 

@@ -2,7 +2,7 @@
 //!
 //! Second chance: a page that was used since the hand last passed stays for another round.
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 

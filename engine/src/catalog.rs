@@ -11,13 +11,13 @@ use crate::ids::{SpaceId, TreeId};
 use crate::manifest::{SpaceEntry, TreeEntry};
 use crate::space::pending::Pending;
 use crate::space::{Extent, FreeSpace};
+use crate::sync::atomic::{AtomicBool, Ordering, fence};
+use crate::sync::{Mutex, RwLock};
 use crate::ticket::Position;
 use crate::tree::Root;
 use crate::view::{Published, View};
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 /// An open tree.
@@ -168,7 +168,10 @@ impl Tree {
         let current = self.published.read().commit;
         let views = self.views.lock();
         let alive = views.iter().filter(|(_, view)| view.strong_count() > 0).map(|(commit, _)| *commit);
-        alive.min().unwrap_or(current).min(current)
+        let oldest = alive.min().unwrap_or(current).min(current);
+        // The counts are read relaxed: what readers of a view did comes before what is done to its pages.
+        fence(Ordering::Acquire);
+        oldest
     }
 
     /// Why a Volatile tree takes no writes.

@@ -24,12 +24,15 @@ use crate::error::{Error, Result};
 use crate::file::Written;
 use crate::manifest::{JournalStart, Manifest};
 use crate::run::{Job, Next, Signal};
-use crate::ticket::Position;
+use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
+use crate::ticket::{Position, Ticket};
 use crate::tree::{self, Root};
 use bytes::Bytes;
-use parking_lot::MutexGuard;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How long to wait before a full disk is tried again.
@@ -344,7 +347,8 @@ pub struct CheckpointJob {
 #[derive(Debug)]
 enum Stage {
     Idle,
-    Wait(Cut),
+    /// With what says when the journal is durable so far, if there is a journal.
+    Wait(Cut, Option<Ticket>),
     Build(Cut),
     Sync(Cut),
     Commit(Cut),
@@ -395,12 +399,20 @@ impl CheckpointJob {
                     return Ok(if full && later == Next::Idle { Next::At(self.room_at) } else { later });
                 }
                 self.dirty_since = None;
-                Stage::Wait(cut(&self.core))
+                let cut = cut(&self.core);
+                let journaled = self.core.journal.read().is_some();
+                let ticket = journaled.then(|| self.core.durable.ticket(cut.last));
+                Stage::Wait(cut, ticket)
             }
-            Stage::Wait(mut cut) => {
-                if self.journal_is_behind(&cut) {
-                    self.stage = Stage::Wait(cut);
-                    return Ok(Next::Idle);
+            Stage::Wait(mut cut, mut ticket) => {
+                if let Some(journaled) = &mut ticket {
+                    match Pin::new(journaled).poll(&mut Context::from_waker(&self.core.signal.waker())) {
+                        Poll::Pending => {
+                            self.stage = Stage::Wait(cut, ticket);
+                            return Ok(Next::Idle);
+                        }
+                        Poll::Ready(outcome) => outcome?,
+                    }
                 }
                 cut.epoch = next_epoch(&self.core);
                 Stage::Build(cut)
@@ -444,17 +456,6 @@ impl CheckpointJob {
     fn can_recycle(&self) -> bool {
         let older = self.core.committer.lock().older.journal;
         self.core.journal.read().as_ref().is_some_and(|journal| journal.boundary().segment > older.segment)
-    }
-
-    fn journal_is_behind(&self, cut: &Cut) -> bool {
-        if self.core.journal.read().is_none() {
-            return false;
-        }
-        // Asked first, looked at second: whoever moves the mark does it the other way round.
-        self.core.awaits_journal.store(true, Ordering::SeqCst);
-        let behind = self.core.durable.reached() < cut.last;
-        self.core.awaits_journal.store(behind, Ordering::SeqCst);
-        behind
     }
 
     fn build(&mut self, mut cut: Cut, now: Duration) -> Result<Stage> {

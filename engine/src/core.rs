@@ -11,11 +11,11 @@ use crate::journal::Journal;
 use crate::manifest::{Manifest, Slots, SpaceEntry, TreeEntry};
 use crate::poison::Poison;
 use crate::run::Signal;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::ticket::{Position, Ticket, Watermark};
-use parking_lot::{Mutex, RwLock};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The file of the space reserve.
@@ -103,8 +103,6 @@ pub struct Core {
     pub flushed: Arc<Watermark>,
     /// Up to where records are durable.
     pub durable: Arc<Watermark>,
-    /// True while the checkpoint job waits for the journal.
-    pub awaits_journal: Arc<AtomicBool>,
     /// The last position given out under `Batch`.
     pub batch_position: AtomicU64,
     /// Raised when the checkpoint job should look again.
@@ -237,7 +235,6 @@ impl Core {
             flush_wanted: AtomicU64::new(0),
             flushed,
             durable,
-            awaits_journal: Arc::default(),
             batch_position: AtomicU64::new(0),
             signal: Signal::default(),
             counters: Counters::default(),

@@ -16,12 +16,12 @@ use crate::page::layout::{self, HEADER_BYTES};
 use crate::page::leaf::ExtentRef;
 use crate::page::{self, Head, Kind, Stamp};
 use crate::space::{Extent, FreeSpace};
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tree::{PageRef, PageSink, PageSource};
 use bytes::Bytes;
-use parking_lot::RwLock;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 const MAGIC: &[u8; 8] = b"PBLTTREE";
 const VERSION: u32 = 1;

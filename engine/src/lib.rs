@@ -14,6 +14,8 @@
 #[doc = include_str!("../FORMAT.md")]
 pub mod format {}
 
+#[doc(hidden)]
+pub mod sync;
 pub mod error;
 #[doc(hidden)]
 pub mod defect;

@@ -2,10 +2,10 @@
 //! later write is refused with it, and whoever waits for durability is told.
 
 use crate::error::{Error, Result};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::ticket::Watermark;
-use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The first failure of a store, if there was one.
 #[derive(Debug, Default)]

@@ -25,16 +25,16 @@ use crate::run::{Clock, Job};
 use crate::scrub::ScrubJob;
 use crate::space::Extent;
 use crate::space::pending::Pending;
+use crate::sync::Mutex;
+use crate::sync::atomic::Ordering;
 use crate::ticket::{Position, Ticket};
 use crate::tree::{self, Reached};
 use crate::vacuum;
 use crate::verify::{self, VerifyReport};
 use crate::view::View;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 pub use crate::core::{Admission, StoreOptions};
 
@@ -161,7 +161,6 @@ impl Store {
                     poison: Arc::clone(&core.poison),
                     on_durable: Box::new(on_durable),
                     checkpoint: core.signal.clone(),
-                    awaited: Arc::clone(&core.awaits_journal),
                     durable: Arc::clone(&core.durable),
                 });
                 jobs.push(Box::new(JournalJob::new(Arc::clone(&journal))));

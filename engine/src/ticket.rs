@@ -6,12 +6,12 @@
 
 use crate::error::{Error, Result};
 use crate::run;
-use parking_lot::{Condvar, Mutex};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 /// The number of a sealed record, counted from 1 over the whole life of a store; 0 is before all.
@@ -72,6 +72,12 @@ impl Watermark {
     /// A ticket for `at`.
     pub fn ticket(self: &Arc<Self>, at: Position) -> Ticket {
         Ticket { mark: Arc::clone(self), at, task: None }
+    }
+
+    /// How many tasks wait.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn tasks_waiting(&self) -> usize {
+        self.waiting.lock().wakers.len()
     }
 
     fn outcome(&self, at: Position, waiting: &Waiting) -> Option<Result<()>> {
@@ -155,7 +161,7 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
+    use crate::sync::atomic::AtomicUsize;
     use std::task::Wake;
 
     struct Count(AtomicUsize);
@@ -199,6 +205,6 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(Pin::new(&mut ticket).poll(&mut cx).is_pending());
         drop(ticket);
-        assert!(mark.waiting.lock().wakers.is_empty());
+        assert_eq!(mark.tasks_waiting(), 0);
     }
 }

@@ -11,7 +11,7 @@ use crate::txn;
 use crate::write::{Extra, NotNow};
 use bytes::Bytes;
 use polybolt_engine::Position;
-use std::sync::atomic::Ordering;
+use polybolt_engine::sync::atomic::Ordering;
 
 /// A request of a replicated log, with its position there.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,9 +11,9 @@ use crate::hash;
 use crate::record;
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
+use polybolt_engine::sync::atomic::Ordering;
 use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, TreeEdit};
 use polybolt_index::Swept;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How soon a sweep that a pin has held back looks again.

@@ -18,10 +18,11 @@ use crate::stats::Counters;
 use crate::watch::Hub;
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
+use polybolt_engine::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use polybolt_engine::sync::{Mutex, RwLock};
 use polybolt_engine::view::{Stored, View};
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Hit, Index, KeyRange, Life, Revision};
@@ -29,7 +30,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Keys looked up under one hold of an index lock.

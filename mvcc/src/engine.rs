@@ -13,7 +13,6 @@ use crate::reopen::{self, Replayer, Retired, Shared};
 use crate::routes::Routes;
 use crate::snapshot::SnapshotReader;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use polybolt_engine::disk::Disk;
 use polybolt_engine::disk::os::OsDisk;
 use polybolt_engine::file::ReadMode;
@@ -22,13 +21,14 @@ use polybolt_engine::recover::OpenReport;
 use polybolt_engine::run::threads::Worker;
 use polybolt_engine::run::{Clock, Job, SystemClock};
 use polybolt_engine::store::{Store, StoreOptions, StoreStats};
+use polybolt_engine::sync::Mutex;
+use polybolt_engine::sync::atomic::{AtomicBool, Ordering};
 use polybolt_engine::verify::VerifyReport;
 use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec, TreeEdit};
 use std::io::Read;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One data directory, open. Cloning gives another handle; the directory stays locked until
 /// [`Engine::close`], or until the last handle and the last [`Keyspace`] are gone.

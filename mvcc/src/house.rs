@@ -8,12 +8,12 @@ use crate::error::Error;
 use crate::options::{Face, Options};
 use crate::reopen::{Retired, Shared};
 use crate::write::NotNow;
-use parking_lot::{Mutex, RwLock};
 use polybolt_engine::run::{Job, Next, Signal};
 use polybolt_engine::store::Store;
+use polybolt_engine::sync::atomic::Ordering;
+use polybolt_engine::sync::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// The open keyspaces by name.

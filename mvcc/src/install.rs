@@ -19,12 +19,12 @@ use crate::pending::block_on;
 use crate::record::State;
 use crate::reopen::{self, Retired, Shared};
 use crate::snapshot::SnapshotReader;
+use polybolt_engine::sync::atomic::Ordering;
 use polybolt_engine::{Position, SpaceId, SpaceSpec, Watermark};
 use std::future::Future;
 use std::io::Read;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 /// What to do about a snapshot of a revision or applied index below the keyspace's.

@@ -7,9 +7,9 @@
 
 use crate::core::Core;
 use crate::error::{Error, Refusal, Result};
-use parking_lot::Mutex;
 use polybolt_engine::Ticket;
 use polybolt_engine::run::pause;
+use polybolt_engine::sync::{Mutex, thread};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -151,20 +151,20 @@ impl<T> Future for Pending<T> {
 
 /// Runs a future that waits for tickets alone on this thread.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(std::thread::Thread);
+    struct Unpark(thread::Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {
             self.0.unpark();
         }
     }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut future = std::pin::pin!(future);
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return output;
         }
         if !pause("wait") {
-            std::thread::park();
+            thread::park();
         }
     }
 }

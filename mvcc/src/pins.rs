@@ -5,10 +5,10 @@
 //! sees the floor, or the sweep sees the pin. A pin past its limit, by age or by what it holds back,
 //! holds nothing back any more.
 
-use parking_lot::Mutex;
+use polybolt_engine::sync::Mutex;
+use polybolt_engine::sync::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The pins of one keyspace.

@@ -4,12 +4,12 @@
 //! is. Under `Batch` a revision is visible as soon as it is applied.
 
 use crate::watch::Hub;
-use parking_lot::Mutex;
 use polybolt_engine::run::Signal;
+use polybolt_engine::sync::Mutex;
+use polybolt_engine::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use polybolt_engine::{DurableListener, Position};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// What readers may see.
 #[derive(Debug)]

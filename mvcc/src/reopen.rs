@@ -10,10 +10,11 @@ use crate::record::{Record, RowHead, State, row_revision};
 use crate::routes::Routes;
 use crate::watch::Hub;
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
+use polybolt_engine::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use polybolt_engine::sync::{Mutex, RwLock};
 use polybolt_engine::{
     Damage, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeId, TreeSpec, Watermark,
 };
@@ -22,7 +23,6 @@ use std::collections::HashMap;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A core that another has replaced, whose files stay while somebody reads them.

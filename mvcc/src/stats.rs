@@ -1,6 +1,6 @@
 //! What a keyspace counts while it works, for whoever shows it: moved with one atomic, read at any time.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use polybolt_engine::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How many kinds of durations [`Timings`] tells apart.

@@ -15,10 +15,10 @@ use crate::request::KeyValue;
 use crate::txn::{Change, Evaluation};
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
+use polybolt_engine::sync::atomic::Ordering;
 use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, Ticket, TreeEdit, Watermark};
 use polybolt_index::Revision;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// What a commit does besides its changes of keys.
 #[derive(Debug, Default, Clone)]

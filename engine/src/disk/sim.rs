@@ -8,7 +8,7 @@
 use super::{Disk, DiskFile, DiskLock, Mapping, OpenMode, SECTOR_BYTES};
 use crate::error::{Damage, Error, Place, Result};
 use crate::run::seeded::Rng;
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};

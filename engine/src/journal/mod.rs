@@ -21,13 +21,12 @@ use crate::ids::SpaceId;
 use crate::manifest::JournalStart;
 use crate::poison::Poison;
 use crate::run::Signal;
+use crate::sync::Mutex;
 use crate::ticket::{Position, Watermark};
-use parking_lot::Mutex;
 use segment::{SEGMENT_DATA, Segment};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 pub use writer::JournalJob;
 
@@ -60,8 +59,6 @@ pub struct Journal {
     signal: Signal,
     /// Raised when room is short and only a checkpoint can make some.
     checkpoint: Signal,
-    /// True while the checkpoint job waits for the mark to move.
-    awaited: Arc<AtomicBool>,
 
     // Lock order: `pending`, then `room`. Neither is held over a disk call.
     pending: Mutex<Pending>,
@@ -135,8 +132,6 @@ pub struct JournalParts {
     pub on_durable: OnDurable,
     /// Raised when only a checkpoint can make room.
     pub checkpoint: Signal,
-    /// True while the checkpoint job waits for the mark to move; it is signalled then.
-    pub awaited: Arc<AtomicBool>,
     /// The mark that tickets wait for.
     pub durable: Arc<Watermark>,
 }
@@ -166,7 +161,6 @@ impl Journal {
             on_durable: parts.on_durable,
             signal: Signal::default(),
             checkpoint: parts.checkpoint,
-            awaited: parts.awaited,
             pending: Mutex::new(Pending { last: parts.start.position.0, ..Pending::default() }),
             room: Mutex::new(room),
             boundary: Mutex::new(parts.start),

@@ -12,7 +12,6 @@ use crate::run::{Job, Next, Signal};
 use crate::ticket::Position;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// New segments are zeroed by writes of this size, so that no step is long.
@@ -255,9 +254,6 @@ impl JournalJob {
         *self.journal.boundary.lock() = written.after;
         (self.journal.on_durable)(&written.spaces, written.after.position);
         self.journal.durable.advance(written.after.position);
-        if self.journal.awaited.load(Ordering::SeqCst) {
-            self.journal.checkpoint.raise();
-        }
     }
 
     /// One step of making a segment. A full disk is no disaster here: nobody was promised this room.

@@ -1,8 +1,8 @@
 //! Time as an argument.
 
+use crate::sync::atomic::{AtomicU64, Ordering};
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A source of time. Production has one [`SystemClock`]; tests move a [`ManualClock`] by hand.

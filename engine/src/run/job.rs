@@ -1,8 +1,9 @@
 //! What a background job is.
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::task::{Wake, Waker};
 use std::time::Duration;
 
 /// A background state machine. Never blocks but in the one disk call a step may make.
@@ -31,33 +32,50 @@ pub enum Next {
 /// A wake-up that is remembered until it is taken. Cloning gives another handle to the same one.
 #[derive(Debug, Clone, Default)]
 pub struct Signal {
-    inner: Arc<(Mutex<bool>, Condvar)>,
+    flag: Arc<Flag>,
+}
+
+#[derive(Debug, Default)]
+struct Flag {
+    raised: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        Signal { flag: self }.raise();
+    }
 }
 
 impl Signal {
     /// Raises the signal; cheap if it is raised already.
     pub fn raise(&self) {
-        let mut raised = self.inner.0.lock();
+        let mut raised = self.flag.raised.lock();
         if !*raised {
             *raised = true;
-            self.inner.1.notify_all();
+            self.flag.changed.notify_all();
         }
+    }
+
+    /// Raises the signal: for a job that polls a ticket.
+    pub fn waker(&self) -> Waker {
+        Waker::from(Arc::clone(&self.flag))
     }
 
     /// Takes the signal down; true if it was raised.
     pub fn take(&self) -> bool {
-        std::mem::take(&mut *self.inner.0.lock())
+        std::mem::take(&mut *self.flag.raised.lock())
     }
 
     /// Waits until raised or until `timeout` has passed, and takes it down.
     pub fn wait(&self, timeout: Option<Duration>) {
-        let mut raised = self.inner.0.lock();
+        let mut raised = self.flag.raised.lock();
         if !*raised {
             match timeout {
                 Some(limit) => {
-                    self.inner.1.wait_for(&mut raised, limit);
+                    self.flag.changed.wait_for(&mut raised, limit);
                 }
-                None => self.inner.1.wait(&mut raised),
+                None => self.flag.changed.wait(&mut raised),
             }
         }
         *raised = false;

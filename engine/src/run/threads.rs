@@ -1,10 +1,10 @@
 //! The production runtime: one thread per job.
 
 use super::{Clock, Job, Next, Signal};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::thread::{self, JoinHandle};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
 /// A job's thread. Dropping it stops the job after its current step and joins the thread.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Worker {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("polybolt-job".to_owned()).spawn(run);
+        let thread = thread::Builder::new().name("polybolt-job".to_owned()).spawn(run);
         Worker { stop, signal, thread: thread.ok() }
     }
 
@@ -52,7 +52,7 @@ impl Drop for Worker {
         self.stop.store(true, Ordering::Release);
         self.signal.raise();
         if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
+            && thread.thread().id() != thread::current().id()
         {
             // A panic in the job was reported by on_panic.
             drop(thread.join());

@@ -7,7 +7,7 @@ use crate::page::layout::{self, HEADER_BYTES};
 use crate::page::{self, Head, Kind, Stamp};
 use crate::run::seeded::Rng;
 use crate::space::{Extent, FreeSpace};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Bound;

@@ -18,11 +18,11 @@ use super::ranges::Ranges;
 use crate::event::{Event, EventKind};
 use crate::request::{SpanEnd, WatchRequest};
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
 use polybolt_engine::defect::{Defect, is_on};
+use polybolt_engine::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use polybolt_engine::sync::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 

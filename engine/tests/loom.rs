@@ -1,0 +1,299 @@
+//! Every order of a few threads (loom) for what is synchronized by hand: marks, tickets, signals, the first
+//! failure, the budget. Orders of memory are part of it: a relaxed load may see what is old.
+//!
+//! `cargo test -p polybolt-engine --features loom --test loom`; `LOOM_MAX_PREEMPTIONS=5` looks further.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use bytes::Bytes;
+use loom::thread;
+use polybolt_engine::disk::Disk;
+use polybolt_engine::disk::sim::SimDisk;
+use polybolt_engine::poison::Poison;
+use polybolt_engine::run::{Job, Next, Signal};
+use polybolt_engine::sync::atomic::{AtomicU64, Ordering};
+use polybolt_engine::{
+    AdmitError, Batch, Cost, Edit, Error, Position, Replay, Replayed, Result, Runtime, SpaceInfo, SpaceSpec, Store,
+    StoreOptions, Ticket, TreeEdit, TreeSpec, Watermark,
+};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+/// All orders of threads that differ by at most so many preemptions.
+fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+    builder.check(model);
+}
+
+/// What a mark stands for: looked at without any order of its own.
+#[derive(Debug, Default)]
+struct Data(AtomicU64);
+
+impl Data {
+    fn put(&self) {
+        self.0.store(1, Ordering::Relaxed);
+    }
+
+    fn is_there(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 1
+    }
+}
+
+/// Wakes a thread of the explorer.
+struct Unpark(thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits as a task does.
+fn block_on(mut ticket: Ticket) -> Result<(), Error> {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        match Pin::new(&mut ticket).poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(done) => return done,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+#[test]
+fn what_a_mark_stands_for_is_there_once_it_is_reached() {
+    explore(3, || {
+        let (mark, data) = (Arc::new(Watermark::default()), Arc::new(Data::default()));
+        let moved = thread::spawn({
+            let (mark, data) = (Arc::clone(&mark), Arc::clone(&data));
+            move || {
+                data.put();
+                mark.advance(Position(1));
+            }
+        });
+        let looked = thread::spawn({
+            let (mark, data) = (Arc::clone(&mark), Arc::clone(&data));
+            move || assert!(mark.reached() < Position(1) || data.is_there())
+        });
+        mark.ticket(Position(1)).wait().unwrap();
+        assert!(data.is_there());
+        moved.join().unwrap();
+        looked.join().unwrap();
+    });
+}
+
+#[test]
+fn a_thread_and_a_task_are_woken_for_their_positions() {
+    explore(2, || {
+        let mark = Arc::new(Watermark::default());
+        let (first, second) = (mark.ticket(Position(1)), mark.ticket(Position(2)));
+        let thread_waits = thread::spawn(move || first.wait().unwrap());
+        let task_waits = thread::spawn(move || block_on(second).unwrap());
+        mark.advance(Position(1));
+        mark.advance(Position(2));
+        thread_waits.join().unwrap();
+        task_waits.join().unwrap();
+    });
+}
+
+#[test]
+fn marks_moved_by_two_end_at_the_higher_one() {
+    explore(3, || {
+        let mark = Arc::new(Watermark::default());
+        let other = thread::spawn({
+            let mark = Arc::clone(&mark);
+            move || mark.advance(Position(1))
+        });
+        mark.advance(Position(2));
+        assert_eq!(mark.reached(), Position(2));
+        other.join().unwrap();
+        assert_eq!(mark.reached(), Position(2));
+    });
+}
+
+#[test]
+fn a_ticket_dropped_while_its_mark_moves_leaves_nothing() {
+    explore(3, || {
+        let mark = Arc::new(Watermark::default());
+        let mut ticket = mark.ticket(Position(1));
+        let dropped = thread::spawn(move || {
+            drop(Pin::new(&mut ticket).poll(&mut Context::from_waker(Waker::noop())));
+        });
+        mark.advance(Position(1));
+        dropped.join().unwrap();
+        assert_eq!(mark.tasks_waiting(), 0);
+    });
+}
+
+#[test]
+fn whoever_waits_is_told_of_the_first_failure() {
+    explore(2, || {
+        let (mark, poison) = (Arc::new(Watermark::default()), Arc::new(Poison::default()));
+        poison.watch(&mark);
+        let ticket = mark.ticket(Position(1));
+        let waits = thread::spawn(move || block_on(ticket));
+        let sets = thread::spawn({
+            let poison = Arc::clone(&poison);
+            move || {
+                poison.set(&Error::Closed);
+                assert!(poison.check().is_err());
+            }
+        });
+        // Whoever sees that there is a failure sees which, and the first stays.
+        if let Err(error) = poison.check() {
+            assert!(matches!(error, Error::Closed));
+        }
+        assert!(matches!(waits.join().unwrap(), Err(Error::Closed)));
+        sets.join().unwrap();
+        poison.set(&Error::ReadOnly);
+        assert!(matches!(poison.check(), Err(Error::Closed)));
+    });
+}
+
+#[test]
+fn a_raised_signal_is_never_lost() {
+    explore(3, || {
+        let (signal, work) = (Signal::default(), Arc::new(AtomicU64::new(0)));
+        let raisers: Vec<_> = (0..2)
+            .map(|_| {
+                let (signal, work) = (signal.clone(), Arc::clone(&work));
+                thread::spawn(move || {
+                    work.fetch_add(1, Ordering::Relaxed);
+                    signal.raise();
+                })
+            })
+            .collect();
+        // As a job does: looks for work, then waits.
+        while work.load(Ordering::Relaxed) < 2 {
+            signal.wait(None);
+        }
+        raisers.into_iter().for_each(|raiser| raiser.join().unwrap());
+    });
+}
+
+struct Nothing;
+
+impl Replay for Nothing {
+    fn replay(&mut self, _: &SpaceInfo, _: &[u8], _: &[u8]) -> Result<Replayed> {
+        unreachable!("the store is new")
+    }
+
+    fn settled(&mut self, _: &SpaceInfo, _: &[u8], _: bool) -> Result<Option<Bytes>> {
+        Ok(None)
+    }
+}
+
+/// A store whose jobs have nothing to do: a segment is ready and nothing is dirty.
+fn store() -> (Arc<Store>, SpaceInfo, Box<dyn Job>, Box<dyn Job>) {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+    let options = StoreOptions {
+        buffer_bytes: 1000,
+        segment_bytes: 4096,
+        journal_bytes: 8192,
+        space_reserve_bytes: 0,
+        ..StoreOptions::new("/data/store")
+    };
+    let store = Store::open(disk, options, Runtime::Manual, &mut Nothing).unwrap();
+    let tree = TreeSpec { page_bytes: 4096, ..TreeSpec::new("t".to_owned()) };
+    let spec = SpaceSpec { name: "space".into(), config: Bytes::new(), state: Bytes::new(), trees: vec![tree] };
+    let space = store.create_space(spec).unwrap();
+    let [mut journal, mut checkpoint]: [Box<dyn Job>; 2] = store.take_jobs().try_into().ok().unwrap();
+    for _ in 0..2 {
+        while journal.step(Duration::ZERO) == Next::Again {}
+        while checkpoint.step(Duration::ZERO) == Next::Again {}
+    }
+    journal.signal().take();
+    checkpoint.signal().take();
+    (Arc::new(store), space, journal, checkpoint)
+}
+
+fn write(store: &Store, space: &SpaceInfo, bytes: usize) -> std::result::Result<Position, AdmitError> {
+    let admission = store.admit(Cost { edit_bytes: bytes as u64, edits: 1, record_bytes: 4, ..Cost::default() })?;
+    let edit = Edit::Put { head: Bytes::new(), body: Bytes::from(vec![0; bytes - 1]) };
+    let edits = vec![TreeEdit { tree: space.trees[0].id, key: Bytes::from_static(b"k"), edit }];
+    let record = Bytes::from_static(b"some");
+    Ok(store.apply(admission, Batch { space: space.id, edits, record, state: Bytes::new() }))
+}
+
+/// Runs a job as a thread does, until it has nothing to do now and `done` says so. No time passes: whoever
+/// is not woken waits for ever.
+fn run(job: &mut dyn Job, done: impl Fn() -> bool) {
+    loop {
+        match job.step(Duration::ZERO) {
+            Next::Again => {}
+            Next::Idle | Next::At(_) if done() => return,
+            Next::Idle | Next::At(_) => job.signal().wait(None),
+            Next::Done => panic!("the jobs of a store do not end"),
+        }
+    }
+}
+
+/// A thread that has room for what a job calls.
+fn spawn<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    thread::Builder::new().stack_size(1 << 16).spawn(run).unwrap()
+}
+
+/// All orders of the threads of `model`, from where it says so.
+fn explore_jobs(preemptions: usize, model: fn()) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+    builder.max_branches = 100_000;
+    builder.expect_explicit_explore = true;
+    builder.check(move || spawn(model).join().unwrap());
+}
+
+#[test]
+fn a_checkpoint_that_waits_for_the_journal_is_woken() {
+    explore_jobs(2, || {
+        let (store, space, mut journal, mut checkpoint) = store();
+        let position = write(&store, &space, 100).ok().unwrap();
+        let flushed = store.flush();
+        loom::explore();
+        let journals = spawn({
+            let store = Arc::clone(&store);
+            move || {
+                run(&mut *journal, || store.durable() >= position);
+                journal
+            }
+        });
+        run(&mut *checkpoint, || flushed.is_reached());
+        let journal = journals.join().unwrap();
+        loom::stop_exploring();
+        drop((journal, checkpoint));
+    });
+}
+
+#[test]
+fn a_writer_that_is_short_of_room_gets_it_from_a_checkpoint() {
+    explore_jobs(1, || {
+        let (store, space, mut journal, mut checkpoint) = store();
+        write(&store, &space, 700).ok().unwrap();
+        while store.durable() < Position(1) {
+            journal.step(Duration::ZERO);
+        }
+        loom::explore();
+        let written = Arc::new(AtomicU64::new(0));
+        let signal = checkpoint.signal();
+        let checkpoints = spawn({
+            let written = Arc::clone(&written);
+            move || {
+                run(&mut *checkpoint, || written.load(Ordering::Acquire) == 1);
+                checkpoint
+            }
+        });
+        loop {
+            match write(&store, &space, 700) {
+                Ok(_) => break,
+                Err(AdmitError::Short(ticket)) => ticket.wait().unwrap(),
+                Err(AdmitError::Refused(error)) => panic!("{error}"),
+            }
+        }
+        written.store(1, Ordering::Release);
+        signal.raise();
+        let checkpoint = checkpoints.join().unwrap();
+        loom::stop_exploring();
+        drop((journal, checkpoint));
+    });
+}
