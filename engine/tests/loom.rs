@@ -18,7 +18,7 @@ use polybolt_engine::{
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// All orders of threads that differ by at most so many preemptions.
@@ -42,22 +42,13 @@ impl Data {
     }
 }
 
-/// Wakes a thread of the explorer.
-struct Unpark(thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
 /// Waits as a task does.
 fn block_on(mut ticket: Ticket) -> Result<(), Error> {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let signal = Signal::default();
     loop {
-        match Pin::new(&mut ticket).poll(&mut Context::from_waker(&waker)) {
+        match Pin::new(&mut ticket).poll(&mut Context::from_waker(&signal.waker())) {
             Poll::Ready(done) => return done,
-            Poll::Pending => thread::park(),
+            Poll::Pending => signal.wait(None),
         }
     }
 }

@@ -82,6 +82,8 @@ mod install;
 mod house;
 pub mod engine;
 mod salvage;
+#[cfg(all(test, feature = "loom"))]
+mod models;
 #[cfg(feature = "model")]
 mod probe;
 #[cfg(feature = "model")]

@@ -8,12 +8,12 @@
 use crate::core::Core;
 use crate::error::{Error, Refusal, Result};
 use polybolt_engine::Ticket;
-use polybolt_engine::run::pause;
-use polybolt_engine::sync::{Mutex, thread};
+use polybolt_engine::run::{Signal, pause};
+use polybolt_engine::sync::Mutex;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 
 /// Where the answer of a request in line will be, with what it has to wait for.
 pub(crate) type Slot<T> = Arc<Mutex<Option<(Result<T>, Ticket)>>>;
@@ -149,22 +149,17 @@ impl<T> Future for Pending<T> {
     }
 }
 
-/// Runs a future that waits for tickets alone on this thread.
+/// Runs a future on this thread. It waits for tickets and feeds alone.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let signal = Signal::default();
+    let waker = signal.waker();
     let mut future = std::pin::pin!(future);
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return output;
         }
         if !pause("wait") {
-            thread::park();
+            signal.wait(None);
         }
     }
 }

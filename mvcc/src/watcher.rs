@@ -4,11 +4,11 @@ use crate::core::{Core, Current};
 use crate::error::Result;
 use crate::event::WatchItem;
 use crate::history;
+use crate::pending::block_on;
 use crate::watch::{Feed, Take};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 /// Steps taken for one poll before others get their turn.
 const STEPS_PER_POLL: usize = 8;
@@ -41,12 +41,7 @@ impl Watcher {
     /// # Errors
     /// If history cannot be read.
     pub fn recv(&mut self) -> Result<Option<WatchItem>> {
-        loop {
-            match self.try_recv()? {
-                Poll::Ready(item) => return Ok(item),
-                Poll::Pending => self.feed.wait(Duration::from_millis(100)),
-            }
-        }
+        block_on(self.next())
     }
 
     /// What is there now, if anything: `Ready(None)` once it has ended.

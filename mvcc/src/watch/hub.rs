@@ -19,12 +19,11 @@ use crate::event::{Event, EventKind};
 use crate::request::{SpanEnd, WatchRequest};
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
+use polybolt_engine::sync::Mutex;
 use polybolt_engine::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use polybolt_engine::sync::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
 
 /// All watchers of a keyspace.
 #[derive(Debug, Default)]
@@ -117,7 +116,6 @@ pub(crate) struct Feed {
     bytes_max: usize,
     counts: Arc<Counts>,
     state: Mutex<FeedState>,
-    moved: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -209,14 +207,7 @@ impl Hub {
         let id = state.next_id;
         let synced = next > applied;
         let own = FeedState { next, synced, enlisted: synced.then_some(applied), ..FeedState::default() };
-        let feed = Arc::new(Feed {
-            id,
-            request,
-            bytes_max,
-            counts: Arc::clone(&self.counts),
-            state: Mutex::new(own),
-            moved: Condvar::new(),
-        });
+        let feed = Arc::new(Feed { id, request, bytes_max, counts: Arc::clone(&self.counts), state: Mutex::new(own) });
         if synced {
             state.enlist(&feed);
             self.enlisted.fetch_add(1, Ordering::AcqRel);
@@ -468,14 +459,6 @@ impl Feed {
         self.state.lock().waker = Some(waker.clone());
     }
 
-    /// Waits for something to take, or for time to pass.
-    pub(crate) fn wait(&self, limit: Duration) {
-        let mut state = self.state.lock();
-        if state.queue.is_empty() && !state.ended {
-            self.moved.wait_for(&mut state, limit);
-        }
-    }
-
     /// Ends it; nobody takes what is queued.
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
@@ -491,7 +474,6 @@ impl Feed {
     }
 
     fn wake(&self, state: &mut FeedState) {
-        self.moved.notify_all();
         if let Some(waker) = state.waker.take() {
             waker.wake();
         }

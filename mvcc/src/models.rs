@@ -1,0 +1,215 @@
+//! Every order of a few threads (loom) for what is synchronized by hand: what is visible, pins, feeds.
+//!
+//! `cargo test -p polybolt --features loom --lib models`; `LOOM_MAX_PREEMPTIONS=5` looks further. Whole
+//! engines are run by `tests/shuttle.rs`.
+
+use crate::event::{Event, EventKind};
+use crate::pending::block_on;
+use crate::pins::Pins;
+use crate::publish::Publisher;
+use crate::request::{KeyValue, Span, WatchRequest};
+use crate::watch::{Hub, Take};
+use bytes::Bytes;
+use loom::thread;
+use polybolt_engine::run::Signal;
+use polybolt_engine::sync::Mutex;
+use polybolt_engine::sync::atomic::{AtomicU64, Ordering};
+use polybolt_engine::{DurableListener, Position, Watermark};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// All orders of threads that differ by at most so many preemptions.
+fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+    builder.max_branches = 20_000;
+    builder.check(model);
+}
+
+/// A keyspace at revision 1, as its writer, its journal and its readers share it.
+struct Shared {
+    /// Held by whoever writes or registers: the newest revision that was begun.
+    writer: Mutex<u64>,
+    /// The newest revision of which the rows are there, looked at without any order of its own.
+    rows: AtomicU64,
+    hub: Arc<Hub>,
+    publisher: Publisher,
+    pins: Arc<Pins>,
+}
+
+impl Shared {
+    fn new() -> Arc<Self> {
+        let hub = Arc::new(Hub::default());
+        let publisher = Publisher::new((1, -1), Position(0), false, Arc::clone(&hub), Signal::default());
+        hub.publish(1);
+        Arc::new(Shared { writer: Mutex::new(1), rows: AtomicU64::new(1), hub, publisher, pins: Arc::default() })
+    }
+
+    /// A write as `write.rs` makes it: revision n has position n - 1.
+    fn write(&self) -> Position {
+        let mut newest = self.writer.lock();
+        *newest += 1;
+        let main = *newest;
+        let kv = KeyValue { key: Bytes::from_static(b"k"), mod_revision: main.cast_signed(), ..KeyValue::default() };
+        let watched = self.hub.is_watched();
+        let events = if watched { vec![Event::new(EventKind::Put, kv, None)] } else { Vec::new() };
+        self.rows.store(main, Ordering::Relaxed);
+        self.hub.queue(main, events, 0);
+        self.publisher.seal(main, -1, || Position(main - 1))
+    }
+
+    /// A reader of the newest revision.
+    fn read(&self) {
+        let visible = self.publisher.visible();
+        assert!(self.rows.load(Ordering::Relaxed) >= visible, "what is visible is there");
+    }
+}
+
+#[test]
+fn what_is_visible_is_there() {
+    explore(3, || {
+        let shared = Shared::new();
+        let journal = thread::spawn({
+            let shared = Arc::clone(&shared);
+            let position = shared.write();
+            move || shared.publisher.durable(position)
+        });
+        let reader = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.read()
+        });
+        shared.read();
+        journal.join().unwrap();
+        assert_eq!(shared.publisher.visible(), 2, "a revision is shown once its position is durable");
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn what_is_durable_before_it_is_noted_is_shown_all_the_same() {
+    explore(3, || {
+        let shared = Shared::new();
+        // The journal syncs a group with the record as soon as it is sealed, and what follows has none.
+        let journal = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.publisher.durable(Position(1))
+        });
+        shared.write();
+        let publisher = &shared.publisher;
+        publisher.seal(3, 2, || Position(1));
+        journal.join().unwrap();
+        assert_eq!((publisher.visible(), publisher.compacted()), (3, 2));
+    });
+}
+
+#[test]
+fn a_watcher_gets_every_revision_after_its_own_once_and_is_woken_for_it() {
+    explore(2, || {
+        let shared = Shared::new();
+        let writer = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                for _ in 0..2 {
+                    let position = shared.write();
+                    shared.publisher.durable(position);
+                }
+            }
+        });
+        let (created, (id, feed)) = {
+            let newest = shared.writer.lock();
+            let span = Span::key("k");
+            let request = WatchRequest { span, start_revision: 0, no_put: false, no_delete: false, prev_kv: false };
+            (*newest, shared.hub.register(request, *newest + 1, *newest, 1 << 20))
+        };
+        let mut next = created + 1;
+        while next <= 3 {
+            let take = block_on(poll_fn(|cx| {
+                feed.set_waker(cx.waker());
+                match feed.take() {
+                    Take::Nothing => Poll::Pending,
+                    take => Poll::Ready(take),
+                }
+            }));
+            let Take::Events { events, .. } = take else { panic!("it keeps up: {take:?}") };
+            for event in events {
+                assert_eq!(event.kv().mod_revision.cast_unsigned(), next);
+                assert!(shared.publisher.visible() >= next, "nothing is shown that is not visible");
+                next += 1;
+            }
+            if let Some(progress) = shared.hub.progress(&feed) {
+                assert!(progress < next, "nothing up to there is on its way");
+            }
+        }
+        writer.join().unwrap();
+        shared.hub.cancel(id);
+        assert!(!shared.hub.is_watched());
+    });
+}
+
+#[test]
+fn a_watcher_that_is_cancelled_while_it_is_fed_ends() {
+    explore(2, || {
+        let shared = Shared::new();
+        let span = Span::key("k");
+        let request = WatchRequest { span, start_revision: 0, no_put: false, no_delete: false, prev_kv: false };
+        let (id, feed) = shared.hub.register(request, 2, 1, 1 << 20);
+        let writer = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let position = shared.write();
+                shared.publisher.durable(position);
+            }
+        });
+        let canceller = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.hub.cancel(id)
+        });
+        block_on(poll_fn(|cx| {
+            feed.set_waker(cx.waker());
+            if feed.take() == Take::Ended { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        writer.join().unwrap();
+        canceller.join().unwrap();
+        assert_eq!((shared.hub.len(), shared.hub.is_watched(), shared.hub.counts().1), (0, false, 0));
+    });
+}
+
+#[test]
+fn a_reader_sees_the_compacted_revision_or_the_sweep_sees_its_pin() {
+    explore(3, || {
+        let (shared, swept) = (Shared::new(), Arc::new(AtomicU64::new(0)));
+        let compaction = thread::spawn({
+            let (shared, swept) = (Arc::clone(&shared), Arc::clone(&swept));
+            move || {
+                shared.publisher.seal(1, 1, || Position(0));
+                // As `compact.rs`: the pins are asked for after the compacted revision.
+                let compacted = shared.publisher.compacted().cast_unsigned();
+                let oldest = shared.pins.oldest(Duration::ZERO).unwrap_or(u64::MAX);
+                swept.store(compacted.min(oldest), Ordering::Relaxed);
+            }
+        });
+        // As `core.rs`: pinned first, checked after. It reads at 0, which goes with revision 1.
+        let pin = shared.pins.pin(0, Duration::MAX);
+        if shared.publisher.compacted() <= 0 {
+            assert_eq!(swept.load(Ordering::Relaxed), 0);
+            thread::yield_now();
+            assert_eq!(swept.load(Ordering::Relaxed), 0);
+            compaction.join().unwrap();
+            assert_eq!(swept.load(Ordering::Relaxed), 0, "what a reader pins stays");
+        }
+        drop(pin);
+    });
+}
+
+#[test]
+fn a_thread_that_waits_for_a_ticket_is_woken() {
+    explore(3, || {
+        let mark = Arc::new(Watermark::default());
+        let ticket = mark.ticket(Position(1));
+        let moves = thread::spawn(move || mark.advance(Position(1)));
+        block_on(ticket).unwrap();
+        moves.join().unwrap();
+    });
+}
