@@ -83,7 +83,7 @@ pub fn cut(core: &Core) -> Cut {
         serves: Position(core.flush_wanted.load(Ordering::SeqCst)),
         covers: Position(core.batch_position.load(Ordering::SeqCst)),
         // Before the first freeze: every record of a group before this is in a buffer that freezes.
-        start: match core.journal.read().as_ref() {
+        start: match core.journal.get() {
             Some(journal) => journal.boundary(),
             None => core.committer.lock().manifest.journal,
         },
@@ -400,7 +400,7 @@ impl CheckpointJob {
                 }
                 self.dirty_since = None;
                 let cut = cut(&self.core);
-                let journaled = self.core.journal.read().is_some();
+                let journaled = self.core.journal.get().is_some();
                 let ticket = journaled.then(|| self.core.durable.ticket(cut.last));
                 Stage::Wait(cut, ticket)
             }
@@ -434,7 +434,7 @@ impl CheckpointJob {
         let core = &self.core;
         let batches = core.uncut_batches.load(Ordering::Relaxed);
         let asked = core.flush_wanted.load(Ordering::SeqCst) > core.flushed.reached().0;
-        let short = core.journal.read().as_ref().is_some_and(|journal| journal.is_short() && self.can_recycle());
+        let short = core.journal.get().is_some_and(|journal| journal.is_short() && self.can_recycle());
         if asked || short || core.is_half_full() {
             return None;
         }
@@ -455,7 +455,7 @@ impl CheckpointJob {
     /// True if a commit would let the journal use segments again.
     fn can_recycle(&self) -> bool {
         let older = self.core.committer.lock().older.journal;
-        self.core.journal.read().as_ref().is_some_and(|journal| journal.boundary().segment > older.segment)
+        self.core.journal.get().is_some_and(|journal| journal.boundary().segment > older.segment)
     }
 
     fn build(&mut self, mut cut: Cut, now: Duration) -> Result<Stage> {
@@ -502,7 +502,7 @@ impl CheckpointJob {
         let older = if is_on(Defect::RecycleByNewerSlotOnly) { newer } else { committer.older.journal.segment };
         drop(committer);
         cut.publish(&core, commit);
-        if let Some(journal) = core.journal.read().as_ref() {
+        if let Some(journal) = core.journal.get() {
             journal.recycle(older.min(newer));
         }
         if !core.full.load(Ordering::Acquire) {

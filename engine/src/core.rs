@@ -11,11 +11,11 @@ use crate::journal::Journal;
 use crate::manifest::{Manifest, Slots, SpaceEntry, TreeEntry};
 use crate::poison::Poison;
 use crate::run::Signal;
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Mutex, RwLock};
 use crate::ticket::{Position, Ticket, Watermark};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The file of the space reserve.
@@ -78,8 +78,8 @@ pub struct Core {
     pub poison: Arc<Poison>,
     /// What is open.
     pub catalog: Arc<Catalog>,
-    /// The journal; None under `Batch`, read-only, and while the store opens.
-    pub journal: RwLock<Option<Arc<Journal>>>,
+    /// The journal; none under `Batch`, read-only, and while the store opens.
+    pub journal: OnceLock<Arc<Journal>>,
 
     /// The one who commits; held over the commit's write and sync.
     pub committer: Mutex<Committer>,
@@ -199,7 +199,7 @@ impl Drop for Admission {
             self.core.release(self.bytes);
         }
         if self.journal > 0
-            && let Some(journal) = self.core.journal.read().as_ref()
+            && let Some(journal) = self.core.journal.get()
         {
             journal.uncharge(self.journal);
         }
@@ -223,7 +223,7 @@ impl Core {
             options,
             poison,
             catalog: Arc::default(),
-            journal: RwLock::new(None),
+            journal: OnceLock::new(),
             committer: Mutex::new(committer),
             reserve: Mutex::default(),
             budget: Mutex::default(),
@@ -258,7 +258,7 @@ impl Core {
         let bytes = cost.edit_bytes + cost.edits * EDIT_OVERHEAD;
         let mut admission = self.take_budget(bytes)?;
         if cost.record_bytes > 0
-            && let Some(journal) = self.journal.read().as_ref()
+            && let Some(journal) = self.journal.get()
         {
             admission.journal = journal.charge(cost.record_bytes)?;
         }

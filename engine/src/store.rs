@@ -164,7 +164,7 @@ impl Store {
                     durable: Arc::clone(&core.durable),
                 });
                 jobs.push(Box::new(JournalJob::new(Arc::clone(&journal))));
-                *core.journal.write() = Some(journal);
+                core.journal.get_or_init(|| journal);
             }
             jobs.push(Box::new(CheckpointJob::new(Arc::clone(&core))));
             if core.options.scrub_bytes_per_second > 0 {
@@ -348,7 +348,7 @@ impl Store {
         write.dirty = true;
         if core.options.durability == Durability::Sync {
             if !batch.record.is_empty()
-                && let Some(journal) = core.journal.read().as_ref()
+                && let Some(journal) = core.journal.get()
             {
                 let charge = std::mem::take(&mut admission.journal);
                 write.last = journal.append(space.id, &batch.record, charge);
@@ -469,9 +469,9 @@ impl Store {
         let spaces = self.core.catalog.spaces();
         StoreStats {
             buffered_bytes: self.core.buffered(),
-            journal_bytes: self.core.journal.read().as_ref().map_or(0, |journal| journal.disk_bytes()),
-            journal_groups: self.core.journal.read().as_ref().map_or(0, |journal| journal.groups()),
-            segments_recycled: self.core.journal.read().as_ref().map_or(0, |journal| journal.recycled()),
+            journal_bytes: self.core.journal.get().map_or(0, |journal| journal.disk_bytes()),
+            journal_groups: self.core.journal.get().map_or(0, |journal| journal.groups()),
+            segments_recycled: self.core.journal.get().map_or(0, |journal| journal.recycled()),
             checkpoints: counters.checkpoints.load(Ordering::Relaxed),
             page_bytes: counters.page_bytes.load(Ordering::Relaxed),
             units_reused: counters.units_reused.load(Ordering::Relaxed),

@@ -271,9 +271,8 @@ impl Keyspace {
             let applied = writer.state.main;
             let next = if request.start_revision == 0 { visible + 1 } else { request.start_revision.cast_unsigned() };
             let (id, feed) = core.hub.register(request, next, applied, core.options.watch_buffer_bytes);
-            // Read after registration (WCH-8).
-            let created = core.publisher.visible().cast_signed();
-            Ok(Watcher::new(Arc::clone(&self.current), id, feed, created))
+            // Not looked at again: one that came meanwhile is delivered, not told of as the past (WCH-8).
+            Ok(Watcher::new(Arc::clone(&self.current), id, feed, visible.cast_signed()))
         })
     }
 
