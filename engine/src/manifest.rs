@@ -394,12 +394,12 @@ mod tests {
     #[test]
     fn every_flipped_bit_and_every_cut_is_found() {
         let bytes = sample().encode();
-        for at in 0..bytes.len() * 8 {
+        for at in (0..bytes.len() * 8).step_by(if cfg!(miri) { 61 } else { 1 }) {
             let mut flipped = bytes.clone();
             flipped[at / 8] ^= 1 << (at % 8);
             assert!(Manifest::decode(Path::new("m"), &flipped).is_err(), "bit {at}");
         }
-        for len in 0..bytes.len() {
+        for len in (0..bytes.len()).step_by(if cfg!(miri) { 17 } else { 1 }) {
             assert!(Manifest::decode(Path::new("m"), &bytes[..len]).is_err(), "cut to {len}");
         }
     }

@@ -9,7 +9,7 @@ use loom::thread;
 use polybolt_engine::disk::Disk;
 use polybolt_engine::disk::sim::SimDisk;
 use polybolt_engine::poison::Poison;
-use polybolt_engine::run::{Job, Next, Signal};
+use polybolt_engine::run::{Job, Next, ReadyList, Signal};
 use polybolt_engine::sync::atomic::{AtomicU64, Ordering};
 use polybolt_engine::{
     AdmitError, Batch, Cost, Edit, Error, Position, Replay, Replayed, Result, Runtime, SpaceInfo, SpaceSpec, Store,
@@ -161,6 +161,47 @@ fn a_raised_signal_is_never_lost() {
             signal.wait(None);
         }
         raisers.into_iter().for_each(|raiser| raiser.join().unwrap());
+    });
+}
+
+#[test]
+fn one_of_many_that_is_woken_is_polled_after_that() {
+    explore(3, || {
+        let (list, signal) = (Arc::new(ReadyList::default()), Signal::default());
+        let work: Arc<[AtomicU64; 2]> = Arc::default();
+        list.add(0);
+        list.add(1);
+        let mut wakers = Vec::new();
+        while let Some(ready) = list.pop() {
+            wakers.push(Waker::from(ready));
+        }
+        let others: Vec<_> = wakers
+            .into_iter()
+            .enumerate()
+            .map(|(at, waker)| {
+                let work = Arc::clone(&work);
+                thread::spawn(move || {
+                    work[at].store(1, Ordering::Relaxed);
+                    waker.wake();
+                })
+            })
+            .collect();
+        // As a stream of watchers does.
+        let mut found = 0;
+        while found < 2 {
+            list.set_waker(&signal.waker());
+            let mut polled = false;
+            while let Some(ready) = list.pop() {
+                let one = &work[ready.key as usize];
+                found += one.load(Ordering::Relaxed);
+                one.store(0, Ordering::Relaxed);
+                polled = true;
+            }
+            if !polled {
+                signal.wait(None);
+            }
+        }
+        others.into_iter().for_each(|other| other.join().unwrap());
     });
 }
 

@@ -11,16 +11,14 @@ use crate::proto::encoded::WatchResponse;
 use crate::proto::encoded::watch_server::Watch;
 use crate::proto::etcdserverpb as pb;
 use crate::server::Server;
-use futures_util::task::AtomicWaker;
-use parking_lot::Mutex;
+use polybolt::run::ReadyList;
 use polybolt::{Event, Refusal, Span, WatchItem, WatchRequest, Watcher};
 use prost::Message;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -57,35 +55,10 @@ impl Watch for WatchService {
     }
 }
 
-/// Watchers that have something.
-#[derive(Debug, Default)]
-struct Ready {
-    queue: Mutex<VecDeque<u64>>,
-    task: AtomicWaker,
-}
-
-/// Wakes one watcher of a stream.
-#[derive(Debug)]
-struct WatcherWaker {
-    key: u64,
-    queued: AtomicBool,
-    ready: Arc<Ready>,
-}
-
-impl Wake for WatcherWaker {
-    fn wake(self: Arc<Self>) {
-        if !self.queued.swap(true, Ordering::AcqRel) {
-            self.ready.queue.lock().push_back(self.key);
-            self.ready.task.wake();
-        }
-    }
-}
-
 #[derive(Debug)]
 struct Entry {
     id: i64,
     watcher: Watcher,
-    waker: Arc<WatcherWaker>,
     fragment: bool,
     notify: bool,
     /// Got events since the last tick.
@@ -103,7 +76,8 @@ struct Stream {
     keys: HashMap<i64, u64>,
     next_key: u64,
     next_id: i64,
-    ready: Arc<Ready>,
+    /// Watchers that have something.
+    ready: Arc<ReadyList>,
 }
 
 type Item = polybolt::Result<Option<WatchItem>>;
@@ -209,7 +183,6 @@ impl Stream {
         };
         let key = self.next_key;
         self.next_key += 1;
-        let waker = Arc::new(WatcherWaker { key, queued: AtomicBool::new(false), ready: Arc::clone(&self.ready) });
         let created = WatchResponse {
             header: Some(self.server.header(watcher.created_revision())),
             watch_id: id,
@@ -217,10 +190,8 @@ impl Stream {
             ..Default::default()
         };
         self.send(created).await?;
-        // Polled once, to leave its waker.
-        Arc::clone(&waker).wake();
-        let entry =
-            Entry { id, watcher, waker, fragment: request.fragment, notify: request.progress_notify, busy: false };
+        self.ready.add(key);
+        let entry = Entry { id, watcher, fragment: request.fragment, notify: request.progress_notify, busy: false };
         self.keys.insert(id, key);
         self.watchers.insert(key, entry);
         Ok(())
@@ -296,18 +267,17 @@ impl Stream {
 }
 
 /// The next item of any watcher.
-async fn next_item(watchers: &mut HashMap<u64, Entry>, ready: &Ready) -> (u64, Item) {
+async fn next_item(watchers: &mut HashMap<u64, Entry>, ready: &ReadyList) -> (u64, Item) {
     poll_fn(|cx| {
-        ready.task.register(cx.waker());
+        ready.set_waker(cx.waker());
         // Each as often as it is queued now: one that is always ready waits for its next turn.
-        let turns = ready.queue.lock().len();
-        for _ in 0..turns {
-            let Some(key) = ready.queue.lock().pop_front() else {
+        for _ in 0..ready.len() {
+            let Some(woken) = ready.pop() else {
                 break;
             };
+            let key = woken.key;
             let Some(entry) = watchers.get_mut(&key) else { continue };
-            entry.waker.queued.store(false, Ordering::Release);
-            let waker = Waker::from(Arc::clone(&entry.waker));
+            let waker = Waker::from(woken);
             if let Poll::Ready(item) = entry.watcher.poll_recv(&mut Context::from_waker(&waker)) {
                 // There may be more.
                 waker.wake();

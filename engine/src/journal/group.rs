@@ -163,7 +163,7 @@ mod tests {
         };
         let (bytes, crc) = head.encode();
         assert_eq!(GroupHead::decode(&bytes).unwrap(), (head, crc));
-        for bit in 0..bytes.len() * 8 {
+        for bit in (0..bytes.len() * 8).step_by(if cfg!(miri) { 13 } else { 1 }) {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(GroupHead::decode(&flipped).is_err(), "bit {bit}");

@@ -6,12 +6,14 @@
 
 pub mod clock;
 pub mod job;
+pub mod ready;
 #[cfg(any(test, feature = "sim"))]
 pub mod seeded;
 pub mod threads;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use job::{Job, Next, Signal};
+pub use ready::ReadyList;
 #[cfg(any(test, feature = "sim"))]
 pub use seeded::pause;
 

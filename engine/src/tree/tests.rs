@@ -189,14 +189,14 @@ fn value(rng: &mut Rng, page_bytes: usize) -> (Vec<u8>, Vec<u8>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 48 }))]
     #[test]
     fn it_is_an_ordered_map(seed in any::<u64>(), size in 0u32..3, key_space in 1u64..600) {
         let page_bytes = 4096 << (2 * size);
         let mut rng = Rng::new(seed);
         let mut tested = Tested::new(page_bytes);
         let mut next = 0u64;
-        for _ in 0..12 {
+        for _ in 0..if cfg!(miri) { 3 } else { 12 } {
             let mut batch = BTreeMap::new();
             let style = rng.below(4);
             for _ in 0..rng.below(150) {
@@ -220,14 +220,15 @@ proptest! {
 #[test]
 fn rising_keys_fill_pages_and_cost_what_they_write() {
     let mut tested = Tested::new(4096);
-    for round in 0..40u64 {
+    let rounds = if cfg!(miri) { 4 } else { 40 };
+    for round in 0..rounds {
         let batch =
             (0..50).map(|at| (format!("{:08}", round * 50 + at).into_bytes(), Some((vec![1; 16], vec![2; 100]))));
         tested.apply(batch.collect());
         // Fifty entries of 136 bytes take two pages; one leaf is continued and one path is copied.
         assert!(tested.written <= 5 * 4096, "{} bytes in round {round}", tested.written);
     }
-    let leaves = 2000 / (4032 / (10 + 8 + 16 + 100 + 2)) + 1;
+    let leaves = rounds as usize * 50 / (4032 / (10 + 8 + 16 + 100 + 2)) + 1;
     assert!(tested.memory.pages.lock().len() <= leaves + 3);
 }
 
@@ -235,11 +236,12 @@ fn rising_keys_fill_pages_and_cost_what_they_write() {
 fn removing_from_the_left_gives_pages_back() {
     let mut tested = Tested::new(4096);
     let key = |at: u32| format!("{at:08}").into_bytes();
-    tested.apply((0..3000).map(|at| (key(at), Some((vec![], vec![7; 90])))).collect());
-    for at in 0..30 {
+    let runs = if cfg!(miri) { 3 } else { 30 };
+    tested.apply((0..runs * 100).map(|at| (key(at), Some((vec![], vec![7; 90])))).collect());
+    for at in 0..runs {
         tested.apply((at * 100..at * 100 + 99).map(|at| (key(at), None)).collect());
     }
-    assert_eq!(tested.model.len(), 30);
+    assert_eq!(tested.model.len(), runs as usize);
     assert!(tested.memory.pages.lock().len() <= 4, "{} pages", tested.memory.pages.lock().len());
     tested.apply(tested.model.clone().into_keys().map(|key| (key, None)).collect());
     assert_eq!(tested.root, Root::default());
