@@ -108,7 +108,7 @@ fn marks_moved_by_two_end_at_the_higher_one() {
 fn a_ticket_dropped_while_its_mark_moves_leaves_nothing() {
     explore(3, || {
         let mark = Arc::new(Watermark::default());
-        let mut ticket = mark.ticket(Position(1));
+        let mut ticket = mark.ticket(Position(2));
         let dropped = thread::spawn(move || {
             drop(Pin::new(&mut ticket).poll(&mut Context::from_waker(Waker::noop())));
         });
@@ -124,7 +124,14 @@ fn whoever_waits_is_told_of_the_first_failure() {
         let (mark, poison) = (Arc::new(Watermark::default()), Arc::new(Poison::default()));
         poison.watch(&mark);
         let ticket = mark.ticket(Position(1));
-        let waits = thread::spawn(move || block_on(ticket));
+        let waits = thread::spawn({
+            let poison = Arc::clone(&poison);
+            move || {
+                let told = block_on(ticket);
+                assert!(poison.check().is_err(), "whoever is told can see it");
+                told
+            }
+        });
         let sets = thread::spawn({
             let poison = Arc::clone(&poison);
             move || {
@@ -169,17 +176,11 @@ fn one_of_many_that_is_woken_is_polled_after_that() {
     explore(3, || {
         let (list, signal) = (Arc::new(ReadyList::default()), Signal::default());
         let work: Arc<[AtomicU64; 2]> = Arc::default();
-        list.add(0);
-        list.add(1);
-        let mut wakers = Vec::new();
-        while let Some(ready) = list.pop() {
-            wakers.push(Waker::from(ready));
-        }
-        let others: Vec<_> = wakers
-            .into_iter()
-            .enumerate()
-            .map(|(at, waker)| {
-                let work = Arc::clone(&work);
+        list.add(7);
+        let waker = Waker::from(list.pop().unwrap());
+        let others: Vec<_> = (0..2)
+            .map(|at| {
+                let (work, waker) = (Arc::clone(&work), waker.clone());
                 thread::spawn(move || {
                     work[at].store(1, Ordering::Relaxed);
                     waker.wake();
@@ -192,9 +193,11 @@ fn one_of_many_that_is_woken_is_polled_after_that() {
             list.set_waker(&signal.waker());
             let mut polled = false;
             while let Some(ready) = list.pop() {
-                let one = &work[ready.key as usize];
-                found += one.load(Ordering::Relaxed);
-                one.store(0, Ordering::Relaxed);
+                assert_eq!(ready.key, 7);
+                for one in work.iter().filter(|one| one.load(Ordering::Relaxed) == 1) {
+                    one.store(0, Ordering::Relaxed);
+                    found += 1;
+                }
                 polled = true;
             }
             if !polled {
@@ -273,7 +276,13 @@ fn explore_jobs(preemptions: usize, model: fn()) {
     builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
     builder.max_branches = 100_000;
     builder.expect_explicit_explore = true;
-    builder.check(move || spawn(model).join().unwrap());
+    let orders = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let seen = Arc::clone(&orders);
+    builder.check(move || {
+        seen.fetch_add(1, Ordering::Relaxed);
+        spawn(model).join().unwrap();
+    });
+    assert!(orders.load(Ordering::Relaxed) > 50, "{orders:?} orders of these threads");
 }
 
 #[test]

@@ -73,8 +73,10 @@ fn what_is_visible_is_there() {
         let shared = Shared::new();
         let journal = thread::spawn({
             let shared = Arc::clone(&shared);
-            let position = shared.write();
-            move || shared.publisher.durable(position)
+            move || {
+                let position = shared.write();
+                shared.publisher.durable(position);
+            }
         });
         let reader = thread::spawn({
             let shared = Arc::clone(&shared);
