@@ -527,6 +527,9 @@ mod tests {
     use crate::disk::sim::SimDisk;
     use crate::tree::{self, Edit, Root};
 
+    /// Miri has less time.
+    const ENTRIES: u32 = if cfg!(miri) { 110 } else { 500 };
+
     fn spec(path: PathBuf) -> FileSpec {
         FileSpec { path, engine: 77, tree: TreeId(4), page_bytes: 4096 }
     }
@@ -534,7 +537,7 @@ mod tests {
     fn filled(disk: &Arc<dyn Disk>, path: PathBuf, mode: ReadMode) -> (TreeFile, FreeSpace, Root) {
         let file = TreeFile::create(disk, spec(path), mode).unwrap();
         let mut space = FreeSpace::unknown(1);
-        let edits: Vec<_> = (0..500u32)
+        let edits: Vec<_> = (0..ENTRIES)
             .map(|at| {
                 let body = vec![at as u8; if at == 100 { 9000 } else { 40 }];
                 (Bytes::copy_from_slice(&at.to_be_bytes()), Edit::Put { head: Bytes::new(), body: body.into() })
@@ -547,7 +550,7 @@ mod tests {
     }
 
     fn read_all(file: &TreeFile, root: Root) -> Result<()> {
-        for at in 0..500u32 {
+        for at in 0..ENTRIES {
             let entry = tree::get(file, root, &at.to_be_bytes())?.expect("it is there");
             assert_eq!(entry.body.load(file)?[0], at as u8);
         }
@@ -574,7 +577,7 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(sim.clone());
         disk.create_dir(Path::new("/s")).unwrap();
         let (_, space, root) = filled(&disk, "/s/t".into(), ReadMode::default());
-        for at in (0..u64::from(space.end()) * UNIT_BYTES as u64).step_by(37) {
+        for at in (0..u64::from(space.end()) * UNIT_BYTES as u64).step_by(if cfg!(miri) { 4999 } else { 37 }) {
             let fork = sim.fork();
             assert!(fork.flip_bit(Path::new("/s/t"), at, (at % 8) as u8));
             let disk: Arc<dyn Disk> = Arc::new(fork);

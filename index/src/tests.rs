@@ -150,7 +150,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 64 }))]
     #[test]
     fn it_answers_like_the_list_of_all_rows(
         steps in prop::collection::vec(step(), 1..60),
@@ -289,7 +289,7 @@ fn a_delete_and_a_put_under_one_main_keep_the_put() {
 }
 
 /// Keys of an index that is large; Miri has less time.
-const KEYS: u64 = if cfg!(miri) { 500 } else { 20_000 };
+const KEYS: u64 = if cfg!(miri) { 120 } else { 20_000 };
 
 /// B4: what counts and limits cost.
 #[test]

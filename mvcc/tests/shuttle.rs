@@ -470,6 +470,59 @@ fn everybody_is_told_when_the_disk_fails() {
     });
 }
 
+/// Small, so that the moment between the look at a revision and the pin is met often.
+#[test]
+fn a_read_is_whole_or_refused_while_what_it_reads_is_compacted() {
+    explore(|| {
+        let (running, ks) = Running::new(options());
+        ks.txn(both(1, "0")).wait().unwrap();
+        let reader = thread::spawn({
+            let ks = ks.clone();
+            move || {
+                for _ in 0..3 {
+                    let now = ks.revision();
+                    match ks.range(&RangeRequest { revision: now, ..all() }) {
+                        Ok(seen) => assert_eq!(seen.kvs.len(), 2, "at {now}: {:?}", seen.kvs),
+                        Err(error) => assert!(matches!(error, Error::Refused(Refusal::Compacted { .. })), "{error}"),
+                    }
+                    check_whole(&ks);
+                }
+            }
+        });
+        for n in 1..3 {
+            let done = ks.txn(both(1, &n.to_string())).wait().unwrap();
+            ks.compact(done.revision, true).wait().unwrap();
+        }
+        reader.join().unwrap();
+        drop(ks);
+        running.close().2.unwrap();
+    });
+}
+
+#[test]
+fn a_watch_that_begins_while_the_engine_closes_ends_or_is_refused() {
+    explore(|| {
+        let (running, ks) = Running::new(options());
+        let watchers: Vec<_> = (0..2)
+            .map(|_| {
+                let ks = ks.clone();
+                thread::spawn(move || {
+                    let span = Span::prefix("");
+                    let request =
+                        WatchRequest { span, start_revision: 0, no_put: false, no_delete: false, prev_kv: false };
+                    match ks.watch(request) {
+                        Ok(mut watcher) => assert!(watcher.recv().unwrap().is_none()),
+                        Err(error) => assert!(matches!(error, Error::Refused(Refusal::Closed)), "{error}"),
+                    }
+                })
+            })
+            .collect();
+        drop(ks);
+        running.close().2.unwrap();
+        join(watchers);
+    });
+}
+
 #[test]
 fn a_lease_ends_once_however_it_ends() {
     explore(|| {

@@ -35,14 +35,15 @@ fn a_mix_tears_at_sectors_and_is_the_same_for_a_seed() {
     file.sync_data().unwrap();
     file.write_at(&[2; 4096], 0).unwrap();
     let mut torn = 0;
-    for seed in 0..64 {
+    let seeds = if cfg!(miri) { 4 } else { 64 };
+    for seed in 0..seeds {
         let bytes = bytes_of(&disk.after_crash(Survive::Mix(seed)));
         assert_eq!(bytes, bytes_of(&disk.after_crash(Survive::Mix(seed))));
         let twos = bytes.chunks(512).filter(|sector| sector == &[2; 512]).count();
         assert_eq!(bytes.chunks(512).filter(|sector| sector == &[1; 512]).count() + twos, 8);
         torn += usize::from(twos > 0 && twos < 8);
     }
-    assert!(torn > 8);
+    assert!(torn > seeds as usize / 8);
 }
 
 #[test]
