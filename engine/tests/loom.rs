@@ -4,17 +4,14 @@
 //! `cargo test -p polybolt-engine --features loom --test loom`; `LOOM_MAX_PREEMPTIONS=5` looks further.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use bytes::Bytes;
+mod explored;
+
+use explored::{run, store, write};
 use loom::thread;
-use polybolt_engine::disk::Disk;
-use polybolt_engine::disk::sim::SimDisk;
 use polybolt_engine::poison::Poison;
-use polybolt_engine::run::{Job, Next, ReadyList, Signal};
+use polybolt_engine::run::{ReadyList, Signal};
 use polybolt_engine::sync::atomic::{AtomicU64, Ordering};
-use polybolt_engine::{
-    AdmitError, Batch, Cost, Edit, Error, Position, Replay, Replayed, Result, Runtime, SpaceInfo, SpaceSpec, Store,
-    StoreOptions, Ticket, TreeEdit, TreeSpec, Watermark,
-};
+use polybolt_engine::{AdmitError, Error, Position, Ticket, Watermark};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -208,63 +205,6 @@ fn one_of_many_that_is_woken_is_polled_after_that() {
     });
 }
 
-struct Nothing;
-
-impl Replay for Nothing {
-    fn replay(&mut self, _: &SpaceInfo, _: &[u8], _: &[u8]) -> Result<Replayed> {
-        unreachable!("the store is new")
-    }
-
-    fn settled(&mut self, _: &SpaceInfo, _: &[u8], _: bool) -> Result<Option<Bytes>> {
-        Ok(None)
-    }
-}
-
-/// A store whose jobs have nothing to do: a segment is ready and nothing is dirty.
-fn store() -> (Arc<Store>, SpaceInfo, Box<dyn Job>, Box<dyn Job>) {
-    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
-    let options = StoreOptions {
-        buffer_bytes: 1000,
-        segment_bytes: 4096,
-        journal_bytes: 8192,
-        space_reserve_bytes: 0,
-        ..StoreOptions::new("/data/store")
-    };
-    let store = Store::open(disk, options, Runtime::Manual, &mut Nothing).unwrap();
-    let tree = TreeSpec { page_bytes: 4096, ..TreeSpec::new("t".to_owned()) };
-    let spec = SpaceSpec { name: "space".into(), config: Bytes::new(), state: Bytes::new(), trees: vec![tree] };
-    let space = store.create_space(spec).unwrap();
-    let [mut journal, mut checkpoint]: [Box<dyn Job>; 2] = store.take_jobs().try_into().ok().unwrap();
-    for _ in 0..2 {
-        while journal.step(Duration::ZERO) == Next::Again {}
-        while checkpoint.step(Duration::ZERO) == Next::Again {}
-    }
-    journal.signal().take();
-    checkpoint.signal().take();
-    (Arc::new(store), space, journal, checkpoint)
-}
-
-fn write(store: &Store, space: &SpaceInfo, bytes: usize) -> std::result::Result<Position, AdmitError> {
-    let admission = store.admit(Cost { edit_bytes: bytes as u64, edits: 1, record_bytes: 4, ..Cost::default() })?;
-    let edit = Edit::Put { head: Bytes::new(), body: Bytes::from(vec![0; bytes - 1]) };
-    let edits = vec![TreeEdit { tree: space.trees[0].id, key: Bytes::from_static(b"k"), edit }];
-    let record = Bytes::from_static(b"some");
-    Ok(store.apply(admission, Batch { space: space.id, edits, record, state: Bytes::new() }))
-}
-
-/// Runs a job as a thread does, until it has nothing to do now and `done` says so. No time passes: whoever
-/// is not woken waits for ever.
-fn run(job: &mut dyn Job, done: impl Fn() -> bool) {
-    loop {
-        match job.step(Duration::ZERO) {
-            Next::Again => {}
-            Next::Idle | Next::At(_) if done() => return,
-            Next::Idle | Next::At(_) => job.signal().wait(None),
-            Next::Done => panic!("the jobs of a store do not end"),
-        }
-    }
-}
-
 /// A thread that has room for what a job calls.
 fn spawn<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
     thread::Builder::new().stack_size(1 << 16).spawn(run).unwrap()
@@ -304,37 +244,6 @@ fn a_checkpoint_that_waits_for_the_journal_is_woken() {
         loom::stop_exploring();
         drop((journal, checkpoint));
     });
-}
-
-/// Two that need more than half of what there is, one of whom gives it back unused.
-fn admit_two(cost: Cost) {
-    let (store, _, journal, checkpoint) = store();
-    let first = store.admit(cost).ok().unwrap();
-    loom::explore();
-    let second = spawn({
-        let store = Arc::clone(&store);
-        move || loop {
-            match store.admit(cost) {
-                Ok(admission) => return admission,
-                Err(AdmitError::Short(ticket)) => ticket.wait().unwrap(),
-                Err(AdmitError::Refused(error)) => panic!("{error}"),
-            }
-        }
-    });
-    drop(first);
-    let second = second.join().unwrap();
-    loom::stop_exploring();
-    drop((second, journal, checkpoint));
-}
-
-#[test]
-fn room_in_the_buffers_that_is_given_back_goes_to_whoever_waits() {
-    explore_jobs(3, || admit_two(Cost { edit_bytes: 700, edits: 1, ..Cost::default() }));
-}
-
-#[test]
-fn room_in_the_journal_that_is_given_back_goes_to_whoever_waits() {
-    explore_jobs(3, || admit_two(Cost { edit_bytes: 1, edits: 1, record_bytes: 2000, ..Cost::default() }));
 }
 
 #[test]

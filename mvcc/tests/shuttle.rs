@@ -25,11 +25,16 @@ use std::time::Duration;
 
 /// Runs a scenario with as many seeds as are asked for, by turns at random and with few preemptions.
 fn explore(scenario: fn()) {
+    explore_more(1, scenario);
+}
+
+/// The same for a small scenario, which is to meet one moment: so many times more seeds.
+fn explore_more(times: u64, scenario: fn()) {
     let number = |name: &str, default: u64| {
         std::env::var(name).map_or(default, |text| text.parse().expect("a number of seeds, or a seed"))
     };
     let first = number("POLYBOLT_SEED", 0);
-    for seed in first..first + number("POLYBOLT_SCHEDULES", 40) {
+    for seed in first..first + times * number("POLYBOLT_SCHEDULES", 30) {
         let mut config = Config::new();
         config.stack_size = 1 << 20;
         config.max_steps = MaxSteps::FailAfter(3_000_000);
@@ -473,7 +478,7 @@ fn everybody_is_told_when_the_disk_fails() {
 /// Small, so that the moment between the look at a revision and the pin is met often.
 #[test]
 fn a_read_is_whole_or_refused_while_what_it_reads_is_compacted() {
-    explore(|| {
+    explore_more(8, || {
         let (running, ks) = Running::new(options());
         ks.txn(both(1, "0")).wait().unwrap();
         let reader = thread::spawn({
@@ -500,8 +505,24 @@ fn a_read_is_whole_or_refused_while_what_it_reads_is_compacted() {
 }
 
 #[test]
+fn a_watcher_from_the_past_catches_up_with_a_write_on_its_way() {
+    explore_more(8, || {
+        let (running, ks) = Running::new(options());
+        ks.txn(both(0, "0")).wait().unwrap();
+        let watcher = thread::spawn({
+            let ks = ks.clone();
+            move || watch(&ks, 2, 3)
+        });
+        ks.txn(both(1, "1")).wait().unwrap();
+        watcher.join().unwrap();
+        drop(ks);
+        running.close().2.unwrap();
+    });
+}
+
+#[test]
 fn a_watch_that_begins_while_the_engine_closes_ends_or_is_refused() {
-    explore(|| {
+    explore_more(8, || {
         let (running, ks) = Running::new(options());
         let watchers: Vec<_> = (0..2)
             .map(|_| {

@@ -1,0 +1,69 @@
+//! A small store whose jobs are in the hands of an explorer's threads.
+
+use bytes::Bytes;
+use polybolt_engine::disk::Disk;
+use polybolt_engine::disk::sim::SimDisk;
+use polybolt_engine::run::{Job, Next};
+use polybolt_engine::{
+    AdmitError, Batch, Cost, Edit, Position, Replay, Replayed, Result, Runtime, SpaceInfo, SpaceSpec, Store,
+    StoreOptions, TreeEdit, TreeSpec,
+};
+use std::sync::Arc;
+use std::time::Duration;
+
+struct Nothing;
+
+impl Replay for Nothing {
+    fn replay(&mut self, _: &SpaceInfo, _: &[u8], _: &[u8]) -> Result<Replayed> {
+        unreachable!("the store is new")
+    }
+
+    fn settled(&mut self, _: &SpaceInfo, _: &[u8], _: bool) -> Result<Option<Bytes>> {
+        Ok(None)
+    }
+}
+
+/// A store whose jobs have nothing to do: a segment is ready and nothing is dirty.
+pub fn store() -> (Arc<Store>, SpaceInfo, Box<dyn Job>, Box<dyn Job>) {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+    let options = StoreOptions {
+        buffer_bytes: 1000,
+        segment_bytes: 4096,
+        journal_bytes: 8192,
+        space_reserve_bytes: 0,
+        ..StoreOptions::new("/data/store")
+    };
+    let store = Store::open(disk, options, Runtime::Manual, &mut Nothing).unwrap();
+    let tree = TreeSpec { page_bytes: 4096, ..TreeSpec::new("t".to_owned()) };
+    let spec = SpaceSpec { name: "space".into(), config: Bytes::new(), state: Bytes::new(), trees: vec![tree] };
+    let space = store.create_space(spec).unwrap();
+    let [mut journal, mut checkpoint]: [Box<dyn Job>; 2] = store.take_jobs().try_into().ok().unwrap();
+    for _ in 0..2 {
+        while journal.step(Duration::ZERO) == Next::Again {}
+        while checkpoint.step(Duration::ZERO) == Next::Again {}
+    }
+    journal.signal().take();
+    checkpoint.signal().take();
+    (Arc::new(store), space, journal, checkpoint)
+}
+
+pub fn write(store: &Store, space: &SpaceInfo, bytes: usize) -> std::result::Result<Position, AdmitError> {
+    let admission = store.admit(Cost { edit_bytes: bytes as u64, edits: 1, record_bytes: 4, ..Cost::default() })?;
+    let edit = Edit::Put { head: Bytes::new(), body: Bytes::from(vec![0; bytes - 1]) };
+    let edits = vec![TreeEdit { tree: space.trees[0].id, key: Bytes::from_static(b"k"), edit }];
+    let record = Bytes::from_static(b"some");
+    Ok(store.apply(admission, Batch { space: space.id, edits, record, state: Bytes::new() }))
+}
+
+/// Runs a job as a thread does, until it has nothing to do now and `done` says so. No time passes: whoever
+/// is not woken waits for ever.
+pub fn run(job: &mut dyn Job, done: impl Fn() -> bool) {
+    loop {
+        match job.step(Duration::ZERO) {
+            Next::Again => {}
+            Next::Idle | Next::At(_) if done() => return,
+            Next::Idle | Next::At(_) => job.signal().wait(None),
+            Next::Done => panic!("the jobs of a store do not end"),
+        }
+    }
+}
