@@ -24,7 +24,7 @@ impl Replay for Nothing {
 }
 
 /// A store whose jobs have nothing to do: a segment is ready and nothing is dirty.
-pub fn store() -> (Arc<Store>, SpaceInfo, Box<dyn Job>, Box<dyn Job>) {
+pub(crate) fn store() -> (Arc<Store>, SpaceInfo, Box<dyn Job>, Box<dyn Job>) {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
     let options = StoreOptions {
         buffer_bytes: 1000,
@@ -47,7 +47,7 @@ pub fn store() -> (Arc<Store>, SpaceInfo, Box<dyn Job>, Box<dyn Job>) {
     (Arc::new(store), space, journal, checkpoint)
 }
 
-pub fn write(store: &Store, space: &SpaceInfo, bytes: usize) -> std::result::Result<Position, AdmitError> {
+pub(crate) fn write(store: &Store, space: &SpaceInfo, bytes: usize) -> std::result::Result<Position, AdmitError> {
     let admission = store.admit(Cost { edit_bytes: bytes as u64, edits: 1, record_bytes: 4, ..Cost::default() })?;
     let edit = Edit::Put { head: Bytes::new(), body: Bytes::from(vec![0; bytes - 1]) };
     let edits = vec![TreeEdit { tree: space.trees[0].id, key: Bytes::from_static(b"k"), edit }];
@@ -57,7 +57,7 @@ pub fn write(store: &Store, space: &SpaceInfo, bytes: usize) -> std::result::Res
 
 /// Runs a job as a thread does, until it has nothing to do now and `done` says so. No time passes: whoever
 /// is not woken waits for ever.
-pub fn run(job: &mut dyn Job, done: impl Fn() -> bool) {
+pub(crate) fn run(job: &mut dyn Job, done: impl Fn() -> bool) {
     loop {
         match job.step(Duration::ZERO) {
             Next::Again => {}
