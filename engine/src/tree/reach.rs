@@ -51,6 +51,14 @@ pub fn reach(
     Ok(shape)
 }
 
+/// What an edit would carry on into new pages.
+pub(super) const OUT_OF_BOUNDS: Damage = Damage::Malformed { what: "a key lies outside its page's bounds" };
+
+/// True if the keys of a branch's children lie in `[low, high)`. They ascend.
+pub(super) fn is_within(branch: &Branch<'_>, low: &[u8], high: Option<&[u8]>) -> bool {
+    branch.key(0) >= low && high.is_none_or(|high| branch.key(branch.len() - 1) < high)
+}
+
 struct Reach<'a> {
     source: &'a dyn PageSource,
     damaged: &'a dyn Fn(PagePtr, Damage) -> crate::error::Error,
@@ -70,6 +78,9 @@ impl Reach<'_> {
         }
         self.shape.branches += 1;
         let branch = Branch::new(&page);
+        if !is_within(&branch, low, high) {
+            return Err((self.damaged)(ptr, OUT_OF_BOUNDS));
+        }
         for at in 0..branch.len() {
             let from = if at == 0 { low } else { branch.key(at) };
             let to = if at + 1 < branch.len() { Some(branch.key(at + 1)) } else { high };
@@ -85,7 +96,7 @@ impl Reach<'_> {
             let entry = leaf.entry(at);
             let after_last = self.last.as_deref().is_none_or(|last| last < entry.key);
             if !after_last || entry.key < low || high.is_some_and(|high| entry.key >= high) {
-                return Err((self.damaged)(ptr, Damage::Malformed { what: "a key lies outside its page's bounds" }));
+                return Err((self.damaged)(ptr, OUT_OF_BOUNDS));
             }
             if let BodyAt::There(extent) = entry.body {
                 self.shape.extents += 1;

@@ -1,6 +1,7 @@
 //! Everything that a root reaches, as far as it can be read: for `check` and salvage, which go on behind
 //! damage.
 
+use super::reach::{OUT_OF_BOUNDS, is_within};
 use super::{PageSource, Root};
 use crate::error::{Damage, Error};
 use crate::ids::{PagePtr, UNIT_BYTES};
@@ -61,6 +62,9 @@ impl Survey<'_> {
             return self.leaf(ptr, &page, low, high);
         }
         let branch = Branch::new(&page);
+        if !is_within(&branch, low, high) {
+            self.visitor.odd(ptr, OUT_OF_BOUNDS);
+        }
         for at in 0..branch.len() {
             let from = if at == 0 { low } else { branch.key(at) };
             let to = if at + 1 < branch.len() { Some(branch.key(at + 1)) } else { high };
@@ -92,7 +96,7 @@ impl Survey<'_> {
         }
         self.last = Some(leaf.key(leaf.len() - 1).to_vec());
         if outside {
-            self.visitor.odd(ptr, Damage::Malformed { what: "a key lies outside its page's bounds" });
+            self.visitor.odd(ptr, OUT_OF_BOUNDS);
         }
     }
 }

@@ -246,3 +246,26 @@ fn removing_from_the_left_gives_pages_back() {
     tested.apply(tested.model.clone().into_keys().map(|key| (key, None)).collect());
     assert_eq!(tested.root, Root::default());
 }
+
+/// Nobody met it, as no key lies there, until an edit merged the branch with the one before and wrote a page whose
+/// keys are out of order.
+#[test]
+fn a_branch_whose_first_key_is_below_its_bounds_is_found() {
+    let mut tested = Tested::new(4096);
+    let key = |n: u32| format!("{n:0500}").into_bytes();
+    tested.apply((0..55).map(|n| (key(n), Some((Vec::new(), vec![1])))).collect());
+    let root = tested.root;
+    assert_eq!(root.height, 2);
+    let damaged = |ptr, damage| bad(ptr, damage);
+    reach(&*tested.memory, root, &damaged, &mut |_| Ok(())).unwrap();
+    let top = tested.memory.page(root.ptr.unwrap(), 2).unwrap();
+    let ptr = page::Branch::new(&top).child(1);
+    let mut branch = tested.memory.page(ptr, 1).unwrap().to_vec();
+    let first = layout::slot(&branch, 0) + 14;
+    branch[first] = 0;
+    let count = layout::count(&branch);
+    layout::seal(&mut branch, STAMP, ptr, Head { kind: Kind::Branch, height: 1, count });
+    tested.memory.pages.lock().insert(ptr.unit, branch.into());
+    let error = reach(&*tested.memory, root, &damaged, &mut |_| Ok(())).unwrap_err();
+    assert!(error.to_string().contains("a key lies outside its page's bounds"), "{error}");
+}
