@@ -173,6 +173,11 @@ impl Manifest {
         let chain = u32::try_from(reader.u64()?).map_err(|_| Damage::Malformed { what: "chain is over 32 bits" })?;
         let position = Position(reader.u64()?);
         let (next_space, next_tree) = (reader.u32()?, reader.u32()?);
+        let counters = [sequence, epoch, session, segment, offset, group, position.0];
+        if counters.iter().any(|counter| *counter > limits::COUNTER_MAX) || next_space.max(next_tree) > limits::IDS_MAX
+        {
+            return Err(Damage::Malformed { what: "it counts further than any store can" });
+        }
         reader.zeros(64)?;
         let count = reader.u32()? as usize;
         if count > limits::SPACES_MAX {
@@ -202,10 +207,13 @@ impl SpaceEntry {
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Damage> {
         let id = SpaceId(reader.u32()?);
-        let name = reader.string()?;
+        let name = name(reader)?;
         let config = Bytes::copy_from_slice(reader.bytes()?);
         let state = Bytes::copy_from_slice(reader.bytes()?);
         let replayed_to = Position(reader.u64()?);
+        if replayed_to.0 > limits::COUNTER_MAX {
+            return Err(Damage::Malformed { what: "a space counts further than any store can" });
+        }
         reader.zeros(16)?;
         let count = reader.u32()?;
         let trees = (0..count).map(|_| TreeEntry::decode(reader)).collect::<Result<_, _>>()?;
@@ -232,8 +240,11 @@ impl TreeEntry {
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Damage> {
         let id = TreeId(reader.u32()?);
-        let name = reader.string()?;
+        let name = name(reader)?;
         let page_bytes = reader.u32()? as usize;
+        if !limits::is_page_bytes(page_bytes) {
+            return Err(Damage::Malformed { what: "a tree has pages of a size that cannot be" });
+        }
         let class = match reader.u8()? {
             0 => TreeClass::Durable,
             1 => TreeClass::Volatile,
@@ -253,6 +264,12 @@ impl TreeEntry {
         reader.zeros(32)?;
         Ok(TreeEntry { id, spec: TreeSpec { name, page_bytes, class, dir }, root, end_unit })
     }
+}
+
+/// A name that becomes a part of a path.
+fn name(reader: &mut Reader<'_>) -> Result<String, Damage> {
+    let name = reader.string()?;
+    if limits::is_name(&name) { Ok(name) } else { Err(Damage::Malformed { what: "a space or tree has no plain name" }) }
 }
 
 /// The two slot files of a store.
@@ -412,6 +429,28 @@ mod tests {
         let crc = crc32fast::hash(&bytes[16..]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         assert!(matches!(Manifest::decode(Path::new("m"), &bytes), Err(Error::Unsupported { .. })));
+    }
+
+    #[test]
+    fn what_no_store_can_have_is_refused_though_its_checksum_holds() {
+        let tree = |change: fn(&mut TreeEntry)| move |manifest: &mut Manifest| change(&mut manifest.spaces[0].trees[0]);
+        let changes: [(&str, Box<dyn Fn(&mut Manifest)>); 9] = [
+            ("an epoch at the end", Box::new(|manifest| manifest.epoch = u64::MAX)),
+            ("a session at the end", Box::new(|manifest| manifest.session = u64::MAX)),
+            ("a journal that begins nowhere", Box::new(|manifest| manifest.journal.offset = u64::MAX - 100)),
+            ("no tree can follow", Box::new(|manifest| manifest.next_tree = u32::MAX)),
+            ("a position at the end", Box::new(|manifest| manifest.spaces[0].replayed_to = Position(u64::MAX))),
+            ("a space out of its directory", Box::new(|manifest| manifest.spaces[0].name = "../other/x".into())),
+            ("a tree out of its directory", Box::new(tree(|tree| tree.spec.name = "/etc/x".into()))),
+            ("pages of no bytes", Box::new(tree(|tree| tree.spec.page_bytes = 0))),
+            ("pages of odd bytes", Box::new(tree(|tree| tree.spec.page_bytes = 5000))),
+        ];
+        for (what, change) in changes {
+            let mut manifest = sample();
+            change(&mut manifest);
+            let error = Manifest::decode(Path::new("MANIFEST.0"), &manifest.encode()).expect_err(what);
+            assert!(error.to_string().starts_with("MANIFEST.0 is damaged: "), "{what}: {error}");
+        }
     }
 
     #[test]

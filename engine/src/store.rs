@@ -340,6 +340,7 @@ impl Store {
                 buffer = Some((edit.tree, tree.expect("a batch names trees of its space").active()));
             }
             let (_, active) = buffer.as_ref().expect("it was just set");
+            debug_assert!(edit.edit.fits(&edit.key), "limits.rs bounds keys, heads and bodies");
             active.set(edit.key, edit.edit);
         }
         let bytes = std::mem::take(&mut admission.bytes);
@@ -660,8 +661,7 @@ fn check_space(spec: &SpaceSpec) -> Result<()> {
 
 fn check_tree(spec: &TreeSpec) -> Result<()> {
     check_name("tree", &spec.name)?;
-    let in_range = (limits::PAGE_BYTES_MIN..=limits::PAGE_BYTES_MAX).contains(&spec.page_bytes);
-    if !in_range || !spec.page_bytes.is_power_of_two() {
+    if !limits::is_page_bytes(spec.page_bytes) {
         return Err(Error::invalid(format!(
             "a page of {} bytes cannot be: it is a power of two from 4096 to 65536",
             spec.page_bytes
@@ -674,12 +674,8 @@ fn check_tree(spec: &TreeSpec) -> Result<()> {
     Ok(())
 }
 
-/// A name is a part of a file's name.
-const NAME_BYTES_MAX: usize = 120;
-
 fn check_name(what: &str, name: &str) -> Result<()> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+');
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.starts_with('.') || !name.bytes().all(plain) {
+    if !limits::is_name(name) {
         let rule = "1 to 120 letters, digits, '-', '_', '+' and '.', not beginning with '.'";
         return Err(Error::invalid(format!("a {what} cannot be named {name:?}: {rule}")));
     }

@@ -21,6 +21,7 @@ use crate::codec::Reader;
 use crate::disk::SECTOR_BYTES;
 use crate::error::Damage;
 use crate::ids::SpaceId;
+use crate::limits;
 use crate::ticket::Position;
 
 /// Bytes of a group's header.
@@ -89,6 +90,9 @@ impl GroupHead {
             chain: reader.u32()?,
         };
         reader.zeros(4)?;
+        if [head.segment, head.sequence, head.first.0].iter().any(|counter| *counter > limits::COUNTER_MAX) {
+            return Err(Damage::Malformed { what: "a group counts further than any journal can" });
+        }
         Ok((head, stored))
     }
 }

@@ -314,7 +314,8 @@ impl<'a> Tape<'a> {
             Err(_) if expected.is_spoilt_in(header) => 0,
             _ => return Ok(None),
         };
-        Ok(Some(Dropped { file: self.file(spot), offset: spot.offset, bytes: length + GROUP_HEAD_BYTES as u64 }))
+        let bytes = length.saturating_add(GROUP_HEAD_BYTES as u64);
+        Ok(Some(Dropped { file: self.file(spot), offset: spot.offset, bytes }))
     }
 
     fn file(&self, spot: Spot) -> PathBuf {
@@ -324,5 +325,83 @@ impl<'a> Tape<'a> {
 
     fn damage(&self, spot: Spot, damage: Damage) -> Error {
         Error::corrupt(&self.file(spot), Place::Offset(spot.offset), damage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::sim::SimDisk;
+    use crate::disk::{Disk, OpenMode};
+    use crate::journal::segment;
+    use std::path::Path;
+
+    const SEGMENT: usize = 4096;
+
+    fn manifest() -> Manifest {
+        let journal = JournalStart { segment: 1, offset: SEGMENT_DATA, sequence: 1, chain: 0, position: Position(0) };
+        Manifest {
+            engine: 7,
+            sequence: 1,
+            epoch: 1,
+            session: 1,
+            clean: false,
+            journal,
+            next_space: 1,
+            next_tree: 1,
+            spaces: Vec::new(),
+        }
+    }
+
+    /// A journal of one segment, with a group whose checksums hold.
+    fn journal(head: GroupHead, body: &[u8]) -> Vec<(u64, Segment)> {
+        segments(1, head, body).unwrap()
+    }
+
+    fn segments(number: u64, head: GroupHead, body: &[u8]) -> Result<Vec<(u64, Segment)>> {
+        let disk = SimDisk::new(1);
+        disk.create_dir(Path::new("/j")).unwrap();
+        let path = Path::new("/j").join(segment::file_name(1));
+        let file = disk.open(&path, OpenMode::CreateNew).unwrap();
+        let mut bytes = SegmentHead { engine: 7, session: 1, number, bytes: SEGMENT as u64 }.encode().to_vec();
+        bytes.extend_from_slice(&head.encode().0);
+        bytes.extend_from_slice(body);
+        bytes.resize(SEGMENT, 0);
+        file.write_at(&bytes, 0).unwrap();
+        segment::open_all(&disk, Path::new("/j"), OpenMode::Read)
+    }
+
+    /// The first group that can be.
+    fn first(body: &[u8], records: u32) -> GroupHead {
+        GroupHead {
+            session: session_tag(1, 7),
+            segment: 1,
+            sequence: 1,
+            first: Position(1),
+            length: body.len() as u64,
+            records,
+            body: crc32fast::hash(body),
+            chain: 0,
+        }
+    }
+
+    #[test]
+    fn what_counts_further_than_a_journal_can_is_no_part_of_it() {
+        for head in [
+            GroupHead { first: Position(u64::MAX), ..first(b"", 1) },
+            GroupHead { sequence: u64::MAX, ..first(b"", 1) },
+        ] {
+            let replayed = replay(&journal(head, b""), &manifest(), &mut |_, _, _| Ok(())).unwrap();
+            assert_eq!((replayed.groups, replayed.last), (0, Position(0)), "{head:?}");
+        }
+        let error = segments(u64::MAX, first(b"", 1), b"").unwrap_err();
+        assert!(error.to_string().starts_with("/j/000001.seg, offset 0, is damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_group_that_says_it_is_longer_than_anything_is_dropped() {
+        let segments = journal(GroupHead { length: u64::MAX, ..first(b"", 1) }, b"");
+        let replayed = replay(&segments, &manifest(), &mut |_, _, _| Ok(())).unwrap();
+        assert_eq!((replayed.groups, replayed.dropped.map(|dropped| dropped.bytes)), (0, Some(u64::MAX)));
     }
 }

@@ -7,6 +7,7 @@
 use crate::codec::Reader;
 use crate::disk::{Disk, DiskFile, OpenMode, SECTOR_BYTES};
 use crate::error::{Damage, Error, Place, Result};
+use crate::limits;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -67,6 +68,10 @@ impl SegmentHead {
                     found: format!("journal format {version} with features {:#x}/{:#x}", features[1], features[2]),
                     supported: format!("format {VERSION} without features"),
                 })
+            }
+            Some((_, _, head)) if head.number > limits::COUNTER_MAX => {
+                let what = "the segment counts further than any journal can";
+                Err(Error::corrupt(file, Place::Offset(0), Damage::Malformed { what }))
             }
             other => Ok(other.map(|(_, _, head)| head)),
         }

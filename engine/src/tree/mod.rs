@@ -21,6 +21,7 @@ use crate::codec::Reader;
 use crate::disk::Mapping;
 use crate::error::{Damage, Result};
 use crate::ids::PagePtr;
+use crate::limits;
 use crate::page::leaf::{BodyAt, ExtentRef};
 use bytes::Bytes;
 use std::ops::{Deref, Range};
@@ -52,6 +53,15 @@ impl Edit {
     /// True if it holds no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// True if a tree can hold it under `key`.
+    pub fn fits(&self, key: &[u8]) -> bool {
+        let value = match self {
+            Edit::Put { head, body } => head.len() <= limits::HEAD_BYTES_MAX && body.len() <= limits::BODY_BYTES_MAX,
+            Edit::Remove => true,
+        };
+        value && key.len() <= limits::TREE_KEY_BYTES_MAX
     }
 }
 
