@@ -68,6 +68,11 @@ impl Loader {
         self.add(key, at, row)
     }
 
+    /// The newest row of a key so far: its revision, creation and version; 0 is a tombstone's.
+    pub fn newest(&self, key: &[u8]) -> Option<(Revision, u64, u64)> {
+        self.index.find(key).map(|newest| (newest.at, newest.created, newest.version))
+    }
+
     /// The index of all rows.
     pub fn finish(self) -> Index {
         self.index

@@ -4,8 +4,9 @@
 //! versions of keys, leases, and the state of each keyspace.
 
 use crate::error::Result;
+use crate::meta::{self, MetaEntry};
 use crate::record::{self, RowHead};
-use crate::survey::{self, MetaEntry, Progress, Seen, Survey};
+use crate::survey::{self, Progress, Seen, Survey};
 use bytes::Bytes;
 use polybolt_engine::check::JournalReport;
 use polybolt_engine::disk::Disk;
@@ -88,7 +89,7 @@ fn check_space(survey: &mut Survey, space: usize, report: &mut CheckReport, prog
             let found = survey.tree(space, tree, &mut |seen, findings| rows.see(seen, findings), progress);
             rows.attachments(&leases, &mut survey.check.findings);
             report.rows += rows.rows;
-            report.keys += rows.keys.values().filter(|last| last.version > 0).count() as u64;
+            report.keys += rows.keys.values().filter(|last| last.life.version > 0).count() as u64;
             found
         };
         report.trees += 1;
@@ -102,7 +103,7 @@ fn check_space(survey: &mut Survey, space: usize, report: &mut CheckReport, prog
 
 fn check_meta(path: &Path, seen: Seen<'_>, leases: &mut BTreeSet<i64>, findings: &mut Findings) {
     let Seen::Entry { leaf, key, body: Some(body), .. } = seen else { return };
-    match survey::meta_entry(key, &body) {
+    match meta::entry(key, &body) {
         Ok(MetaEntry::Lease(id)) => drop(leases.insert(id)),
         Ok(MetaEntry::Table) => {}
         Err(damage) => findings.push(Finding::damage(path, place(leaf), &damage)),
@@ -144,11 +145,17 @@ impl Survey {
 /// A key's newest row so far.
 #[derive(Debug, Clone, Copy)]
 struct Last {
-    at: Revision,
-    created: u64,
-    /// 0 is a tombstone.
-    version: u64,
+    life: Life,
     lease: i64,
+}
+
+/// Where in the life of its key a row is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Life {
+    pub(crate) at: Revision,
+    pub(crate) created: u64,
+    /// 0 is a tombstone.
+    pub(crate) version: u64,
 }
 
 struct Rows {
@@ -190,13 +197,13 @@ impl Rows {
             return malformed("its key belongs to another shard");
         }
         let lost_body = body.is_none();
-        let last = Last { at, created: row.created, version: row.version, lease: row.lease };
+        let life = Life { at, created: row.created, version: row.version };
         let wrong = if at.main > *main {
             Some("it is above the keyspace's revision")
         } else {
-            wrong(self.keys.get(key).copied(), last, *floor)
+            wrong(self.keys.get(key).map(|last| last.life), life, *floor)
         };
-        self.keys.insert(Bytes::copy_from_slice(key), last);
+        self.keys.insert(Bytes::copy_from_slice(key), Last { life, lease: row.lease });
         match wrong {
             Some(what) if !lost_body => malformed(what),
             _ => Ok(()),
@@ -207,7 +214,7 @@ impl Rows {
     fn attachments(&self, leases: &BTreeSet<i64>, findings: &mut Findings) {
         let mut gone: Vec<(i64, &Bytes)> = Vec::new();
         for (key, last) in &self.keys {
-            if last.version > 0 && last.lease != 0 && !leases.contains(&last.lease) {
+            if last.life.version > 0 && last.lease != 0 && !leases.contains(&last.lease) {
                 gone.push((last.lease, key));
             }
         }
@@ -220,8 +227,8 @@ impl Rows {
 }
 
 /// Why a row cannot come after what its key was before. Rows up to `floor` may be missing.
-fn wrong(before: Option<Last>, row: Last, floor: u64) -> Option<&'static str> {
-    let Last { at, created, version, .. } = row;
+pub(crate) fn wrong(before: Option<Life>, row: Life, floor: u64) -> Option<&'static str> {
+    let Life { at, created, version } = row;
     let gaps = at.main <= floor;
     if version == 0 {
         let live = before.is_some_and(|before| before.version > 0);
@@ -238,7 +245,9 @@ fn wrong(before: Option<Last>, row: Last, floor: u64) -> Option<&'static str> {
         Some(before) if before.version > 0 && created == before.created => {
             version == before.version + 1 || (gaps && version > before.version)
         }
-        Some(before) => created > before.at.main && ((before.version == 0 && version == 1) || gaps),
+        // A txn may delete a key and put it again.
+        Some(before) if before.version == 0 => created >= before.at.main && (version == 1 || gaps),
+        Some(before) => created > before.at.main && gaps,
     };
     (!follows).then_some("its version does not follow from the key's row before")
 }
@@ -247,8 +256,8 @@ fn wrong(before: Option<Last>, row: Last, floor: u64) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn row(main: u64, created: u64, version: u64) -> Last {
-        Last { at: Revision::new(main, 0), created, version, lease: 0 }
+    fn row(main: u64, created: u64, version: u64) -> Life {
+        Life { at: Revision::new(main, 0), created, version }
     }
 
     #[test]
@@ -257,6 +266,7 @@ mod tests {
         assert_eq!(wrong(Some(row(5, 5, 1)), row(7, 5, 2), 0), None);
         assert_eq!(wrong(Some(row(7, 5, 2)), row(8, 0, 0), 0), None);
         assert_eq!(wrong(Some(row(8, 0, 0)), row(9, 9, 1), 0), None);
+        assert_eq!(wrong(Some(row(8, 0, 0)), Life { at: Revision::new(8, 1), ..row(8, 8, 1) }, 0), None);
         for (before, after) in [
             (None, row(5, 3, 2)),
             (None, row(5, 0, 0)),

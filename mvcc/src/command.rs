@@ -10,8 +10,8 @@ use crate::request::{DeleteRequest, LeaseGranted, Op, Span, TxnRequest, TxnRespo
 use crate::txn;
 use crate::write::{Extra, NotNow};
 use bytes::Bytes;
-use polybolt_engine::Position;
 use polybolt_engine::sync::atomic::Ordering;
+use polybolt_engine::{Position, limits};
 
 /// A request of a replicated log, with its position there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +74,24 @@ pub struct TableEdit {
     pub value: Option<Bytes>,
 }
 
+/// Refuses what the meta tree cannot hold, whatever the state.
+pub(crate) fn check_table(edits: &[TableEdit]) -> Result<(), Refusal> {
+    for edit in edits {
+        let key = meta::table_key(&edit.table, &edit.key).len();
+        if key > limits::TREE_KEY_BYTES_MAX || edit.table.contains('\0') {
+            let (len, max) = (edit.key.len(), (limits::TREE_KEY_BYTES_MAX + edit.key.len()).saturating_sub(key));
+            let why = format!("a key of {len} bytes in table {:?}, where keys have at most {max}", edit.table);
+            return Err(Refusal::Invalid { why });
+        }
+        if edit.value.as_ref().is_some_and(|value| value.len() > limits::BODY_BYTES_MAX) {
+            let (size, max) = (edit.value.as_ref().map_or(0, Bytes::len) as u64, limits::BODY_BYTES_MAX as u64);
+            return Err(Refusal::TooLarge { size, max });
+        }
+    }
+    Ok(())
+}
+
+/// Requires: they passed [`check_table`].
 pub(crate) fn table_edits(edits: &[TableEdit]) -> Vec<MetaEdit> {
     edits
         .iter()
@@ -233,6 +251,7 @@ pub(crate) fn apply_entry(core: &Core, writer: &mut Writer, entry: &Entry) -> Re
             Ok(Applied::Done)
         }
         Command::Table(edits) => {
+            check_table(edits).map_err(Error::from)?;
             let extra = Extra { meta: table_edits(edits), ..extra };
             core.commit(writer, &[], extra)?;
             Ok(Applied::Done)

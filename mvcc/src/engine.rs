@@ -9,7 +9,7 @@ use crate::keyspace::Keyspace;
 use crate::options::{Durability, Options};
 use crate::pending::block_on;
 use crate::record::{self, State};
-use crate::reopen::{self, Replayer, Retired, Shared};
+use crate::reopen::{self, Replayer, Retired, Rows, Shared};
 use crate::routes::Routes;
 use crate::snapshot::SnapshotReader;
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use polybolt_engine::store::{Store, StoreOptions, StoreStats};
 use polybolt_engine::sync::Mutex;
 use polybolt_engine::sync::atomic::{AtomicBool, Ordering};
 use polybolt_engine::verify::VerifyReport;
-use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec, TreeEdit};
+use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec, TreeEdit, limits};
 use std::io::Read;
 use std::ops::Bound;
 use std::path::Path;
@@ -99,6 +99,10 @@ impl Engine {
     /// As [`Engine::open`].
     pub fn open_with(path: impl AsRef<Path>, options: Options, runtime: Runtime) -> Result<Engine> {
         let Runtime { disk, clock, threads } = runtime;
+        let (size, max) = (options.max_request_bytes, limits::BODY_BYTES_MAX as u64);
+        if size > max {
+            return Err(EngineError::TooLarge { what: "max_request_bytes", size, max }.into());
+        }
         // On a simulated disk the order of reads is part of the run.
         let scanners = match std::thread::available_parallelism() {
             Ok(count) if !disk.is_simulated() => count.get(),
@@ -125,7 +129,7 @@ impl Engine {
                 shared.store.drop_space(space.id)?;
             }
         }
-        let cores = reopen::open_keyspaces(&shared, &spaces, scanners, None)?;
+        let cores = reopen::open_keyspaces(&shared, &spaces, Rows::Ours, scanners, None)?;
         let keyspaces = cores.into_iter().map(|core| (core.name.clone(), Current::new(core)));
         let keyspaces = Arc::new(Table::new(keyspaces.collect()));
         let mut jobs = shared.store.take_jobs();
@@ -216,7 +220,7 @@ impl Engine {
     }
 
     fn adopt(&self, info: &SpaceInfo) -> Result<Keyspace> {
-        let opened = reopen::open_keyspaces(&self.inner.shared, std::slice::from_ref(info), 1, None);
+        let opened = reopen::open_keyspaces(&self.inner.shared, std::slice::from_ref(info), Rows::Foreign, 1, None);
         let mut cores = opened.inspect_err(|_| {
             // Whoever was told that it failed may try again under this name.
             drop(self.inner.shared.store.drop_space(info.id));

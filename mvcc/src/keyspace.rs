@@ -518,9 +518,13 @@ impl Keyspace {
     }
 
     /// Changes metadata tables, all at once.
+    ///
+    /// # Errors
+    /// `Invalid`, if a key is longer than the tree can hold: with the table's name 510 bytes.
     pub fn table_write(&self, edits: Vec<TableEdit>) -> Pending<()> {
         let bytes = edits.iter().map(|edit| edit.key.len() + edit.value.as_ref().map_or(0, Bytes::len)).sum();
         self.core().submit(bytes, move |core, writer| {
+            command::check_table(&edits).map_err(Error::from)?;
             let extra = Extra { meta: command::table_edits(&edits), frees_space: true, ..Extra::default() };
             core.commit(writer, &[], extra)
         })

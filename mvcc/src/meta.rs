@@ -59,3 +59,21 @@ pub(crate) fn table_key(table: &str, key: &[u8]) -> Bytes {
     whole.extend_from_slice(key);
     whole.into()
 }
+
+/// What an entry of the tree is of.
+pub(crate) enum MetaEntry {
+    Lease(i64),
+    Table,
+}
+
+/// Checks an entry.
+pub(crate) fn entry(key: &[u8], value: &[u8]) -> Result<MetaEntry, Damage> {
+    if let Some(id) = lease_id(key) {
+        StoredLease::decode(value)?;
+        return Ok(MetaEntry::Lease(id));
+    }
+    if key.first() == Some(&b't') && key.contains(&0) {
+        return Ok(MetaEntry::Table);
+    }
+    Err(Damage::Malformed { what: "an entry that is neither a lease nor of a table" })
+}

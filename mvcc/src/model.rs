@@ -6,7 +6,7 @@
 //! It shares the types of requests with the engine, and how a txn is checked before it is evaluated, and
 //! nothing else.
 
-use crate::command::{Applied, Command};
+use crate::command::{self, Applied, Command};
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::lease::TTL_MAX;
@@ -133,6 +133,7 @@ impl Model {
                 Ok(Applied::Revision(self.now.main))
             }
             Command::Table(edits) => {
+                command::check_table(edits)?;
                 for edit in edits {
                     let key = (edit.table.clone(), edit.key.clone());
                     match &edit.value {

@@ -44,7 +44,7 @@ pub struct Options {
     pub remember_hashes: bool,
     /// The most operations in a txn. Default 128.
     pub max_txn_ops: usize,
-    /// The largest request. Default 1.5 MiB.
+    /// The largest request, at most 256 MiB. Default 1.5 MiB.
     pub max_request_bytes: u64,
     /// The quota on file bytes, None for no quota. Default None.
     pub quota_bytes: Option<u64>,

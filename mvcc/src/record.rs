@@ -35,6 +35,8 @@ const KEY_IN_BODY: u8 = 2;
 const INLINE_KEY_MAX: usize = limits::HEAD_BYTES_MAX - HEAD_BYTES;
 const RECORD_VERSION: u8 = 1;
 const STATE_VERSION: u8 = 1;
+/// No keyspace gets there; the rest of the numbers is for what is reserved ahead.
+const REVISION_MAX: u64 = 1 << 62;
 
 /// A revision as a tree key.
 pub(crate) fn row_key(at: Revision) -> [u8; ROW_KEY_BYTES] {
@@ -424,6 +426,14 @@ impl State {
         self.history = head.history;
     }
 
+    fn is_possible(&self) -> bool {
+        let highest = self.floors.iter().copied().max().unwrap_or(0).max(self.compacted.max(0).cast_unsigned());
+        (1..=REVISION_MAX).contains(&self.main)
+            && highest <= self.main
+            && self.compacted >= -1
+            && self.reserve <= REVISION_MAX
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = Vec::with_capacity(96 + 8 * self.floors.len());
         out.push(STATE_VERSION);
@@ -458,7 +468,8 @@ impl State {
         };
         reader.zeros(15)?;
         reader.finish()?;
-        Ok(State { main, compacted, applied_index, reserve, history, floors, unfinished })
+        let state = State { main, compacted, applied_index, reserve, history, floors, unfinished };
+        if state.is_possible() { Ok(state) } else { Err(Damage::Malformed { what: "a keyspace state that cannot be" }) }
     }
 }
 
@@ -513,6 +524,22 @@ mod tests {
             let _ = Record::decode(&bytes);
             let _ = State::decode(&bytes);
             let _ = RowHead::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_is_refused() {
+        let sound = State { reserve: 100, floors: vec![0, 9], ..State { main: 9, ..State::new(2) } };
+        assert!(State::decode(&sound.encode()).is_ok());
+        for state in [
+            State { main: u64::MAX, ..sound.clone() },
+            State { main: 0, floors: vec![0], ..sound.clone() },
+            State { reserve: u64::MAX - 1, ..sound.clone() },
+            State { compacted: 10, ..sound.clone() },
+            State { compacted: i64::MIN, ..sound.clone() },
+            State { floors: vec![10], ..sound.clone() },
+        ] {
+            assert!(State::decode(&state.encode()).is_err(), "{state:?}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Opening: journal records back to edits, rows back to indexes.
 
+use crate::check::{self, Life};
 use crate::core::{Core, Gate, Shard, Sweep, Writer};
 use crate::error::Result;
 use crate::lease::Lessor;
@@ -177,11 +178,21 @@ struct Scanned {
     leased: HashMap<Bytes, i64>,
 }
 
+/// Whose rows are opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// What this engine wrote.
+    Ours,
+    /// Those of a snapshot: each has to follow from the one of its key before, as `check` demands.
+    Foreign,
+}
+
 /// Opens keyspaces: scans every tree once, all processors at work. With the `hub` of another it is that
 /// one's to feed, until this one is told to.
 pub(crate) fn open_keyspaces(
     shared: &Shared,
     spaces: &[SpaceInfo],
+    rows: Rows,
     threads: usize,
     hub: Option<&Arc<Hub>>,
 ) -> Result<Vec<Arc<Core>>> {
@@ -196,7 +207,7 @@ pub(crate) fn open_keyspaces(
     let failed: Mutex<Option<crate::error::Error>> = Mutex::default();
     let run = || {
         while let Some(&(space, shard)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match scan(&shared.store, &routes[space], shard, spaces[space].trees[shard].id) {
+            match scan(&shared.store, &spaces[space], &routes[space], shard, rows) {
                 Ok(scanned) => drop(found.lock().insert((space, shard), scanned)),
                 Err(error) => {
                     failed.lock().get_or_insert(error);
@@ -226,7 +237,10 @@ pub(crate) fn open_keyspaces(
     Ok(cores)
 }
 
-fn scan(store: &Store, routes: &Routes, shard: usize, tree: TreeId) -> Result<Scanned> {
+fn scan(store: &Store, space: &SpaceInfo, routes: &Routes, shard: usize, rows: Rows) -> Result<Scanned> {
+    let tree = space.trees[shard].id;
+    let state = State::decode(&space.state).map_err(|damage| damaged(space, damage))?;
+    let floor = state.floors.get(shard).copied().unwrap_or(0).max(state.compacted.max(0).cast_unsigned());
     let mut loader = Loader::new();
     let mut leased: HashMap<Bytes, i64> = HashMap::new();
     let path = store.tree_stats(tree)?.path;
@@ -247,6 +261,13 @@ fn scan(store: &Store, routes: &Routes, shard: usize, tree: TreeId) -> Result<Sc
         // A file counts only keys that its routes give it (R9).
         if routes.shard_of(key) != shard {
             return Ok(());
+        }
+        if rows == Rows::Foreign {
+            let before = loader.newest(key).map(|(at, created, version)| Life { at, created, version });
+            let life = Life { at, created: row.created, version: row.version };
+            if let Some(what) = check::wrong(before, life, floor) {
+                return Err(damaged(Damage::Malformed { what }));
+            }
         }
         let kind = if row.tombstone { Row::Tombstone } else { Row::Put { created: row.created, version: row.version } };
         let what = |_| damaged(Damage::Malformed { what: "a row that no history allows" });
@@ -351,9 +372,41 @@ fn open_keyspace(
 #[cfg(test)]
 mod tests {
     use crate::engine::Engine;
+    use crate::error::Error;
+    use crate::install::Older;
     use crate::request::{PutRequest, RangeRequest, Span};
     use crate::routes::Routes;
+    use crate::snapshot::tests::{row, stream};
     use crate::write::Extra;
+    use polybolt_engine::Error as EngineError;
+
+    /// A deletion of nothing, a version that is missing: a reader would trust them, and `check` call them damage.
+    #[test]
+    fn a_snapshot_whose_rows_do_not_follow_from_each_other_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path(), Default::default()).unwrap();
+        let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
+        let first = ks.put(PutRequest::new("a", "1")).wait().unwrap().revision;
+        for rows in [
+            vec![row(2, b"b", 0)],
+            vec![row(2, b"b", 1), row(5, b"b", 4)],
+            vec![row(5, b"b", 3)],
+            vec![row(2, b"b", 1), row(3, b"b", 0), row(4, b"b", 0)],
+        ] {
+            let stream = stream(&rows, &[]);
+            let refusals = [
+                engine.restore("copy", None, &stream[..], &mut |_| ()).map(|_| 0),
+                engine.install("ks", &stream[..], Older::Refuse).unwrap().wait(),
+            ];
+            for refused in refusals {
+                assert!(matches!(refused, Err(Error::Storage(EngineError::Corrupt { .. }))), "{refused:?}");
+            }
+            assert_eq!((engine.keyspaces(), ks.revision()), (vec!["ks".to_owned()], first));
+        }
+        let sound = stream(&[row(2, b"b", 1), row(3, b"b", 2), row(4, b"b", 0), row(6, b"b", 1)], &[]);
+        assert_eq!(engine.install("ks", &sound[..], Older::Refuse).unwrap().wait().unwrap(), 9);
+        engine.verify(&mut |_| ()).unwrap();
+    }
 
     /// No request makes such a row, but imports and other versions may have.
     #[test]

@@ -15,10 +15,11 @@
 
 use crate::engine::{Engine, Runtime};
 use crate::error::{Refusal, Result};
+use crate::meta;
 use crate::options::Options;
 use crate::record::{self, RowHead, State};
 use crate::routes::Routes;
-use crate::survey::{self, Progress, Seen, Survey};
+use crate::survey::{Progress, Seen, Survey};
 use bytes::Bytes;
 use polybolt_engine::check::TreeReport;
 use polybolt_engine::disk::Disk;
@@ -320,7 +321,7 @@ fn copy_meta(
         report.losses.push(Loss { file: file.clone(), place, what: Lost::Entries { from, to } });
     };
     let mut each = |seen: Seen<'_>, _: &mut Findings| match seen {
-        Seen::Entry { leaf, key, body, .. } => match body.filter(|body| survey::meta_entry(key, body).is_ok()) {
+        Seen::Entry { leaf, key, body, .. } => match body.filter(|body| meta::entry(key, body).is_ok()) {
             Some(body) => {
                 entries += 1;
                 failed = failed.take().or(target.put(tree, key, Bytes::new(), body).err());

@@ -7,12 +7,13 @@
 
 use crate::core::{Core, ReadPoint, Rows, StoredRow};
 use crate::error::{Error, Refusal, Result};
+use crate::meta;
 use crate::pins::Pin;
 use crate::record::{self, NewPut, NewRow, State};
 use crate::request::Span;
 use bytes::Bytes;
 use polybolt_engine::codec::{Reader, put_bytes};
-use polybolt_engine::{Damage, Place};
+use polybolt_engine::{Damage, Edit, Place};
 use polybolt_index::Revision;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
@@ -226,12 +227,27 @@ pub(crate) struct SnapshotReader<R> {
     offset: u64,
     rows: u64,
     entries: u64,
+    /// The newest main.
+    main: u64,
+    /// The last row.
+    last: Revision,
+    /// The key of the last entry.
+    last_entry: Bytes,
 }
 
 impl<R: Read> SnapshotReader<R> {
     /// Begins with the header.
     pub(crate) fn new(input: R) -> Result<(Self, SnapshotHead)> {
-        let mut reader = SnapshotReader { input, digest: Sha256::new(), offset: 0, rows: 0, entries: 0 };
+        let mut reader = SnapshotReader {
+            input,
+            digest: Sha256::new(),
+            offset: 0,
+            rows: 0,
+            entries: 0,
+            main: 0,
+            last: Revision::default(),
+            last_entry: Bytes::new(),
+        };
         let (kind, payload) = reader.frame()?;
         let at = reader.offset;
         let damaged = |damage| damaged(at, damage);
@@ -251,6 +267,8 @@ impl<R: Read> SnapshotReader<R> {
         }
         let state = State::decode(fields.bytes().map_err(damaged)?).map_err(damaged)?;
         let routes = Bytes::copy_from_slice(fields.bytes().map_err(damaged)?);
+        fields.finish().map_err(damaged)?;
+        reader.main = state.main;
         Ok((reader, SnapshotHead { state, routes }))
     }
 
@@ -264,15 +282,15 @@ impl<R: Read> SnapshotReader<R> {
         match kind {
             ROWS => {
                 while !fields.rest().is_empty() {
-                    items.push(row_item(fields.bytes().map_err(|damage| damaged(at, damage))?, at)?);
+                    let row = fields.bytes().and_then(|row| self.row(row));
+                    items.push(row.map_err(|damage| damaged(at, damage))?);
                     self.rows += 1;
                 }
             }
             META => {
                 while !fields.rest().is_empty() {
-                    let key = fields.bytes().map_err(|damage| damaged(at, damage))?;
-                    let value = fields.bytes().map_err(|damage| damaged(at, damage))?;
-                    items.push(Item::Meta { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value) });
+                    let entry = fields.bytes().and_then(|key| self.entry(key, fields.bytes()?));
+                    items.push(entry.map_err(|damage| damaged(at, damage))?);
                     self.entries += 1;
                 }
             }
@@ -287,6 +305,39 @@ impl<R: Read> SnapshotReader<R> {
             _ => return Err(damaged(at, Damage::Malformed { what: "a frame of an unknown kind" })),
         }
         Ok(Some(items))
+    }
+
+    /// A row that its keyspace can have after the last one. What its key was before is looked at when all are
+    /// there.
+    fn row(&mut self, row: &[u8]) -> Result<Item, Damage> {
+        let short = || Damage::Malformed { what: "a row is too short" };
+        let (key, rest) = row.split_at_checked(record::ROW_KEY_BYTES).ok_or_else(short)?;
+        let (head, body) = rest.split_at_checked(record::head_len(rest)?).ok_or_else(short)?;
+        let (key, head, body) =
+            (Bytes::copy_from_slice(key), Bytes::copy_from_slice(head), Bytes::copy_from_slice(body));
+        if !(Edit::Put { head: head.clone(), body: body.clone() }).fits(&key) {
+            return Err(Damage::Malformed { what: "a row is larger than any can be" });
+        }
+        let at = record::row_revision(&key)?;
+        if at <= self.last || at.main > self.main {
+            return Err(Damage::Malformed { what: "a row is out of order, or above the revision" });
+        }
+        self.last = at;
+        if record::open_row(&key, &head, &body)?.key.is_empty() {
+            return Err(Damage::Malformed { what: "a row has no key" });
+        }
+        Ok(Item::Row { key, head, body })
+    }
+
+    /// An entry of the meta tree that can come after the last one.
+    fn entry(&mut self, key: &[u8], value: &[u8]) -> Result<Item, Damage> {
+        let (key, value) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+        if key <= self.last_entry || !(Edit::Put { head: Bytes::new(), body: value.clone() }).fits(&key) {
+            return Err(Damage::Malformed { what: "an entry is out of order, or larger than any can be" });
+        }
+        meta::entry(&key, &value)?;
+        self.last_entry = key.clone();
+        Ok(Item::Meta { key, value })
     }
 
     fn frame(&mut self) -> Result<(u8, Vec<u8>)> {
@@ -322,17 +373,6 @@ impl<R: Read> SnapshotReader<R> {
     }
 }
 
-fn row_item(row: &[u8], at: u64) -> Result<Item> {
-    let short = || damaged(at, Damage::Malformed { what: "a row is too short" });
-    let (key, rest) = row.split_at_checked(record::ROW_KEY_BYTES).ok_or_else(short)?;
-    let head_len = record::head_len(rest).map_err(|damage| damaged(at, damage))?;
-    let (head, body) = rest.split_at_checked(head_len).ok_or_else(short)?;
-    let (key, head) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(head));
-    let body = Bytes::copy_from_slice(body);
-    record::open_row(&key, &head, &body).map_err(|damage| damaged(at, damage))?;
-    Ok(Item::Row { key, head, body })
-}
-
 fn frame_crc(kind: u8, payload: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&[kind]);
@@ -342,4 +382,92 @@ fn frame_crc(kind: u8, payload: &[u8]) -> u32 {
 
 fn damaged(at: u64, damage: Damage) -> Error {
     Error::Storage(polybolt_engine::Error::corrupt(Path::new("the snapshot"), Place::Offset(at), damage))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::meta::StoredLease;
+    use crate::routes::Routes;
+
+    /// A row as a stream has it.
+    pub(crate) fn row(main: u64, key: &[u8], version: u64) -> Vec<u8> {
+        let put = (version > 0).then_some(NewPut { value: b"v", created: main + 1 - version, version, lease: 0 });
+        let mut row = Vec::new();
+        record::encode_row(&mut row, NewRow { at: Revision::new(main, 0), key, put });
+        row
+    }
+
+    /// A stream of a keyspace at revision 9 whose checksums hold, whatever is in it.
+    pub(crate) fn stream(rows: &[Vec<u8>], entries: &[(&[u8], &[u8])]) -> Vec<u8> {
+        let mut header = MAGIC.to_vec();
+        header.extend_from_slice(&VERSION.to_le_bytes());
+        header.extend_from_slice(&[0; 32]);
+        put_bytes(&mut header, &State { main: 9, ..State::new(1) }.encode());
+        put_bytes(&mut header, &Routes::single().encode());
+        let (mut of_rows, mut of_entries) = (Vec::new(), Vec::new());
+        rows.iter().for_each(|row| put_bytes(&mut of_rows, row));
+        for (key, value) in entries {
+            put_bytes(&mut of_entries, key);
+            put_bytes(&mut of_entries, value);
+        }
+        let mut out = Vec::new();
+        let frame = |kind: u8, payload: &[u8], out: &mut Vec<u8>| {
+            out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+            out.extend_from_slice(&frame_crc(kind, payload).to_le_bytes());
+            out.push(kind);
+            out.extend_from_slice(payload);
+        };
+        for (kind, payload) in [(HEADER, &header), (ROWS, &of_rows), (META, &of_entries)] {
+            frame(kind, payload, &mut out);
+        }
+        let mut trailer = (rows.len() as u64).to_le_bytes().to_vec();
+        trailer.extend_from_slice(&(entries.len() as u64).to_le_bytes());
+        trailer.extend_from_slice(&Sha256::digest(&out));
+        frame(TRAILER, &trailer, &mut out);
+        out
+    }
+
+    fn read(stream: &[u8]) -> Result<usize> {
+        let (mut reader, _) = SnapshotReader::new(stream)?;
+        let mut count = 0;
+        while let Some(items) = reader.next_items()? {
+            count += items.len();
+        }
+        Ok(count)
+    }
+
+    /// Some of them went into pages that they do not fit, and the keyspace did not open any more.
+    #[test]
+    fn what_no_sender_can_have_is_refused_though_its_checksums_hold() {
+        let lease = StoredLease { ttl: 60, remaining: 0 }.encode();
+        let id = meta::lease_key(7);
+        let good = [row(2, b"a", 1), row(3, b"b", 1)];
+        assert_eq!(read(&stream(&good, &[(&id, &lease), (b"tx\0k", b"v")])).unwrap(), 4);
+        // In the head, where the longest keys are not.
+        let mut inline = row(2, &[b'k'; 400], 1);
+        inline[12 + 8..12 + 12].copy_from_slice(&60_000u32.to_le_bytes());
+        inline.resize(12 + 36 + 60_000, b'k');
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&inline[..16]);
+        hasher.update(&inline[20..]);
+        inline[16..20].copy_from_slice(&hasher.finalize().to_le_bytes());
+        let long = [&b"tx\0"[..], &[b'k'; 600]].concat();
+        let streams = [
+            ("out of order", stream(&[row(3, b"b", 1), row(2, b"a", 1)], &[])),
+            ("the same twice", stream(&[row(3, b"b", 1), row(3, b"a", 1)], &[])),
+            ("above the revision", stream(&[row(10, b"a", 1)], &[])),
+            ("without a key", stream(&[row(2, b"", 1)], &[])),
+            ("with a long head", stream(&[inline], &[])),
+            ("an entry with a long key", stream(&[], &[(&long, b"v")])),
+            ("entries out of order", stream(&[], &[(b"tx\0b", b"v"), (b"tx\0a", b"v")])),
+            ("an entry of nothing", stream(&[], &[(b"x", b"v")])),
+            ("a lease that is none", stream(&[], &[(&id, b"v")])),
+        ];
+        for (what, stream) in streams {
+            let error = read(&stream).expect_err(what);
+            let named = error.to_string().starts_with("the snapshot, offset ");
+            assert!(named && matches!(error, Error::Storage(_)), "{what}: {error}");
+        }
+    }
 }

@@ -3,7 +3,6 @@
 //! Journal records are held in memory, as an overlay over each tree: nothing is written.
 
 use crate::error::Result;
-use crate::meta::{self, StoredLease};
 use crate::record::{Record, RowHead, State};
 use crate::routes::Routes;
 use bytes::Bytes;
@@ -209,24 +208,6 @@ pub(crate) fn of_state(entry: &SpaceEntry, path: &Path, damage: &Damage) -> Find
     let mut finding = Finding::damage(path, Place::File, damage);
     finding.what = format!("the state of keyspace {:?}: {}", entry.name, finding.what);
     finding
-}
-
-/// An entry of the meta tree.
-pub(crate) enum MetaEntry {
-    Lease(i64),
-    Table,
-}
-
-/// What an entry of the meta tree is.
-pub(crate) fn meta_entry(key: &[u8], body: &[u8]) -> Result<MetaEntry, Damage> {
-    if let Some(id) = meta::lease_id(key) {
-        StoredLease::decode(body)?;
-        return Ok(MetaEntry::Lease(id));
-    }
-    if key.first() == Some(&b't') && key.contains(&0) {
-        return Ok(MetaEntry::Table);
-    }
-    Err(Damage::Malformed { what: "an entry that is neither a lease nor of a table" })
 }
 
 /// The key of a row; None if it is in a body that is lost.

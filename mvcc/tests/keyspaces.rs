@@ -83,6 +83,35 @@ fn values_up_to_64_mib_and_keys_longer_than_a_leaf_allows() {
 }
 
 #[test]
+fn requests_are_never_larger_than_a_value_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |max_request_bytes| Engine::open(dir.path(), Options { max_request_bytes, ..Options::default() });
+    let refused = open((256 << 20) + 1).unwrap_err();
+    assert_eq!(refused.to_string(), "max_request_bytes of 268435457 is over the maximum of 268435456");
+    open(256 << 20).unwrap();
+}
+
+/// It went into a page that it does not fit, cut, and the keyspace did not open any more.
+#[test]
+fn a_table_key_that_no_page_holds_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(dir.path(), Options::default()).unwrap();
+    let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
+    let edit = |len: usize| TableEdit { table: "users".into(), key: vec![b'n'; len].into(), value: Some("v".into()) };
+    for len in [506, 600, 5000, 70_000] {
+        let refused = ks.table_write(vec![edit(1), edit(len)]).wait();
+        assert!(matches!(refused, Err(Error::Refused(Refusal::Invalid { .. }))), "{len}: {refused:?}");
+    }
+    ks.table_write((1..=505).map(edit).collect()).wait().unwrap();
+    drop(ks);
+    engine.close().unwrap();
+    let engine = Engine::open(dir.path(), Options::default()).unwrap();
+    let ks = engine.keyspace("ks").unwrap();
+    assert_eq!(ks.table_list("users").unwrap().len(), 505);
+    engine.verify(&mut |_| ()).unwrap();
+}
+
+#[test]
 fn a_replicated_log_is_applied_once_bke_7() {
     let dir = tempfile::tempdir().unwrap();
     let batch = Durability::Batch { interval: Duration::from_millis(10), limit: 100 };

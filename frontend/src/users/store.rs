@@ -193,6 +193,26 @@ mod tests {
         users.authenticate("root".into(), "secret".into()).await.unwrap()
     }
 
+    /// It went into a page that it does not fit, and the store did not open any more.
+    #[tokio::test]
+    async fn a_name_that_no_table_holds_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path(), Options::default()).unwrap();
+        let keyspace = engine.create_keyspace("users", Routes::single()).unwrap();
+        let users = Users::load(&keyspace, Duration::from_secs(60), 4).unwrap();
+        for name in ["n".repeat(600), "n".repeat(70_000)] {
+            for each in [Change::AddUser { name: name.clone(), password: None }, Change::AddRole { name: name.clone() }]
+            {
+                let refused = change(&users, "none", each).await.unwrap_err();
+                assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+            }
+        }
+        change(&users, "none", Change::AddUser { name: "n".repeat(500), password: None }).await.unwrap();
+        assert_eq!(users.look(|state| (state.users().len(), state.roles().len())), (1, 0));
+        engine.close().unwrap();
+        Engine::open(dir.path(), Options::default()).unwrap().verify(&mut |_| ()).unwrap();
+    }
+
     #[tokio::test]
     async fn a_change_is_answered_once_no_request_is_judged_by_what_was_before_auth_6() {
         let dir = tempfile::tempdir().unwrap();

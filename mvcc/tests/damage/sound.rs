@@ -5,7 +5,8 @@ use crate::store::{Driven, STORE, check, open_with, options, read_all};
 use polybolt::disk::Disk;
 use polybolt::disk::sim::{SimDisk, Survive};
 use polybolt::{
-    DeleteRequest, Durability, Error, Options, PutRequest, Result, Routes, Severity, Span, StorageError, TableEdit,
+    DeleteRequest, Durability, Engine, Error, Op, Options, PutRequest, Result, Routes, Severity, Span, StorageError,
+    TableEdit, TxnRequest,
 };
 use std::time::Duration;
 
@@ -117,4 +118,27 @@ fn what_a_crash_leaves_at_any_call_is_sound() {
     }
     println!("{looked} crashed stores checked");
     assert!(looked > 500, "{looked}");
+}
+
+/// It was called damage.
+#[test]
+fn a_key_that_a_txn_deletes_and_puts_again_is_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(dir.path(), Options::default()).unwrap();
+    let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
+    ks.put(PutRequest::new("a", "1")).wait().unwrap();
+    // TXN-23: to the end is the one way to delete a key that is put too.
+    let delete = DeleteRequest { span: Span::from_key("a"), prev_kv: false };
+    let txn =
+        TxnRequest { success: vec![Op::Delete(delete), Op::Put(PutRequest::new("a", "2"))], ..TxnRequest::default() };
+    ks.txn(txn).wait().unwrap();
+    ks.put(PutRequest::new("a", "3")).wait().unwrap();
+    let frames: Result<Vec<_>> = ks.snapshot().unwrap().collect();
+    let copy = engine.restore("copy", None, &frames.unwrap().concat()[..], &mut |_| ()).unwrap();
+    let kvs = copy.range(&polybolt::RangeRequest::new(Span::key("a"))).unwrap().kvs;
+    assert_eq!((kvs[0].create_revision, kvs[0].version), (3, 2));
+    drop((ks, copy));
+    engine.close().unwrap();
+    let report = polybolt::check(dir.path(), &mut |_| ()).unwrap();
+    assert!(report.findings.is_clean(), "{:?}", report.findings);
 }
