@@ -91,7 +91,15 @@ struct Served {
 }
 
 impl Served {
-    fn router(&self, request: &Request<Incoming>) -> Router {
+    /// Everything, as clients may ask for it.
+    async fn clients(server: &Arc<Server>, access: &Access) -> Served {
+        let access = middleware::from_fn_with_state(Arc::new(access.clone()), access::check);
+        let grpc = services(server).await;
+        let web = http::router(server).merge(gateway::router(grpc.clone(), server.settings.message_max()));
+        Served { grpc: Some(grpc), web: web.layer(access) }
+    }
+
+    fn router<B>(&self, request: &Request<B>) -> Router {
         let kind = request.headers().get(header::CONTENT_TYPE);
         let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         self.grpc.as_ref().filter(|_| is_grpc).unwrap_or(&self.web).clone()
@@ -117,12 +125,23 @@ async fn services(server: &Arc<Server>) -> Router {
     grpc.prepare().into_axum_router().layer(middleware::from_fn_with_state(calls, calls::pass))
 }
 
+/// Answers as a client URL does, without a connection: for fuzzers.
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub async fn without_connection(
+    server: &Arc<Server>,
+    access: &Access,
+) -> impl AsyncFn(Request<axum::body::Body>) -> axum::response::Response {
+    let served = Served::clients(server, access).await;
+    async move |request: Request<axum::body::Body>| {
+        let Ok(response) = served.router(&request).oneshot(request).await;
+        response
+    }
+}
+
 /// Serves until `server` is stopped, then lets open calls end.
 pub async fn serve(server: Arc<Server>, clients: Vec<Listener>, metrics: Vec<Listener>, options: Options) {
-    let access = middleware::from_fn_with_state(Arc::new(options.access.clone()), access::check);
-    let grpc = services(&server).await;
-    let web = http::router(&server).merge(gateway::router(grpc.clone(), server.settings.message_max()));
-    let client = Served { grpc: Some(grpc), web: web.layer(access) };
+    let client = Served::clients(&server, &options.access).await;
     let probes = Served { grpc: None, web: http::probes(&server) };
     let options = Arc::new(options);
     let mut accepting = Vec::new();

@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const KEYSPACE: &str = "default";
 /// What quota 0 stands for (QTA-1).
 const QUOTA_DEFAULT: i64 = 2 << 30;
+/// Far more than anybody waits, and far less than clocks can be moved by.
+const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum DurabilityArgument {
@@ -117,8 +119,8 @@ pub(crate) struct Serve {
     /// The most operations in a txn.
     #[arg(long, default_value_t = 128, env = "ETCD_MAX_TXN_OPS")]
     max_txn_ops: usize,
-    /// The largest request in bytes.
-    #[arg(long, default_value_t = 1_572_864, env = "ETCD_MAX_REQUEST_BYTES")]
+    /// The largest request in bytes, at most 256 MiB.
+    #[arg(long, default_value_t = 1_572_864, value_parser = clap::value_parser!(u32).range(..=256 << 20), env = "ETCD_MAX_REQUEST_BYTES")]
     max_request_bytes: u32,
     /// The most bytes of answers to ranges that clients have yet to read; beyond, longer ranges are refused.
     #[arg(long, default_value_t = 1 << 30)]
@@ -204,7 +206,11 @@ fn gate(text: &str) -> Result<(Gate, bool), String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; try 100ms, 5s or 1h"))
+    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; try 100ms, 5s or 1h"))?;
+    if duration > DURATION_MAX {
+        return Err(format!("{text:?} is more than {}", humantime::format_duration(DURATION_MAX)));
+    }
+    Ok(duration)
 }
 
 impl Serve {
@@ -248,7 +254,7 @@ impl Serve {
         named.map_or(flag, |(_, on)| *on)
     }
 
-    fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         let durability = match self.durability {
             DurabilityArgument::Sync => Durability::Sync,
             DurabilityArgument::Batch => {
@@ -277,7 +283,7 @@ impl Serve {
         if self.quota_backend_bytes == 0 { QUOTA_DEFAULT } else { self.quota_backend_bytes.max(-1) }
     }
 
-    fn tls(&self) -> Tls {
+    pub(crate) fn tls(&self) -> Tls {
         Tls {
             cert_file: self.cert_file.clone(),
             key_file: self.key_file.clone(),
@@ -287,7 +293,7 @@ impl Serve {
         }
     }
 
-    fn listening(&self) -> listen::Options {
+    pub(crate) fn listening(&self) -> listen::Options {
         let set = |names: &[String]| names.iter().filter(|name| !name.is_empty()).cloned().collect();
         listen::Options {
             streams_max: self.max_concurrent_streams,
@@ -297,7 +303,8 @@ impl Serve {
         }
     }
 
-    async fn serve(self) -> Result<(), String> {
+    /// Refuses what cannot be served; the retention of auto-compaction, if it is on.
+    pub(crate) fn check(&self) -> Result<Option<Retention>, String> {
         let retention = self.retention()?;
         if self.watch_progress_notify_interval < Duration::from_millis(100) {
             return Err("--watch-progress-notify-interval has to be at least 100ms".to_owned());
@@ -308,6 +315,11 @@ impl Serve {
         if self.lease_checkpoint_interval.is_zero() {
             return Err("--lease-checkpoint-interval has to be above 0".to_owned());
         }
+        Ok(retention)
+    }
+
+    async fn serve(self) -> Result<(), String> {
+        let retention = self.check()?;
         // Before anything slow, and before the ports are taken.
         let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
@@ -429,4 +441,19 @@ fn open(
         ));
     }
     Ok((engine, keyspace, syncs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The time of the next tick overflowed, and with it went every watch stream.
+    #[test]
+    fn a_duration_that_no_clock_reaches_is_refused() {
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(duration("3650days"), Ok(DURATION_MAX));
+        for text in ["3650days 1s", "500000000000y", "99999999999999999999y", "-1s", ""] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 }
