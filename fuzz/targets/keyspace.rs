@@ -1,86 +1,38 @@
-//! The whole: a keyspace on a simulated disk, its jobs in a seeded order, crashes anywhere; nothing that
-//! was acknowledged is lost, and what is read is what a map says.
+//! The whole: operations on an engine whose disk, clock and jobs are simulated, with txns over several shards and
+//! two keyspaces, leases, compaction, watches, reads at any revision, snapshots, faults and crashes, held against
+//! the sequential model. It is the simulator of `mvcc/tests/simulate` with the operations given.
+//!
+//! Input: a seed for the setup (2 bytes), then operations: kind (2 bytes), keyspace, and a seed for the rest
+//! (2 bytes).
 #![no_main]
+#![allow(dead_code, unfulfilled_lint_expectations, reason = "written for campaigns too")]
 
-use libfuzzer_sys::fuzz_target;
-use polybolt::disk::Disk;
-use polybolt::disk::sim::{SimDisk, Survive};
-use polybolt::run::ManualClock;
-use polybolt::run::seeded::Seeded;
-use polybolt::{Engine, Options, PutRequest, RangeRequest, Routes, Runtime, Span};
-use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+#[path = "../../mvcc/tests/simulate/checks.rs"]
+mod checks;
+#[path = "../../mvcc/tests/simulate/coverage.rs"]
+mod coverage;
+#[path = "../../mvcc/tests/simulate/faults.rs"]
+mod faults;
+#[path = "../../mvcc/tests/simulate/ops.rs"]
+mod ops;
+#[path = "../../mvcc/tests/simulate/run.rs"]
+mod run;
+#[path = "../../mvcc/tests/simulate/world.rs"]
+mod world;
 
-fn open(disk: &SimDisk, seed: u64) -> (Engine, Seeded) {
-    let clock = ManualClock::default();
-    let options = Options {
-        buffer_bytes: 50_000,
-        segment_bytes: 8192,
-        journal_bytes: 48 << 10,
-        space_reserve_bytes: 8192,
-        ..Options::default()
-    };
-    let runtime = Runtime { disk: Arc::new(disk.clone()), clock: Arc::new(clock.clone()), threads: false };
-    let engine = Engine::open_with("/data", options, runtime).expect("it opens");
-    let jobs = Seeded::new(engine.take_jobs(), clock, seed);
-    (engine, jobs)
-}
+use libfuzzer_sys::{Corpus, fuzz_target};
 
-fn finish<T>(jobs: &mut Seeded, answer: impl Future<Output = T>) -> T {
-    let mut answer = pin!(answer);
-    for _ in 0..50_000 {
-        match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(done) => return done,
-            Poll::Pending if jobs.step_one() => {}
-            Poll::Pending => jobs.advance(Duration::from_millis(5)),
-        }
-    }
-    panic!("no answer came");
-}
+/// Operations of one input.
+const OPERATIONS_MAX: usize = 64;
 
-fuzz_target!(|input: (u64, Vec<(u8, u8)>)| {
-    let (seed, operations) = input;
-    let mut disk = SimDisk::new(seed);
-    disk.create_dir("/data".as_ref()).expect("a directory");
-    let (mut engine, mut jobs) = open(&disk, seed);
-    engine.create_keyspace("ks", Routes::parse("low=a,mid=m").expect("routes")).expect("a keyspace");
-    let mut model: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    for (at, (operation, argument)) in operations.into_iter().take(60).enumerate() {
-        let ks = engine.keyspace("ks").expect("it is there");
-        let key = format!("{}{}", ["a", "m", "x"][usize::from(argument % 3)], argument % 11);
-        match operation % 8 {
-            0..4 => {
-                let value = vec![argument; usize::from(operation) * 40];
-                finish(&mut jobs, ks.put(PutRequest::new(key.clone(), value.clone()))).expect("a put");
-                model.insert(key, value);
-            }
-            4 => {
-                let request = polybolt::DeleteRequest { span: Span::key(key.clone()), prev_kv: false };
-                finish(&mut jobs, ks.delete_range(request)).expect("a delete");
-                model.remove(&key);
-            }
-            5 => drop(finish(&mut jobs, ks.compact(ks.revision() - i64::from(argument % 4), true))),
-            6 => {
-                // All of it was acknowledged: whatever the crash takes, it is there.
-                drop((ks, engine, jobs));
-                disk.stop();
-                disk = disk.after_crash(Survive::Mix(seed ^ at as u64));
-                (engine, jobs) = open(&disk, seed);
-            }
-            _ => {
-                jobs.run_some(u64::from(argument));
-                jobs.advance(Duration::from_millis(u64::from(argument)));
-            }
-        }
-        let ks = engine.keyspace("ks").expect("it is there");
-        let found = ks.range(&RangeRequest::new(Span::prefix(""))).expect("a range").kvs;
-        let found: Vec<_> = found.into_iter().map(|kv| (kv.key.to_vec(), kv.value.to_vec())).collect();
-        let wanted: Vec<_> = model.iter().map(|(key, value)| (key.clone().into_bytes(), value.clone())).collect();
-        assert_eq!(found, wanted);
-    }
-    engine.verify(&mut |_| ()).expect("sound");
+fuzz_target!(|input: &[u8]| -> Corpus {
+    let Some((seed, rest)) = input.split_first_chunk() else { return Corpus::Reject };
+    let setup = world::Setup::draw(u16::from_le_bytes(*seed).into());
+    let operations = rest.chunks_exact(5).take(OPERATIONS_MAX).map(|operation| {
+        let [kind, kind_high, at, draws, draws_high] = operation else { unreachable!("five bytes") };
+        let (kind, draws) = (u16::from_le_bytes([*kind, *kind_high]), u16::from_le_bytes([*draws, *draws_high]));
+        (kind.into(), usize::from(*at), draws.into())
+    });
+    run::run_given(world::Setup { operations: OPERATIONS_MAX as u64, ..setup }, operations);
+    Corpus::Keep
 });

@@ -120,20 +120,32 @@ pub use stats::{KeyspaceStats, TIMING_BOUNDS, TimingStats, Timings};
 pub use survey::Progress;
 pub use watcher::Watcher;
 
-/// Decodes bytes as everything that a keyspace reads from a disk or a stream: errors, never panics.
-/// For fuzzers.
+/// Decodes bytes as everything that a keyspace reads from a disk or a stream: errors, never panics; what was
+/// decoded and is encoded again is the same. For fuzzers.
 #[cfg(feature = "model")]
 pub fn decode_everything(bytes: &[u8]) {
     drop(record::Record::decode(bytes));
-    drop(record::State::decode(bytes));
+    if let Ok(state) = record::State::decode(bytes) {
+        assert_eq!(state.encode(), bytes);
+    }
     drop(record::RowHead::decode(bytes));
     drop(record::head_len(bytes));
-    drop(record::row_revision(bytes));
-    drop(Routes::decode_plain(bytes));
-    drop(meta::StoredLease::decode(bytes));
+    if let Ok(at) = record::row_revision(bytes) {
+        assert_eq!(record::row_key(at), bytes);
+    }
+    if let Ok(routes) = Routes::decode_plain(bytes) {
+        assert_eq!(routes.encode(), bytes);
+    }
+    if let Ok(lease) = meta::StoredLease::decode(bytes) {
+        assert_eq!(lease.encode(), bytes);
+    }
+    if let Some(id) = meta::lease_id(bytes) {
+        assert_eq!(meta::lease_key(id), bytes);
+    }
     let (at, row) = bytes.split_at(bytes.len().min(record::ROW_KEY_BYTES));
-    let (head, body) = row.split_at(row.len().min(60));
-    drop(record::open_row(at, &bytes::Bytes::copy_from_slice(head), &bytes::Bytes::copy_from_slice(body)));
+    let (head, body) = row.split_at(record::head_len(row).map_or(row.len(), |len| len.min(row.len())));
+    let (head, body) = (bytes::Bytes::copy_from_slice(head), bytes::Bytes::copy_from_slice(body));
+    drop(record::open_row(at, &head, &body));
     if let Ok((mut reader, _)) = snapshot::SnapshotReader::new(bytes) {
         while let Ok(Some(_)) = reader.next_items() {}
     }

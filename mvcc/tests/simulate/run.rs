@@ -40,6 +40,37 @@ pub(crate) fn keep_panics() {
     }));
 }
 
+/// Operations are of kinds below this.
+pub(crate) const KINDS: u64 = 1000;
+
+/// Given operations, for fuzzers: the kind of each, its keyspace, and what the rest of it is drawn from.
+/// Panics where a promise is broken.
+#[expect(dead_code, reason = "the fuzz target has this file too")]
+pub(crate) fn run_given(setup: Setup, operations: impl IntoIterator<Item = (u64, usize, u64)>) {
+    let shared: Shared = Rc::new(RefCell::new(World::new(setup, false)));
+    begin(&shared);
+    for (operation, (kind, at, draws)) in (0..).zip(operations) {
+        if shared.borrow().ended {
+            break;
+        }
+        {
+            let mut world = shared.borrow_mut();
+            let world = &mut *world;
+            world.operation = operation;
+            world.rng = Rng::new(draws);
+            world.take_answers();
+        }
+        let keyspaces = shared.borrow().setup.keyspaces;
+        perform(&shared, operation, kind % KINDS, at % keyspaces);
+        faults::after(&shared);
+    }
+    if !shared.borrow().ended {
+        finish(&shared);
+    }
+    // What waits in it refers to it.
+    meanwhile(None);
+}
+
 /// Runs a seed; operations in `skip` are left out.
 pub(crate) fn run(seed: u64, skip: &BTreeSet<u64>, trace: bool) -> Result<Coverage, Violation> {
     let shared: Shared = Rc::new(RefCell::new(World::new(Setup::draw(seed), trace)));
@@ -58,15 +89,17 @@ pub(crate) fn run(seed: u64, skip: &BTreeSet<u64>, trace: bool) -> Result<Covera
     }
 }
 
+fn begin(shared: &Shared) -> u64 {
+    let mut world = shared.borrow_mut();
+    let world = &mut *world;
+    world.say(|| format!("{:?}", world.setup));
+    world.open().expect("a new store opens");
+    world.create_keyspaces();
+    world.setup.operations
+}
+
 fn run_world(shared: &Shared, skip: &BTreeSet<u64>) {
-    let operations = {
-        let mut world = shared.borrow_mut();
-        let world = &mut *world;
-        world.say(|| format!("{:?}", world.setup));
-        world.open().expect("a new store opens");
-        world.create_keyspaces();
-        world.setup.operations
-    };
+    let operations = begin(shared);
     for operation in 0..operations {
         if shared.borrow().ended {
             break;
@@ -100,10 +133,14 @@ fn step(shared: &Shared, operation: u64) {
             world.clock.advance(Duration::from_millis(by));
         }
         world.take_answers();
-        let kind = world.rng.below(1000);
-        world.say(|| format!("operation of kind {kind}"));
-        (kind, world.rng.below(world.setup.keyspaces as u64) as usize)
+        (world.rng.below(KINDS), world.rng.below(world.setup.keyspaces as u64) as usize)
     };
+    perform(shared, operation, kind, at);
+}
+
+/// An operation of a kind, on a keyspace; the rest of it is drawn.
+fn perform(shared: &Shared, operation: u64, kind: u64, at: usize) {
+    shared.borrow().say(|| format!("operation of kind {kind}"));
     if shared.borrow().is_broken() {
         return;
     }
