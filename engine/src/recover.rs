@@ -236,6 +236,8 @@ fn open_space(core: &Arc<Core>, entry: &SpaceEntry, manifest: &Manifest, read_on
                 }
                 TreeFile::create(&core.disk, spec, core.options.read_mode)?
             }
+            // Nothing of it is read.
+            Err(_) if volatile && !keeps => file,
             Err(error) if error.is_not_found() => {
                 let damage = Damage::Malformed { what: "the manifest names it, but it is not there" };
                 return Err(Error::corrupt(&spec.path, Place::File, damage));

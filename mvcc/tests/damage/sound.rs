@@ -1,12 +1,12 @@
 //! What a crash leaves is no damage: the check finds nothing, whatever the call that was stopped and whatever
 //! of the unsynced writes is kept.
 
-use crate::store::{Driven, STORE, check, open_with, options, read_all};
+use crate::store::{Driven, STORE, check, file_of, open_with, options, read_all};
 use polybolt::disk::Disk;
 use polybolt::disk::sim::{SimDisk, Survive};
 use polybolt::{
-    DeleteRequest, Durability, Engine, Error, Op, Options, PutRequest, Result, Routes, Severity, Span, StorageError,
-    TableEdit, TxnRequest,
+    DeleteRequest, Durability, Engine, Error, Op, Options, PutRequest, RangeRequest, Result, Routes, Severity, Span,
+    StorageError, TableEdit, TxnRequest,
 };
 use std::time::Duration;
 
@@ -135,10 +135,33 @@ fn a_key_that_a_txn_deletes_and_puts_again_is_sound() {
     ks.put(PutRequest::new("a", "3")).wait().unwrap();
     let frames: Result<Vec<_>> = ks.snapshot().unwrap().collect();
     let copy = engine.restore("copy", None, &frames.unwrap().concat()[..], &mut |_| ()).unwrap();
-    let kvs = copy.range(&polybolt::RangeRequest::new(Span::key("a"))).unwrap().kvs;
+    let kvs = copy.range(&RangeRequest::new(Span::key("a"))).unwrap().kvs;
     assert_eq!((kvs[0].create_revision, kvs[0].version), (3, 2));
     drop((ks, copy));
     engine.close().unwrap();
     let report = polybolt::check(dir.path(), &mut |_| ()).unwrap();
     assert!(report.findings.is_clean(), "{:?}", report.findings);
+}
+
+/// It begins empty whatever its file holds, and check says so; but whoever only looked was refused.
+#[test]
+fn a_volatile_file_that_nothing_is_read_of_may_be_damaged() {
+    let disk = SimDisk::new(1);
+    disk.create_dir("/data".as_ref()).unwrap();
+    let mut driven = open_with(&disk, STORE, small(Durability::Sync)).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::parse("gone:volatile=v").unwrap()).unwrap();
+    for key in ["a", "v"] {
+        driven.finish(ks.put(PutRequest::new(key, "1"))).unwrap();
+    }
+    disk.stop();
+    drop((ks, driven));
+    let disk = disk.after_crash(Survive::Nothing);
+    assert!(disk.flip_bit(&file_of(&disk, "ks.gone."), 100, 1));
+    for options in [Options { read_only: true, ..options() }, options()] {
+        assert!(check(&disk.fork()).unwrap().findings.is_clean());
+        let driven = open_with(&disk.fork(), STORE, options).unwrap();
+        driven.engine.verify(&mut |_| ()).unwrap();
+        let kvs = driven.engine.keyspace("ks").unwrap().range(&RangeRequest::new(Span::prefix(""))).unwrap().kvs;
+        assert_eq!(kvs.iter().map(|kv| &kv.key[..]).collect::<Vec<_>>(), [b"a"]);
+    }
 }
