@@ -18,7 +18,7 @@ fn an_entry_that_finds_no_room_is_not_applied() {
         driven.pass(Duration::from_millis(30));
         match driven.finish(ks.apply(entry(index))) {
             Ok(_) => false,
-            Err(Error::Refused(Refusal::NoSpace)) => true,
+            Err(Error::Refused(Refusal::DiskFull)) => true,
             Err(error) => panic!("{error}"),
         }
     });
@@ -175,7 +175,7 @@ fn a_store_opens_on_a_full_disk_by_its_reserve() {
         if survive == Survive::All {
             // What is left of the reserve is for what frees space.
             let refused = driven.put(&ks, "a", vec![1; 3000]);
-            assert!(matches!(refused, Err(Error::Refused(Refusal::NoSpace))), "{refused:?}");
+            assert!(matches!(refused, Err(Error::Refused(Refusal::DiskFull))), "{refused:?}");
         }
         driven.finish(ks.delete_range(DeleteRequest { span: Span::key("a"), prev_kv: false })).unwrap();
         disk.set_capacity(None);
