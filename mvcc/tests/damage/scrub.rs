@@ -83,6 +83,9 @@ fn a_flipped_page_that_nobody_reads_is_found_and_the_engine_goes_on() {
 fn the_scrub_keeps_to_its_rate_and_passes_over_what_is_dropped() {
     let disk = SimDisk::new(1);
     let mut driven = filled(&disk, 100_000);
+    while driven.engine.scrubbed().rounds == 0 {
+        run(&mut driven, Duration::from_secs(1));
+    }
     driven.jobs.advance(Duration::from_secs(3600));
     let begun = driven.engine.scrubbed();
     let mut most = 0;
