@@ -48,6 +48,11 @@ mod explored {
             MutexGuard(self, Some(self.0.lock().unwrap_or_else(PoisonError::into_inner)))
         }
 
+        /// As `parking_lot::Mutex::try_lock`.
+        pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok().map(|held| MutexGuard(self, Some(held)))
+        }
+
         /// As `parking_lot::Mutex::into_inner`.
         pub fn into_inner(self) -> T {
             self.0.into_inner().unwrap_or_else(PoisonError::into_inner)

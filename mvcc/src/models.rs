@@ -188,12 +188,12 @@ fn a_reader_sees_the_compacted_revision_or_the_sweep_sees_its_pin() {
                 shared.publisher.seal(1, 1, || Position(0));
                 // As `compact.rs`: the pins are asked for after the compacted revision.
                 let compacted = shared.publisher.compacted().cast_unsigned();
-                let oldest = shared.pins.oldest(Duration::ZERO).unwrap_or(u64::MAX);
+                let oldest = shared.pins.oldest(Duration::ZERO, 0).unwrap_or(u64::MAX);
                 swept.store(compacted.min(oldest), Ordering::Relaxed);
             }
         });
         // As `core.rs`: pinned first, checked after. It reads at 0, which goes with revision 1.
-        let pin = shared.pins.pin(0, Duration::MAX);
+        let pin = shared.pins.pin(0, Duration::ZERO, Duration::MAX);
         if shared.publisher.compacted() <= 0 {
             assert_eq!(swept.load(Ordering::Relaxed), 0);
             thread::yield_now();
