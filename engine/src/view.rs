@@ -62,13 +62,13 @@ impl View {
         if let Some(edit) = self.buffered(key) {
             return Ok(stored(edit));
         }
-        let Some(file) = &self.published.file else {
+        let Some(pages) = self.pages()? else {
             return Ok(None);
         };
-        let Some(entry) = tree::get(&file.pages()?, self.published.root, key)? else {
+        let Some(entry) = tree::get(&pages, self.published.root, key)? else {
             return Ok(None);
         };
-        Ok(Some(Stored { head: entry.head, body: entry.body.load(&**file)? }))
+        Ok(Some(Stored { head: entry.head, body: entry.body.load(&pages)? }))
     }
 
     /// The head of a key's value; never reads an overflow extent. O(log n).
@@ -76,10 +76,10 @@ impl View {
         if let Some(edit) = self.buffered(key) {
             return Ok(stored(edit).map(|stored| stored.head));
         }
-        let Some(file) = &self.published.file else {
+        let Some(pages) = self.pages()? else {
             return Ok(None);
         };
-        Ok(tree::get(&file.pages()?, self.published.root, key)?.map(|entry| entry.head))
+        Ok(tree::get(&pages, self.published.root, key)?.map(|entry| entry.head))
     }
 
     /// Looks up keys given in ascending order and shows each with its place in `keys`.
@@ -95,15 +95,15 @@ impl View {
             if missing.is_empty() {
                 return Ok(());
             }
-            let Some(file) = &self.published.file else {
+            let Some(pages) = self.pages()? else {
                 return missing.drain(..).try_for_each(|(at, _)| visit(at, None));
             };
             let wanted: Vec<&[u8]> = missing.iter().map(|(_, key)| *key).collect();
-            tree::get_many(&file.pages()?, self.published.root, &wanted, &mut |index, entry| {
+            tree::get_many(&pages, self.published.root, &wanted, &mut |index, entry| {
                 let found = match entry {
                     None => None,
                     Some(entry) => {
-                        let body = if with_body { entry.body.load(&**file)? } else { Bytes::new() };
+                        let body = if with_body { entry.body.load(&pages)? } else { Bytes::new() };
                         Some(Stored { head: entry.head, body })
                     }
                 };
@@ -146,8 +146,10 @@ impl View {
         walk.run(visit)
     }
 
+    /// The pages of the tree; None if it has none: then the file is not even opened.
     fn pages(&self) -> Result<Option<Pages<'_>>> {
-        self.published.file.as_deref().map(TreeFile::pages).transpose()
+        let file = self.published.file.as_deref().filter(|_| self.published.root.ptr.is_some());
+        file.map(TreeFile::pages).transpose()
     }
 
     fn buffered(&self, key: &[u8]) -> Option<Edit> {

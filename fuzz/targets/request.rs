@@ -46,6 +46,7 @@ fn settings() -> Settings {
         advertise_client_urls: vec!["http://localhost:2379".into()],
         quota_bytes: -1,
         max_request_bytes: 20_000,
+        unread_bytes_max: 16 << 20,
         progress_interval: Duration::from_secs(600),
         token_ttl: Duration::from_secs(300),
         bcrypt_cost: 4,
