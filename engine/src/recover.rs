@@ -19,6 +19,7 @@ use crate::journal::segment::{self, Segment};
 use crate::manifest::{Chosen, JournalStart, Manifest, SLOT_NAMES, Slots, SpaceEntry, TreeEntry};
 use crate::ticket::Position;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -86,7 +87,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, options: StoreOptions, replay: &mut dyn 
     let read_only = options.read_only;
     let core = Core::new(disk, options, Committer { slots, manifest, older });
     if !read_only {
-        remove_strays(&core, &was)?;
+        clear_unfinished(&core)?;
     }
     for entry in &was.spaces {
         report.emptied += open_space(&core, entry, &was, read_only)?;
@@ -100,6 +101,8 @@ pub(crate) fn open(disk: Arc<dyn Disk>, options: StoreOptions, replay: &mut dyn 
     if !read_only {
         let session = was.session + 1;
         begin_session(&core, start, session)?;
+        // Not before: until then the other slot may name them, and a restart may have to go by that one.
+        remove_strays(&core, &was)?;
     }
     core.durable.advance(start.position);
     Ok(Opened { core, lock, report, start, segments })
@@ -179,33 +182,36 @@ fn choose(disk: &dyn Disk, path: &Path) -> Result<Chosen> {
 }
 
 /// Removes what an unfinished create, drop or journal segment left behind.
-fn remove_strays(core: &Core, manifest: &Manifest) -> Result<()> {
+/// Removes what a crash left of files in the making.
+fn clear_unfinished(core: &Core) -> Result<()> {
     let path = &core.options.path;
-    let mut known: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::from([(path.clone(), BTreeSet::new())]);
-    for space in &manifest.spaces {
-        for tree in &space.trees {
-            let file = tree_path(path, &space.name, tree);
-            let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
-                continue;
-            };
-            known.entry(dir.to_owned()).or_default().insert(name.to_string_lossy().into_owned());
-        }
-    }
-    // Other directories may be shared with other stores: only our own is swept.
-    for name in core.disk.list(path)? {
-        if name.ends_with(".new") || (name.ends_with(".tree") && !known[path].contains(&name)) {
-            core.disk.remove(&path.join(&name))?;
-        }
-    }
     let journal = segment::directory(path);
     core.disk.create_dir(&journal)?;
-    for name in core.disk.list(&journal)? {
-        if name.ends_with(".new") {
-            core.disk.remove(&journal.join(&name))?;
+    for dir in [path, &journal] {
+        for name in core.disk.list(dir)?.iter().filter(|name| name.ends_with(".new")) {
+            core.disk.remove(&dir.join(name))?;
         }
     }
     // A segment that a killed process renamed may be in use soon, and its name not be on disk (R10).
     core.disk.sync_dir(&journal)?;
+    core.disk.sync_dir(path)
+}
+
+/// Removes tree files of spaces that are gone, or that never came to be.
+fn remove_strays(core: &Core, manifest: &Manifest) -> Result<()> {
+    let path = &core.options.path;
+    let files = manifest.spaces.iter().flat_map(|space| {
+        space.trees.iter().filter_map(|tree| tree_path(path, &space.name, tree).file_name().map(ToOwned::to_owned))
+    });
+    let known: BTreeSet<_> = files.collect();
+    // Other directories may be shared with other stores: only our own is swept.
+    let names = core.disk.list(path)?;
+    let strays: Vec<_> =
+        names.iter().filter(|name| name.ends_with(".tree") && !known.contains(OsStr::new(name.as_str()))).collect();
+    if strays.is_empty() {
+        return Ok(());
+    }
+    strays.iter().try_for_each(|name| core.disk.remove(&path.join(name)))?;
     core.disk.sync_dir(path)
 }
 

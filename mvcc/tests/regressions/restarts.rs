@@ -207,3 +207,35 @@ fn a_restored_and_an_installed_keyspace_are_in_both_slots_before_they_take_write
         }
     }
 }
+
+/// An open took files for strays which the other slot of the manifest still named: if the newer slot rotted
+/// before the open had written both, nothing opened any more.
+#[test]
+fn files_of_a_dropped_keyspace_stay_while_a_slot_names_them() {
+    let mut rotten = 0;
+    for drop_call in 1..20 {
+        for open_call in 1..40 {
+            let disk = new_disk(1);
+            let driven = open(&disk, options()).unwrap();
+            let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+            driven.put(&ks, "a", vec![1]).unwrap();
+            drop(ks);
+            disk.crash_at(disk.calls() + drop_call);
+            drop(driven.engine.drop_keyspace("ks"));
+            drop(driven);
+            let disk = disk.after_crash(Survive::All);
+            disk.crash_at(disk.calls() + open_call);
+            let opened = open(&disk, options()).is_ok();
+            let disk = disk.after_crash(Survive::All);
+            rot(&disk);
+            rotten += 1;
+            if let Err(error) = open(&disk, options()) {
+                panic!("crashes at call {drop_call} of the drop and {open_call} of the open: {error}");
+            }
+            if opened {
+                break;
+            }
+        }
+    }
+    assert!(rotten > 20, "{rotten}");
+}
