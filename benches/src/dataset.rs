@@ -56,6 +56,33 @@ impl Numbers {
     }
 }
 
+/// Bytes of a value.
+pub const VALUE_BYTES: usize = 512;
+
+/// Values cut out of 8 MiB that do not compress.
+#[derive(Debug)]
+pub struct Values(Vec<u8>);
+
+impl Values {
+    /// The same on every run.
+    pub fn new() -> Self {
+        let mut numbers = Numbers::new(42);
+        Values((0..1 << 20).flat_map(|_| numbers.next_u64().to_le_bytes()).collect())
+    }
+
+    /// The value of a number.
+    pub fn of(&self, number: u64) -> &[u8] {
+        let from = Numbers::new(number).below(self.0.len() - VALUE_BYTES);
+        &self.0[from..from + VALUE_BYTES]
+    }
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Values::new()
+    }
+}
+
 /// `count` different keys, in the order in which they are made.
 pub fn keys(count: usize) -> Vec<String> {
     let mut numbers = Numbers::new(0x706f_6c79);

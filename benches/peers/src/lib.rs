@@ -1,0 +1,27 @@
+//! The same etcd work on polybolt and on what a user would pick instead, in one run.
+
+pub mod peer;
+
+pub mod figure;
+pub mod record;
+
+pub mod ordered;
+
+pub mod fjall;
+pub mod lmdb;
+pub mod polybolt;
+pub mod redb;
+pub mod sqlite;
+
+pub mod combine;
+pub mod plan;
+pub mod raw;
+
+pub mod rows;
+pub mod writes;
+
+pub mod child;
+pub mod etcd;
+pub mod report;
+
+pub mod run;

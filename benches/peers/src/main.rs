@@ -1,0 +1,27 @@
+//! The command: a run, or one of the children that a run starts.
+
+use clap::{Parser, Subcommand};
+use polybolt_peers::{child, peer, run};
+
+#[derive(Debug, Parser)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
+struct Command {
+    #[command(subcommand)]
+    child: Option<Role>,
+    #[command(flatten)]
+    run: run::Arguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// One peer in a process of its own; a run starts these.
+    #[command(hide = true)]
+    Child(child::Arguments),
+}
+
+fn main() -> peer::Result<()> {
+    match Command::parse() {
+        Command { child: Some(Role::Child(arguments)), .. } => child::run(&arguments),
+        Command { run, .. } => run::run(&run),
+    }
+}

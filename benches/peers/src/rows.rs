@@ -1,0 +1,307 @@
+//! The rows that read: what is done, checked while it is measured, on a store that was closed and opened again.
+
+use crate::figure::{Figure, Unit, median};
+use crate::peer::{List, MvccPeer, Result, Row, Span};
+use crate::plan::{Fold, Model, PHASES, Phase, Plan};
+use polybolt_benches::dataset::Numbers;
+use polybolt_benches::now;
+use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::Xxh3;
+
+/// The rows of this file.
+pub const READS: [u32; 7] = [2, 5, 6, 7, 8, 9, 17];
+const PODS: &str = "/registry/pods/";
+const PODS_END: &[u8] = b"/registry/pods0";
+const NAMESPACES: usize = 200;
+/// Keys of a page, and the limit of row 7.
+const PAGE: usize = 500;
+
+/// What has to be there, for reads.
+pub struct Expected {
+    plan: Plan,
+    newest: Model,
+    older: Model,
+    live: Vec<usize>,
+    pods: Vec<usize>,
+    pods_fold: Fold,
+    older_pods: Vec<usize>,
+    events: Fold,
+    /// How long a row may take, unless one pass takes longer.
+    time: Duration,
+}
+
+/// What a frontend does with a row: it encodes it into a buffer that goes out when it is full.
+struct Sink {
+    fold: Fold,
+    wire: Vec<u8>,
+}
+
+impl Sink {
+    fn new() -> Self {
+        Sink { fold: Fold::default(), wire: Vec::with_capacity(80 << 10) }
+    }
+
+    fn take(&mut self, row: &Row<'_>) {
+        self.fold.add(row);
+        if self.wire.len() > 64 << 10 {
+            self.wire.clear();
+        }
+        self.wire.extend_from_slice(row.key);
+        self.wire.extend_from_slice(row.value);
+    }
+
+    fn check(&mut self, expected: Fold, what: &str) -> Result<()> {
+        std::hint::black_box(&self.wire);
+        let fold = std::mem::take(&mut self.fold);
+        if fold == expected {
+            return Ok(());
+        }
+        Err(format!("{what}: wrong, {} rows where {} have to be", fold.rows, expected.rows).into())
+    }
+}
+
+fn all_pods() -> Span<'static> {
+    Span { start: PODS.as_bytes(), after: false, end: PODS_END }
+}
+
+/// Runs `pass` until the time is up; its times.
+fn repeat(time: Duration, mut pass: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    let begun = now();
+    let mut times = Vec::new();
+    while times.len() < 3 || (begun.elapsed() < time && times.len() < 100_000) {
+        let pass_begun = now();
+        pass()?;
+        times.push(pass_begun.elapsed().as_secs_f64());
+        if begun.elapsed() > time * 20 {
+            break;
+        }
+    }
+    Ok(times)
+}
+
+fn must_be(what: &str, is: u64, expected: u64) -> Result<()> {
+    if is == expected { Ok(()) } else { Err(format!("{what}: {is} where {expected} has to be").into()) }
+}
+
+impl Expected {
+    /// Of a store that the whole plan was written into.
+    pub fn new(keys: usize, time: Duration) -> Self {
+        let plan = Plan::new(keys);
+        let mut newest = Model::new(&plan);
+        let mut older = None;
+        let mut events = Fold::default();
+        for phase in PHASES {
+            if phase == Phase::Churn {
+                older = Some(newest.clone());
+            }
+            for step in plan.steps(phase) {
+                let changed = newest.apply(step);
+                if changed && phase != Phase::Load {
+                    events.add(&newest.row(&plan, key_of(step)));
+                }
+            }
+        }
+        let older = older.unwrap_or_else(|| newest.clone());
+        let (pods, older_pods) = (newest.live(&plan, PODS), older.live(&plan, PODS));
+        let pods_fold = Fold::of(&plan, &newest, &pods);
+        Expected { live: newest.live(&plan, ""), pods, pods_fold, older_pods, events, plan, newest, older, time }
+    }
+
+    /// A key that is there.
+    pub fn some_key(&self) -> &[u8] {
+        self.plan.key(self.live[self.live.len() / 2])
+    }
+
+    /// The last revision before the churn.
+    pub fn older(&self) -> u64 {
+        self.plan.older()
+    }
+
+    /// Everything that a store can say, hashed, and compared with what it has to be: all keys at both revisions, and
+    /// history from a revision on.
+    pub fn check(&self, peer: &dyn MvccPeer, from: u64) -> Result<String> {
+        must_be("the current revision", peer.revision()?, self.newest.revision)?;
+        let everything = Span { start: b"/", after: false, end: b"0" };
+        let mut whole = Xxh3::new();
+        for (model, at) in [(&self.newest, 0), (&self.older, self.plan.older())] {
+            let (mut is, mut expected) = (Xxh3::new(), Xxh3::new());
+            let list = List { span: everything, at, limit: usize::MAX, count: true };
+            let count = peer.list(list, &mut |row| hash(&mut is, &row))?;
+            let live = model.live(&self.plan, "");
+            live.iter().for_each(|key| hash(&mut expected, &model.row(&self.plan, *key)));
+            must_be("the count of all keys", count, live.len() as u64)?;
+            must_be("the hash of all keys", is.digest(), expected.digest())?;
+            whole.update(&is.digest().to_le_bytes());
+        }
+        let (mut is, mut expected) = (Xxh3::new(), Xxh3::new());
+        peer.history(from, &mut |row| hash(&mut is, &row))?;
+        let mut model = Model::new(&self.plan);
+        for step in PHASES.into_iter().flat_map(|phase| self.plan.steps(phase)) {
+            if model.apply(step) && model.revision >= from {
+                hash(&mut expected, &model.row(&self.plan, key_of(step)));
+            }
+        }
+        must_be("the hash of all history", is.digest(), expected.digest())?;
+        whole.update(&is.digest().to_le_bytes());
+        if peer.get(b"/registry/none")?.is_some() {
+            return Err("a key that was never put is there".into());
+        }
+        Ok(format!("{:032x}", whole.digest128()))
+    }
+
+    /// Measures a row of [`READS`].
+    pub fn measure(&self, row: u32, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
+        match row {
+            2 => self.gets(peer),
+            5 => self.namespaces(peer),
+            6 => self.full(peer),
+            7 => self.limited(peer),
+            8 => self.count(peer),
+            9 => self.pages(peer),
+            17 => self.history(peer),
+            _ => Err(format!("row {row} does not read").into()),
+        }
+    }
+
+    fn gets(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
+        let mut numbers = Numbers::new(2);
+        let mut one = || {
+            let key = self.live[numbers.below(self.live.len())];
+            let expected = self.newest.row(&self.plan, key);
+            let got = peer.get(expected.key)?.ok_or("a key is not there")?;
+            let same = (got.created, got.modified, got.version)
+                == (expected.created, expected.modified, expected.version)
+                && got.value.len() == expected.value.len()
+                && got.value.first_chunk::<8>() == expected.value.first_chunk::<8>()
+                && got.value.last_chunk::<8>() == expected.value.last_chunk::<8>();
+            if same { Ok(()) } else { Err(Box::from("a get answers wrong")) }
+        };
+        // As many as there are keys come in once, up to a time, so that what the system maps on first use is there.
+        let begun = now();
+        for _ in 0..self.live.len() {
+            one()?;
+            if begun.elapsed() > self.time * 2 {
+                break;
+            }
+        }
+        const RUN: usize = 1000;
+        let times = repeat(self.time, || (0..RUN).try_for_each(|_| one()))?;
+        let each = times.iter().sum::<f64>() / (times.len() * RUN) as f64;
+        Ok(vec![Figure::new(2, "point get", Unit::Ns, each * 1e9)])
+    }
+
+    fn namespaces(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
+        let mut numbers = Numbers::new(5);
+        let spans: Vec<(String, Fold)> = (0..16)
+            .map(|_| {
+                let prefix = format!("{PODS}namespace-{:03}/", 1 + numbers.below(NAMESPACES));
+                let first = self.pods.partition_point(|key| *self.plan.names[*key] < *prefix);
+                let keys = self.pods[first..].iter().take_while(|key| self.plan.names[**key].starts_with(&prefix));
+                let keys: Vec<usize> = keys.copied().collect();
+                let fold = Fold::of(&self.plan, &self.newest, &keys);
+                (prefix, fold)
+            })
+            .collect();
+        let (mut at, mut sink) = (0, Sink::new());
+        let mut pass = || {
+            let (prefix, fold) = &spans[at % spans.len()];
+            at += 1;
+            let end = format!("{}0", prefix.trim_end_matches('/'));
+            let span = Span { start: prefix.as_bytes(), after: false, end: end.as_bytes() };
+            let list = List { span, at: 0, limit: usize::MAX, count: false };
+            peer.list(list, &mut |row| sink.take(&row))?;
+            sink.check(*fold, "a namespace")
+        };
+        (0..spans.len()).try_for_each(|_| pass())?;
+        let times = repeat(self.time, pass)?;
+        let what = format!("range of {} keys", spans[0].1.rows.div_ceil(100) * 100);
+        Ok(vec![Figure::new(5, &what, Unit::Us, median(&times) * 1e6)])
+    }
+
+    fn full(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
+        let mut sink = Sink::new();
+        let list = List { span: all_pods(), at: 0, limit: usize::MAX, count: false };
+        let times = repeat(self.time, || {
+            peer.list(list, &mut |row| sink.take(&row))?;
+            sink.check(self.pods_fold, "all pods")
+        })?;
+        let what = format!("range of all {} pods, streamed", self.pods.len());
+        Ok(vec![Figure::new(6, &what, Unit::Ms, median(&times) * 1e3)])
+    }
+
+    fn limited(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
+        let page = &self.pods[..PAGE.min(self.pods.len())];
+        let fold = Fold::of(&self.plan, &self.newest, page);
+        let mut sink = Sink::new();
+        let list = List { span: all_pods(), at: 0, limit: PAGE, count: true };
+        let times = repeat(self.time, || {
+            let count = peer.list(list, &mut |row| sink.take(&row))?;
+            must_be("the count beside a limit", count, self.pods.len() as u64)?;
+            sink.check(fold, "the first page")
+        })?;
+        Ok(vec![Figure::new(7, "limit 500 with exact count", Unit::Us, median(&times) * 1e6)])
+    }
+
+    fn count(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
+        let list = List { span: all_pods(), at: 0, limit: 0, count: true };
+        let times = repeat(self.time, || {
+            let count = peer.list(list, &mut |_| ())?;
+            must_be("a count", count, self.pods.len() as u64)
+        })?;
+        Ok(vec![Figure::new(8, "count of all pods", Unit::Us, median(&times) * 1e6)])
+    }
+
+    /// Pages at the older revision, with the exact count that etcd answers each with, and without. As many as the
+    /// time allows.
+    fn pages(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
+        let mut figures = Vec::new();
+        for (count, what) in [(true, "a page of 500 at an older revision, exact count"), (false, "... without count")] {
+            let (mut sink, mut times, mut last, mut shown) = (Sink::new(), Vec::new(), PODS.as_bytes().to_vec(), 0);
+            let begun: Instant = now();
+            while shown < self.older_pods.len() && (times.len() < 3 || begun.elapsed() < self.time * 2) {
+                let span = Span { start: &last.clone(), after: shown > 0, end: PODS_END };
+                let list = List { span, at: self.plan.older(), limit: PAGE, count };
+                let (left, page_begun) = (self.older_pods.len() - shown, now());
+                let counted = peer.list(list, &mut |row| {
+                    sink.take(&row);
+                    last.clear();
+                    last.extend_from_slice(row.key);
+                })?;
+                times.push(page_begun.elapsed().as_secs_f64());
+                shown += PAGE.min(left);
+                if count {
+                    must_be("the count of an older page", counted, left as u64)?;
+                }
+            }
+            sink.check(Fold::of(&self.plan, &self.older, &self.older_pods[..shown]), "older pages")?;
+            figures.push(Figure::new(9, what, Unit::Us, times.iter().sum::<f64>() / times.len() as f64 * 1e6));
+        }
+        Ok(figures)
+    }
+
+    fn history(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
+        let mut sink = Sink::new();
+        let times = repeat(self.time, || {
+            peer.history(self.plan.first_after_load(), &mut |row| sink.take(&row))?;
+            sink.check(self.events, "history")
+        })?;
+        let each = self.events.rows as f64 / median(&times);
+        Ok(vec![Figure::new(17, "events of history", Unit::PerSecond, each)])
+    }
+}
+
+/// The key of a step.
+pub fn key_of(step: crate::plan::Step) -> usize {
+    use crate::plan::Step;
+    match step {
+        Step::Put(key, _) | Step::Delete(key) | Step::Compare(key, ..) => key,
+    }
+}
+
+fn hash(hasher: &mut Xxh3, row: &Row<'_>) {
+    for number in [row.created, row.modified, row.version, row.key.len() as u64, row.value.len() as u64] {
+        hasher.update(&number.to_le_bytes());
+    }
+    hasher.update(row.key);
+    hasher.update(row.value);
+}
