@@ -63,7 +63,7 @@ const READINGS: [Reading; 11] = [
 fn is(line: &Value, field: &str, expected: &str) -> bool {
     match &line[field] {
         Value::String(text) => text == expected,
-        other => other.to_string() == expected,
+        other => serde_json::from_str::<Value>(expected).is_ok_and(|expected| *other == expected),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::peer::{List, MvccPeer, Result, Row, Span};
 use crate::plan::{Fold, Model, PHASES, Phase, Plan};
 use polybolt_benches::dataset::Numbers;
 use polybolt_benches::now;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The rows of this file.
@@ -64,9 +64,22 @@ fn all_pods() -> Span<'static> {
     Span { start: PODS.as_bytes(), after: false, end: PODS_END }
 }
 
-/// Runs `pass` until the time is up; its times.
-fn repeat(time: Duration, mut pass: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
-    let begun = now();
+/// Passes that were measured.
+struct Passes {
+    /// Seconds of each.
+    times: Vec<f64>,
+    /// Seconds that this thread had a CPU in all of them: on a busy machine the fairer figure.
+    cpu: f64,
+}
+
+fn cpu() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Runs `pass` until the time is up.
+fn repeat(time: Duration, mut pass: impl FnMut() -> Result<()>) -> Result<Passes> {
+    let (begun, cpu_begun) = (now(), cpu());
     let mut times = Vec::new();
     while times.len() < 3 || (begun.elapsed() < time && times.len() < 100_000) {
         let pass_begun = now();
@@ -76,7 +89,16 @@ fn repeat(time: Duration, mut pass: impl FnMut() -> Result<()>) -> Result<Vec<f6
             break;
         }
     }
-    Ok(times)
+    Ok(Passes { times, cpu: cpu() - cpu_begun })
+}
+
+impl Passes {
+    /// The median of a pass, and the CPU that one takes; `factor` is from seconds to the unit.
+    fn figures(&self, row: u32, what: &str, unit: Unit, factor: f64) -> Vec<Figure> {
+        let each = self.cpu / self.times.len() as f64 * factor;
+        let cpu = Figure::new(row, "... of CPU", unit, each);
+        vec![Figure::new(row, what, unit, median(&self.times) * factor), cpu]
+    }
 }
 
 fn must_be(what: &str, is: u64, expected: u64) -> Result<()> {
@@ -186,8 +208,7 @@ impl Expected {
         }
         const RUN: usize = 1000;
         let times = repeat(self.time, || (0..RUN).try_for_each(|_| one()))?;
-        let each = times.iter().sum::<f64>() / (times.len() * RUN) as f64;
-        Ok(vec![Figure::new(2, "point get", Unit::Ns, each * 1e9)])
+        Ok(times.figures(2, "point get", Unit::Ns, 1e9 / RUN as f64))
     }
 
     fn namespaces(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
@@ -215,7 +236,7 @@ impl Expected {
         (0..spans.len()).try_for_each(|_| pass())?;
         let times = repeat(self.time, pass)?;
         let what = format!("range of {} keys", spans[0].1.rows.div_ceil(100) * 100);
-        Ok(vec![Figure::new(5, &what, Unit::Us, median(&times) * 1e6)])
+        Ok(times.figures(5, &what, Unit::Us, 1e6))
     }
 
     fn full(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
@@ -226,7 +247,7 @@ impl Expected {
             sink.check(self.pods_fold, "all pods")
         })?;
         let what = format!("range of all {} pods, streamed", self.pods.len());
-        Ok(vec![Figure::new(6, &what, Unit::Ms, median(&times) * 1e3)])
+        Ok(times.figures(6, &what, Unit::Ms, 1e3))
     }
 
     fn limited(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
@@ -239,7 +260,7 @@ impl Expected {
             must_be("the count beside a limit", count, self.pods.len() as u64)?;
             sink.check(fold, "the first page")
         })?;
-        Ok(vec![Figure::new(7, "limit 500 with exact count", Unit::Us, median(&times) * 1e6)])
+        Ok(times.figures(7, "limit 500 with exact count", Unit::Us, 1e6))
     }
 
     fn count(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
@@ -248,16 +269,16 @@ impl Expected {
             let count = peer.list(list, &mut |_| ())?;
             must_be("a count", count, self.pods.len() as u64)
         })?;
-        Ok(vec![Figure::new(8, "count of all pods", Unit::Us, median(&times) * 1e6)])
+        Ok(times.figures(8, "count of all pods", Unit::Us, 1e6))
     }
 
     /// Pages at the older revision, with the exact count that etcd answers each with, and without. As many as the
     /// time allows.
     fn pages(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
         let mut figures = Vec::new();
-        for (count, what) in [(true, "a page of 500 at an older revision, exact count"), (false, "... without count")] {
+        for (count, what) in [(true, "a page of 500 at an older revision, exact count"), (false, "... no count")] {
             let (mut sink, mut times, mut last, mut shown) = (Sink::new(), Vec::new(), PODS.as_bytes().to_vec(), 0);
-            let begun: Instant = now();
+            let (begun, cpu_begun) = (now(), cpu());
             while shown < self.older_pods.len() && (times.len() < 3 || begun.elapsed() < self.time * 2) {
                 let span = Span { start: &last.clone(), after: shown > 0, end: PODS_END };
                 let list = List { span, at: self.plan.older(), limit: PAGE, count };
@@ -274,7 +295,10 @@ impl Expected {
                 }
             }
             sink.check(Fold::of(&self.plan, &self.older, &self.older_pods[..shown]), "older pages")?;
-            figures.push(Figure::new(9, what, Unit::Us, times.iter().sum::<f64>() / times.len() as f64 * 1e6));
+            let passes = Passes { cpu: cpu() - cpu_begun, times };
+            let mut both = passes.figures(9, what, Unit::Us, 1e6);
+            both[1].what = format!("... of CPU {}", if count { "with it" } else { "without" });
+            figures.extend(both);
         }
         Ok(figures)
     }
@@ -285,7 +309,7 @@ impl Expected {
             peer.history(self.plan.first_after_load(), &mut |row| sink.take(&row))?;
             sink.check(self.events, "history")
         })?;
-        let each = self.events.rows as f64 / median(&times);
+        let each = self.events.rows as f64 / median(&times.times);
         Ok(vec![Figure::new(17, "events of history", Unit::PerSecond, each)])
     }
 }

@@ -115,7 +115,7 @@ struct Run<'a> {
 
 /// Runs everything and reports.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    if arguments.keys == 0 || arguments.keys % 20_000 != 0 {
+    if arguments.keys == 0 || !arguments.keys.is_multiple_of(20_000) {
         return Err("--keys has to be a multiple of 20,000".into());
     }
     let scratch = tempfile::tempdir()?;
