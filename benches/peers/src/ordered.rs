@@ -219,7 +219,7 @@ impl<E: Ordered> MvccPeer for EtcdStore<E> {
         let mut doomed: Vec<Vec<u8>> = Vec::new();
         self.engine.read(&mut |tables| {
             let mut before: Option<(Vec<u8>, bool)> = None;
-            tables.ascend(Table::Index, &[], &[0xff], &mut |entry, life| {
+            tables.ascend(Table::Index, &[0], &[0xff], &mut |entry, life| {
                 let (key, at) = record::split_index_key(entry)?;
                 if at > revision {
                     return Ok(true);
