@@ -3,11 +3,11 @@
 //! It says one line of JSON once its store is open, then reads one request a line and answers each with one.
 
 use crate::figure::{Figure, Unit};
+use crate::measure::{now, resident};
 use crate::peer::{self, Kind, Mode, MvccPeer, Result};
 use crate::plan::{Model, Plan};
 use crate::rows::{Expected, READS};
 use crate::writes::{self, BATCHES, SYNCS};
-use polybolt_benches::{now, resident};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
@@ -138,6 +138,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     })
 }
 
+/// Of 64 callers some begin late and some end late: a shorter time says little.
+pub fn time_of_callers(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.max(1.5))
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "as map_or_else has it")]
 fn failed(error: Box<dyn std::error::Error + Send + Sync>) -> Answer {
     Answer::Failed(error.to_string())
@@ -148,7 +153,7 @@ fn row_of(row: u32, peer: &dyn MvccPeer, knows: &mut Knows, arguments: &Argument
         Knows::Fill(plan, model) if BATCHES.contains(&row) => writes::batch(row, peer, plan, model),
         Knows::Read(expected) if READS.contains(&row) => expected.measure(row, peer),
         Knows::Put(plan) if SYNCS.contains(&row) => {
-            writes::sync(row, peer, plan, &arguments.dir, Duration::from_secs_f64(arguments.seconds))
+            writes::sync(row, peer, plan, &arguments.dir, time_of_callers(arguments.seconds))
         }
         _ => Err(format!("row {row} is not for this child").into()),
     }

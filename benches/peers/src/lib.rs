@@ -1,5 +1,11 @@
 //! The same etcd work on polybolt and on what a user would pick instead, in one run.
 
+// Of the project's own benches, which are no dependency: they need the whole server.
+#[path = "../../src/dataset.rs"]
+pub mod dataset;
+#[path = "../../src/measure.rs"]
+pub mod measure;
+
 pub mod peer;
 
 pub mod figure;

@@ -1,9 +1,9 @@
 //! An etcd store on any engine that has ordered tables and atomic writes.
 
+use crate::measure::now;
 use crate::peer::{Commit, Got, List, MvccPeer, Next, Result, Row, Session, Span};
 use crate::record::{self, Life};
 use bytes::Bytes;
-use polybolt_benches::now;
 use std::sync::Mutex;
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! What is written, in which order, and what has to be there then.
 
+use crate::dataset::{self, Numbers, Values};
 use crate::peer::Row;
-use polybolt_benches::dataset::{self, Numbers, Values};
 
 /// One operation; keys by their number.
 #[derive(Debug, Clone, Copy)]

@@ -1,12 +1,12 @@
 //! polybolt as a library: default options, routes for Kubernetes.
 
+use crate::measure::pause;
 use crate::peer::{Commit, Got, List, Mode, MvccPeer, Next, Result, Row, Session};
 use bytes::Bytes;
 use polybolt::{
     Compare, CompareOp, CompareTarget, DeleteRequest, Durability, Engine, EventKind, KeyValue, Keyspace, Op, Options,
     PutRequest, RangeRequest, Routes, Span, TxnRequest, WatchItem, WatchRequest,
 };
-use polybolt_benches::pause;
 use std::path::Path;
 use std::time::Duration;
 

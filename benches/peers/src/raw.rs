@@ -1,8 +1,8 @@
 //! What the machine itself can do: the limits beside the figures.
 
+use crate::dataset::{Numbers, VALUE_BYTES, Values};
+use crate::measure::now;
 use crate::peer::Result;
-use polybolt_benches::dataset::{Numbers, VALUE_BYTES, Values};
-use polybolt_benches::now;
 use rustix::fs::{FallocateFlags, OFlags, fallocate, fdatasync};
 use std::fs::File;
 use std::os::unix::fs::FileExt;

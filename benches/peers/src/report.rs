@@ -52,7 +52,7 @@ impl Report {
         let begun =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-        let (machine, versions) = (polybolt_benches::machine(), versions());
+        let (machine, versions) = (crate::measure::machine(), versions());
         Report { machine, kernel, versions, begun, keys, rounds, hashes: BTreeMap::new(), lines: Vec::new() }
     }
 
@@ -133,7 +133,7 @@ impl Report {
 }
 
 fn amounts(values: &[f64], unit: Unit) -> String {
-    let show = |value: f64| if unit == Unit::Bytes { polybolt_benches::mib(value as u64) } else { short(value) };
+    let show = |value: f64| if unit == Unit::Bytes { crate::measure::mib(value as u64) } else { short(value) };
     let (low, high) =
         values.iter().fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(*value), high.max(*value)));
     let median = show(median(values));

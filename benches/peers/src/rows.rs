@@ -1,10 +1,10 @@
 //! The rows that read: what is done, checked while it is measured, on a store that was closed and opened again.
 
+use crate::dataset::Numbers;
 use crate::figure::{Figure, Unit, median};
+use crate::measure::now;
 use crate::peer::{List, MvccPeer, Result, Row, Span};
 use crate::plan::{Fold, Model, PHASES, Phase, Plan};
-use polybolt_benches::dataset::Numbers;
-use polybolt_benches::now;
 use std::time::Duration;
 use xxhash_rust::xxh3::Xxh3;
 

@@ -1,6 +1,7 @@
 //! Rounds over the peers, row by row in turns.
 
-use crate::child::{Answer, Purpose, Request};
+use crate::child::{Answer, Purpose, Request, time_of_callers};
+use crate::dataset::Values;
 use crate::etcd::Etcd;
 use crate::figure::{Figure, Unit};
 use crate::peer::{Kind, Result};
@@ -9,7 +10,6 @@ use crate::report::Report;
 use crate::rows::READS;
 use crate::writes::{BATCHES, SYNCS};
 use indicatif::{ProgressBar, ProgressStyle};
-use polybolt_benches::dataset::Values;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -290,7 +290,6 @@ impl Run<'_> {
     /// What the machine does without any store.
     fn raw(&mut self) -> Result<()> {
         self.bar.set_message("the machine itself");
-        let time = Duration::from_secs_f64(self.arguments.seconds);
         let mut figures = Vec::new();
         if self.rows.contains(&2) {
             let each = raw::dependent_reads(self.arguments.keys * 600, 1_000_000);
@@ -303,7 +302,8 @@ impl Run<'_> {
         }
         if self.rows.contains(&13) {
             let record = [b"/registry/pods/namespace-001/frontend-0123456789-01234", Values::new().of(1)].concat();
-            let rate = raw::group_commit(&self.dir.join("group"), 64, time, &record)?;
+            let rate =
+                raw::group_commit(&self.dir.join("group"), 64, time_of_callers(self.arguments.seconds), &record)?;
             figures.push(Figure::new(13, "... a bare group-commit loop", Unit::PerSecond, rate));
         }
         self.report.add("the machine", figures);

@@ -3,9 +3,9 @@
 //! needs none of the others; of its columns not `old_value`, which repeats a row that is there. Reads and writes have
 //! a connection each.
 
+use crate::measure::now;
 use crate::peer::{Commit, Got, List, MvccPeer, Next, Result, Row, Session};
 use bytes::Bytes;
-use polybolt_benches::now;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};

@@ -1,12 +1,12 @@
 //! The rows that write: the clock stops once everything is as durable as the mode says.
 
 use crate::combine;
+use crate::dataset::Numbers;
 use crate::figure::{Figure, Unit, median};
+use crate::measure::now;
 use crate::peer::{Commit, MvccPeer, Next, Result};
 use crate::plan::{Model, Phase, Plan, Step};
 use crate::raw::Preallocated;
-use polybolt_benches::dataset::Numbers;
-use polybolt_benches::now;
 use std::path::Path;
 use std::time::Duration;
 
