@@ -12,7 +12,7 @@ use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Frame, SizeHint};
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -58,6 +58,8 @@ struct Method {
 #[derive(Debug)]
 pub(crate) struct Calls {
     methods: HashMap<String, Arc<Method>>,
+    /// How many are under way.
+    open: IntGauge,
     handled: IntCounterVec,
     requests: IntCounterVec,
     received_bytes: IntCounter,
@@ -68,7 +70,7 @@ pub(crate) struct Calls {
 
 impl Calls {
     /// Requires: called once for a registry.
-    pub(crate) fn new(registry: &Registry, message_max: usize) -> Self {
+    pub(crate) fn new(registry: &Registry, open: IntGauge, message_max: usize) -> Self {
         let labels = ["grpc_type", "grpc_service", "grpc_method"];
         let vec = |name: &str, help: &str, labels: &[&str]| {
             let vec = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid name");
@@ -108,6 +110,7 @@ impl Calls {
         }
         Calls {
             methods,
+            open,
             handled,
             requests: vec(
                 "etcd_server_client_requests_total",
@@ -168,6 +171,7 @@ pub(crate) async fn pass(State(calls): State<Arc<Calls>>, request: Request, next
         return next.run(request).await;
     };
     method.started.inc();
+    calls.open.inc();
     let mut call = Call { calls: Arc::clone(&calls), method, begun: Instant::now(), code: None };
     let mut response = match Calls::version(request.headers()) {
         Ok(version) => {
@@ -204,6 +208,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
+        self.calls.open.dec();
         // Without an outcome the client went.
         self.calls.count(&self.method, self.code.unwrap_or(Code::Cancelled));
         self.method.seconds.observe(self.begun.elapsed().as_secs_f64());

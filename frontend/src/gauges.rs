@@ -24,6 +24,7 @@ pub(crate) struct LookedUp {
 #[derive(Clone)]
 pub(crate) struct Open {
     pub(crate) connections: IntGauge,
+    pub(crate) calls: IntGauge,
     pub(crate) watch_streams: IntGauge,
     pub(crate) snapshots: IntGauge,
     pub(crate) range_streams: IntGauge,
@@ -34,6 +35,7 @@ impl Default for Open {
         let gauge = |name: &str, help: &str| IntGauge::new(name, help).expect("a valid name");
         Open {
             connections: gauge("polybolt_connections", "Connections of clients."),
+            calls: gauge("polybolt_calls", "Calls under way."),
             watch_streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Streams of watchers."),
             snapshots: gauge("polybolt_snapshot_streams", "Snapshots under way."),
             range_streams: gauge("polybolt_range_streams", "Streams of ranges under way."),
@@ -201,13 +203,14 @@ impl LookedUp {
     /// Who may take how much memory.
     #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
     fn bounds(&self, all: &mut Families, status: &KeyspaceStatus) {
-        let Open { connections, watch_streams, snapshots, range_streams } = &self.open;
-        for gauge in [connections, watch_streams, snapshots, range_streams] {
+        let Open { connections, calls, watch_streams, snapshots, range_streams } = &self.open;
+        for gauge in [connections, calls, watch_streams, snapshots, range_streams] {
             all.0.extend(gauge.collect());
         }
         let count = |gauge: &IntGauge| gauge.get().max(0).cast_unsigned();
         let clients = Clients {
             connections: count(connections),
+            calls: count(calls),
             watch_streams: count(watch_streams),
             watchers: status.watchers,
             snapshots: count(snapshots),

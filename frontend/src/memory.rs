@@ -13,11 +13,14 @@ const BUFFER_COPIES: u64 = 3;
 /// What is kept for a connection, and for a stream, by HTTP/2.
 const CONNECTION_BYTES: u64 = MIB;
 const STREAM_BYTES: u64 = MIB;
+/// What a call under way takes besides its message: its task, its buffers, its place in HTTP/2.
+const CALL_BYTES: u64 = 16 << 10;
 
 /// Who is connected.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Clients {
     pub(crate) connections: u64,
+    pub(crate) calls: u64,
     pub(crate) watch_streams: u64,
     pub(crate) watchers: u64,
     pub(crate) snapshots: u64,
@@ -41,6 +44,7 @@ pub(crate) fn bound(options: &Options, unread_bytes_max: u64, clients: Clients, 
         + watching
         + reading
         + clients.connections * CONNECTION_BYTES
+        + clients.calls * CALL_BYTES
         + index_bytes
 }
 
@@ -55,6 +59,7 @@ mod tests {
         assert_eq!(alone, BASE_BYTES + 4 * options.buffer_bytes);
         let one = Clients { connections: 1, watch_streams: 1, watchers: 1, ..Clients::default() };
         assert_eq!(bound(&options, 0, one, 0) - alone, 5 * MIB);
+        assert_eq!(bound(&options, 0, Clients { calls: 64, ..Clients::default() }, 0) - alone, MIB);
         let slow = Clients { snapshots: 2, range_streams: 3, ..Clients::default() };
         assert_eq!(bound(&options, 7, slow, 11) - alone, 5 * 3 * MIB + 18);
     }

@@ -97,7 +97,7 @@ impl Metrics {
         registry.register(Box::new(looked_up)).expect("registered once");
         let make = Maker(&registry);
         Metrics {
-            calls: Arc::new(Calls::new(&registry, message_max)),
+            calls: Arc::new(Calls::new(&registry, open.calls, message_max)),
             ranges: make.counter("etcd_mvcc_range_total", "Ranges, also those in txns."),
             puts: make.counter("etcd_mvcc_put_total", "Puts, also those in txns."),
             deletes: make.counter("etcd_mvcc_delete_total", "Deletes, also those in txns."),

@@ -152,7 +152,7 @@ async fn watchers_that_never_read_hold_a_bounded_amount() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_are_not_read_are_few_bounded_and_let_go() {
     let dir = tempfile::tempdir().unwrap();
-    let flags = ["--pin-age-max", "2s", "--compaction-sleep-interval", "1ms"];
+    let flags = ["--pin-age-max", "20s", "--compaction-sleep-interval", "1ms"];
     let served = Served::start(dir.path(), &flags);
     let writing = channel(&served).await;
     fill(&writing, 300, 20_000).await;

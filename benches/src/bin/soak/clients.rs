@@ -28,6 +28,8 @@ pub(crate) struct Counts {
     pub(crate) seen: AtomicI64,
     /// Events out of order, or twice.
     pub(crate) disorder: AtomicU64,
+    /// How often it was so slow that what it needed next was compacted.
+    pub(crate) cut_off: AtomicU64,
     /// Streams of clients that do not read, as often as they were opened.
     pub(crate) stalled: AtomicU64,
     /// Those that were refused.
@@ -94,35 +96,44 @@ pub(crate) async fn write(port: u16, load: Load, counts: Arc<Counts>, mut n: u64
     }
 }
 
-fn watch_all(prev_kv: bool) -> pb::WatchRequest {
-    let create = pb::WatchCreateRequest { key: "\0".into(), range_end: "\0".into(), prev_kv, ..Default::default() };
+fn watch_all(prev_kv: bool, start_revision: i64) -> pb::WatchRequest {
+    let create = pb::WatchCreateRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        prev_kv,
+        start_revision,
+        ..Default::default()
+    };
     pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) }
 }
 
-/// Reads every event, and looks at their order.
+/// Reads every event, and looks at their order. Once cut off by a compaction it goes on behind that, as any
+/// watcher does.
 pub(crate) async fn watch(port: u16, counts: Arc<Counts>) {
-    let Ok(channel) = connect(port).await else { return };
-    let (sender, receiver) = mpsc::channel(1);
-    drop(sender.send(watch_all(false)).await);
-    let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
-    let Ok(stream) = client.watch(ReceiverStream::new(receiver)).await else { return };
-    let mut stream = stream.into_inner();
-    let mut last = 0;
-    while let Ok(Some(response)) = stream.message().await {
-        if response.canceled {
-            counts.disorder.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        for event in &response.events {
-            let at = event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
-            // Each put has a revision of its own: the next one is due.
-            if last > 0 && at != last + 1 {
-                counts.disorder.fetch_add(1, Ordering::Relaxed);
+    let mut from = 0;
+    while let Ok(channel) = connect(port).await {
+        let (sender, receiver) = mpsc::channel(1);
+        drop(sender.send(watch_all(false, from)).await);
+        let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
+        let Ok(stream) = client.watch(ReceiverStream::new(receiver)).await else { return };
+        let (mut stream, mut last) = (stream.into_inner(), 0);
+        while let Ok(Some(response)) = stream.message().await {
+            if response.canceled {
+                counts.cut_off.fetch_add(1, Ordering::Relaxed);
+                from = response.compact_revision;
+                break;
             }
-            last = at;
+            for event in &response.events {
+                let at = event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+                // Each put has a revision of its own: the next one is due.
+                if last > 0 && at != last + 1 {
+                    counts.disorder.fetch_add(1, Ordering::Relaxed);
+                }
+                last = at;
+            }
+            counts.events.fetch_add(response.events.len() as u64, Ordering::Relaxed);
+            counts.seen.store(last, Ordering::Relaxed);
         }
-        counts.events.fetch_add(response.events.len() as u64, Ordering::Relaxed);
-        counts.seen.store(last, Ordering::Relaxed);
     }
 }
 
@@ -159,7 +170,7 @@ async fn stall_once(port: u16, kind: Stalled, load: &Load, counts: &Counts) -> R
     match kind {
         Stalled::Watch => {
             let (sender, receiver) = mpsc::channel(1);
-            drop(sender.send(watch_all(true)).await);
+            drop(sender.send(watch_all(true, 0)).await);
             let stream = WatchClient::new(channel).watch(ReceiverStream::new(receiver)).await.map_err(refused)?;
             asked();
             tokio::time::sleep(load.stall).await;

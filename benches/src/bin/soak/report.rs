@@ -145,7 +145,9 @@ pub(crate) fn verdict(samples: &[Sample], counts: &Counts, load: &Load, left: &[
         mib(load.buffer_bytes),
         mib(load.unread_bytes)
     );
-    println!("  3 MiB a watch stream, 1 MiB a watcher, 3 MiB a snapshot or stream of a range, 1 MiB a connection");
+    println!(
+        "  3 MiB a watch stream, 1 MiB a watcher, 3 MiB a snapshot or stream of a range, 1 MiB a connection, 16 KiB a call"
+    );
     println!(
         "memory: {} of {} allocated at the most, {:.0} % of the bound, after {:.1} min; median {}",
         mib(peak.anonymous),
@@ -164,9 +166,10 @@ pub(crate) fn verdict(samples: &[Sample], counts: &Counts, load: &Load, left: &[
         mib(most("polybolt_buffered_bytes") as u64)
     );
     println!(
-        "watch: {} events read in order, {} out of order; {} watchers lagged at the most",
+        "watch: {} events read in order, {} out of order, {} times cut off by compaction; {} watchers lagged at the most",
         load_count(&counts.events),
         load_count(&counts.disorder),
+        load_count(&counts.cut_off),
         most("etcd_debugging_mvcc_slow_watcher_total")
     );
     println!(
@@ -186,7 +189,7 @@ pub(crate) fn verdict(samples: &[Sample], counts: &Counts, load: &Load, left: &[
     for (fine, what) in [
         (within, "memory stays under the bound"),
         (left.is_empty(), "within a minute all is back at its size before"),
-        (ordered, "the watcher that reads got every event once"),
+        (ordered, "the watcher that reads got every event once, in order"),
         (pressed, "the disk was slower than the writers"),
     ] {
         println!("{} {what}", if fine { "ok    " } else { "FAILED" });

@@ -47,7 +47,7 @@ impl Sample {
 }
 
 /// Gauges that are kept.
-pub(crate) const GAUGES: [&str; 24] = [
+pub(crate) const GAUGES: [&str; 25] = [
     "etcd_mvcc_db_open_read_transactions",
     "polybolt_pin_oldest_seconds",
     "polybolt_pin_held_revisions",
@@ -57,6 +57,7 @@ pub(crate) const GAUGES: [&str; 24] = [
     "polybolt_buffered_bytes",
     "polybolt_index_bytes",
     "polybolt_connections",
+    "polybolt_calls",
     "polybolt_watch_send_bytes",
     "polybolt_snapshot_streams",
     "polybolt_snapshot_send_bytes",
