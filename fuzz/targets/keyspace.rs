@@ -13,6 +13,14 @@ mod checks;
 mod coverage;
 #[path = "../../mvcc/tests/simulate/faults.rs"]
 mod faults;
+#[path = "../../mvcc/tests/simulate/copies.rs"]
+mod copies;
+#[path = "../../mvcc/tests/simulate/follow.rs"]
+mod follow;
+#[path = "../../mvcc/tests/simulate/restart.rs"]
+mod restart;
+#[path = "../../mvcc/tests/simulate/setup.rs"]
+mod setup;
 #[path = "../../mvcc/tests/simulate/ops.rs"]
 mod ops;
 #[path = "../../mvcc/tests/simulate/run.rs"]
@@ -27,12 +35,12 @@ const OPERATIONS_MAX: usize = 64;
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Some((seed, rest)) = input.split_first_chunk() else { return Corpus::Reject };
-    let setup = world::Setup::draw(u16::from_le_bytes(*seed).into());
+    let setup = setup::Setup::draw(u16::from_le_bytes(*seed).into());
     let operations = rest.chunks_exact(5).take(OPERATIONS_MAX).map(|operation| {
         let [kind, kind_high, at, draws, draws_high] = operation else { unreachable!("five bytes") };
         let (kind, draws) = (u16::from_le_bytes([*kind, *kind_high]), u16::from_le_bytes([*draws, *draws_high]));
         (kind.into(), usize::from(*at), draws.into())
     });
-    run::run_given(world::Setup { operations: OPERATIONS_MAX as u64, ..setup }, operations);
+    run::run_given(setup::Setup { operations: OPERATIONS_MAX as u64, ..setup }, operations);
     Corpus::Keep
 });

@@ -12,7 +12,7 @@ use polybolt_engine::file::{FileSpec, ReadMode, TreeFile};
 use polybolt_engine::page::layout::{self, HEADER_BYTES, Head, Kind, Stamp};
 use polybolt_engine::page::leaf::Entry as LeafEntry;
 use polybolt_engine::space::{Extent, FreeSpace};
-use polybolt_engine::tree::{self, Cursor, Edit, PageSource, Reached, Root, Surveyor};
+use polybolt_engine::tree::{self, Cursor, Edit, Reached, Root, Surveyor};
 use polybolt_engine::{Damage, Error, PagePtr, TreeId, UNIT_BYTES, limits};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -110,8 +110,8 @@ fn reach(file: &TreeFile, root: Root) -> Result<u64, Error> {
     Ok(shape.entries)
 }
 
-fn walk(file: &Arc<TreeFile>, root: Root, up: bool, max: usize) -> Result<Vec<(Vec<u8>, Vec<u8>, Vec<u8>)>, Error> {
-    let mut cursor = Cursor::new(Arc::clone(file) as Arc<dyn PageSource>, root);
+fn walk(file: &TreeFile, root: Root, up: bool, max: usize) -> Result<Vec<(Vec<u8>, Vec<u8>, Vec<u8>)>, Error> {
+    let mut cursor = Cursor::new(file, root);
     if up {
         cursor.seek(Bound::Unbounded)?
     } else {
@@ -119,7 +119,7 @@ fn walk(file: &Arc<TreeFile>, root: Root, up: bool, max: usize) -> Result<Vec<(V
     };
     let mut found = Vec::new();
     while let Some((key, head, body)) = cursor.entry() {
-        found.push((key.to_vec(), head.to_vec(), body.load(&**file)?.to_vec()));
+        found.push((key.to_vec(), head.to_vec(), body.load(file)?.to_vec()));
         if found.len() > max {
             break;
         }
@@ -133,7 +133,7 @@ fn walk(file: &Arc<TreeFile>, root: Root, up: bool, max: usize) -> Result<Vec<(V
 }
 
 /// All ways through a tree that is whole.
-fn whole(file: &Arc<TreeFile>, root: Root, content: &Content) {
+fn whole(file: &TreeFile, root: Root, content: &Content) {
     let listed: Vec<_> = content.iter().map(|(key, (head, body))| (key.clone(), head.clone(), body.clone())).collect();
     let count = listed.len();
     assert_eq!(walk(file, root, true, count).expect("it is whole"), listed);
@@ -146,16 +146,16 @@ fn whole(file: &Arc<TreeFile>, root: Root, content: &Content) {
         many.push((at, entry.map(|entry| entry.head.to_vec())));
         Ok(())
     };
-    tree::get_many(&**file, root, &keys, visit).expect("it is whole");
+    tree::get_many(file, root, &keys, visit).expect("it is whole");
     for (at, (key, (head, body))) in content.iter().enumerate() {
         assert_eq!(many[at], (at, Some(head.clone())));
-        let found = tree::get(&**file, root, key).expect("it is whole").expect("it is there");
-        assert_eq!((&found.head[..], &found.body.load(&**file).expect("it is whole")[..]), (&head[..], &body[..]));
+        let found = tree::get(file, root, key).expect("it is whole").expect("it is there");
+        assert_eq!((&found.head[..], &found.body.load(file).expect("it is whole")[..]), (&head[..], &body[..]));
         let absent = [&key[..], &[0]].concat();
         if !content.contains_key(&absent) {
-            assert_eq!(tree::get(&**file, root, &absent).expect("it is whole"), None);
+            assert_eq!(tree::get(file, root, &absent).expect("it is whole"), None);
         }
-        let mut cursor = Cursor::new(Arc::clone(file) as Arc<dyn PageSource>, root);
+        let mut cursor = Cursor::new(file, root);
         cursor.seek(Bound::Excluded(key)).expect("it is whole");
         assert_eq!(cursor.key(), keys.get(at + 1).copied());
         cursor.seek_back(Bound::Excluded(key)).expect("it is whole");
@@ -164,7 +164,7 @@ fn whole(file: &Arc<TreeFile>, root: Root, content: &Content) {
 }
 
 /// Puts over some entries, removes others, and adds some.
-fn change(file: &Arc<TreeFile>, root: Root, end: u32, content: &Content, salt: u8) {
+fn change(file: &TreeFile, root: Root, end: u32, content: &Content, salt: u8) {
     let within =
         |key: &Vec<u8>, head: &Vec<u8>| key.len() <= limits::TREE_KEY_BYTES_MAX && head.len() <= limits::HEAD_BYTES_MAX;
     // What no writer wrote through the limits need not be taken on.
@@ -196,7 +196,7 @@ fn change(file: &Arc<TreeFile>, root: Root, end: u32, content: &Content, salt: u
     }
     let mut space = FreeSpace::unknown(end);
     let mut writer = file.writer(&mut space, EPOCH + 1).expect("it is open");
-    let changed = tree::edit(&**file, &mut writer, root, &edits).expect("a tree that is whole is changed");
+    let changed = tree::edit(file, &mut writer, root, &edits).expect("a tree that is whole is changed");
     writer.finish().expect("the disk has room");
     assert_eq!(changed.entries, expected.len() as u64);
     assert_eq!(reach(file, changed).expect("what was written is whole"), changed.entries);
@@ -209,14 +209,14 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     disk.create_dir(Path::new("/s")).expect("an empty disk");
     let spec = FileSpec { path: PATH.into(), engine: ENGINE, tree: TreeId(3), page_bytes: UNIT_BYTES };
     let mode = ReadMode::Pread { cache_bytes: 64 << 10 };
-    let file = Arc::new(TreeFile::create(&disk, spec, mode).expect("an empty disk"));
+    let file = TreeFile::create(&disk, spec, mode).expect("an empty disk");
     let raw = file.disk_file().expect("it is open");
     let Some((ptr, height, end)) = build(&*raw, input) else { return Corpus::Reject };
     let mut root = Root { ptr: Some(ptr), height, entries: 0 };
     let mut seen = Seen::default();
-    root.entries = tree::survey(&*file, root, &mut seen);
+    root.entries = tree::survey(&file, root, &mut seen);
     let mut seen = Seen::default();
-    tree::survey(&*file, root, &mut seen);
+    tree::survey(&file, root, &mut seen);
     let reached = reach(&file, root);
     match &reached {
         // Extents are not read, and no unit is counted.
@@ -235,7 +235,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         drop(walk(&file, root, up, STEPS_MAX).inspect_err(named));
     }
     for key in [&b""[..], b"a", b"m", &[255; 600]] {
-        drop(tree::get(&*file, root, key).inspect_err(named));
+        drop(tree::get(&file, root, key).inspect_err(named));
     }
     Corpus::Keep
 });
