@@ -306,7 +306,7 @@ impl Core {
     }
 
     /// Allocates the space reserve as far as it is not there: all of it, a half or a quarter, whatever
-    /// the disk has room for; false if that is less than half of what there was before the disk was full.
+    /// the disk has room for; false if that is nothing, or less than there was before the disk was full.
     pub fn take_reserve(&self) -> Result<bool> {
         let bytes = self.options.space_reserve_bytes;
         let mut reserve = self.reserve.lock();
@@ -338,7 +338,7 @@ impl Core {
             }
         }
         reserve.most = reserve.most.max(reserve.held);
-        Ok(reserve.held > 0 && reserve.held >= reserve.most / 2)
+        Ok(reserve.held > 0 && reserve.held >= reserve.most)
     }
 
     /// Gives the space reserve, or what an earlier session has left of it, to whoever writes next, also while
