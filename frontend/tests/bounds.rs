@@ -68,6 +68,9 @@ fn all_keys() -> pb::RangeRequest {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_on_a_slow_disk_wait_and_what_waits_is_bounded() {
+    if !asked() {
+        return;
+    }
     if !has_program("strace") {
         return;
     }
@@ -117,6 +120,9 @@ async fn writers_on_a_slow_disk_wait_and_what_waits_is_bounded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watchers_that_never_read_hold_a_bounded_amount() {
+    if !asked() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), &[]);
     let mut streams = Vec::new();
@@ -151,6 +157,9 @@ async fn watchers_that_never_read_hold_a_bounded_amount() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_are_not_read_are_few_bounded_and_let_go() {
+    if !asked() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let flags = ["--pin-age-max", "20s", "--compaction-sleep-interval", "1ms"];
     let served = Served::start(dir.path(), &flags);
@@ -186,6 +195,9 @@ async fn streams_that_are_not_read_are_few_bounded_and_let_go() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_holds_back_so_many_revisions_and_is_let_go() {
+    if !asked() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), &["--pin-revisions-max", "1000", "--compaction-sleep-interval", "1ms"]);
     let writing = channel(&served).await;
@@ -220,6 +232,9 @@ async fn a_reader_holds_back_so_many_revisions_and_is_let_go() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_are_not_read_are_bounded() {
+    if !asked() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), &["--unread-bytes-max", "5000000"]);
     let writing = channel(&served).await;
@@ -243,4 +258,13 @@ async fn answers_that_are_not_read_are_bounded() {
     until(&served, "polybolt_range_unread_bytes", |value| value == 0.0).await;
     let kvs = kv.max_decoding_message_size(usize::MAX).range(all_keys()).await.unwrap().into_inner().kvs;
     assert_eq!(kvs.len(), 300);
+}
+
+/// These wait for a real disk and for clients in real time, which a busy machine stretches: a command of its own.
+fn asked() -> bool {
+    let asked = std::env::var_os("POLYBOLT_REAL_TIME").is_some();
+    if !asked {
+        println!("not run: POLYBOLT_REAL_TIME is not set");
+    }
+    asked
 }
