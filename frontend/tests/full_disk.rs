@@ -248,10 +248,16 @@ async fn range(client: &mut KvClient<Channel>, key: &str, end: &str) -> pb::Rang
 /// What has to be seen while the disk is full.
 async fn check_full(port: u16, load: &Load) {
     let (mut kv, mut maintenance) = (KvClient::new(channel(port)), MaintenanceClient::new(channel(port)));
-    // Everybody has been refused since, and nothing of it was applied.
-    let refused = load.counts.refused.load(Ordering::Relaxed);
-    let before = range(&mut kv, "\0", "").await.header.unwrap().revision;
-    until("writers are refused", async || load.counts.refused.load(Ordering::Relaxed) > refused + 5 * WRITERS).await;
+    // What was admitted before may have yet to become visible. Then everybody is refused, and nothing of it applied.
+    let mut before = 0;
+    until("writers are refused for good", async || {
+        let refused = load.counts.refused.load(Ordering::Relaxed);
+        before = range(&mut kv, "\0", "").await.header.unwrap().revision;
+        until("writers are refused", async || load.counts.refused.load(Ordering::Relaxed) > refused + 5 * WRITERS)
+            .await;
+        range(&mut kv, "\0", "").await.header.unwrap().revision == before
+    })
+    .await;
     let found = range(&mut kv, "/registry/", "/registry0").await;
     assert_eq!(found.header.unwrap().revision, before, "a refused write was applied");
     assert!(found.kvs.iter().all(|kv| kv.mod_revision <= before));
