@@ -418,6 +418,18 @@ impl SimDisk {
         if end <= file.durable.len {
             file.durable.write(offset, bytes);
         }
+        // What is on its way to the disk too: a later power cut must not undo rot.
+        for change in &mut file.unsynced {
+            if let Change::Write { offset: from, bytes: written } = change {
+                let (low, high) = ((*from).max(offset), (*from + written.len() as u64).min(end));
+                if low < high {
+                    let mut spoilt = written.to_vec();
+                    let part = &bytes[(low - offset) as usize..(high - offset) as usize];
+                    spoilt[(low - *from) as usize..(high - *from) as usize].copy_from_slice(part);
+                    *written = spoilt.into();
+                }
+            }
+        }
         true
     }
 
