@@ -47,6 +47,18 @@ pub enum Command {
     Nothing,
 }
 
+impl Command {
+    /// About how many bytes of keys and values it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Command::Op(op) => op.bytes(),
+            Command::LeaseCheckpoint(remaining) => size_of_val(remaining.as_slice()),
+            Command::Table(edits) => edits.iter().map(TableEdit::bytes).sum(),
+            Command::Compact(_) | Command::LeaseGrant { .. } | Command::LeaseRevoke(_) | Command::Nothing => 0,
+        }
+    }
+}
+
 /// The most leases of one checkpoint.
 pub const LEASES_PER_CHECKPOINT: usize = 1000;
 
@@ -72,6 +84,12 @@ pub struct TableEdit {
     pub key: Bytes,
     /// Its value; None removes it.
     pub value: Option<Bytes>,
+}
+
+impl TableEdit {
+    pub(crate) fn bytes(&self) -> usize {
+        self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
+    }
 }
 
 /// Refuses what the meta tree cannot hold, whatever the state.

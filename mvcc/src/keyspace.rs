@@ -10,8 +10,8 @@ use crate::pending::Pending;
 use crate::read::{self, Pinned, RangeStream};
 use crate::record::State;
 use crate::request::{
-    Compare, CompareTarget, DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, Op,
-    PutRequest, PutResponse, RangeRequest, RangeResponse, ShardStatus, TxnRequest, TxnResponse, WatchRequest,
+    DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, ShardStatus, TxnRequest, TxnResponse, WatchRequest,
 };
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
@@ -144,9 +144,9 @@ impl Keyspace {
             let core = self.core();
             return Pending::answered(&core, read_txn(&core, &request), None);
         }
-        self.core().submit(compare_bytes(&request) + txn_bytes(&request), move |core, writer| {
+        self.core().submit(request.bytes(), move |core, writer| {
             txn::check_txn(&request, core.options.max_txn_ops).map_err(Error::from)?;
-            check_size(core, txn_bytes(&request))?;
+            check_size(core, request.written_bytes())?;
             core.evaluate(writer, Extra::default(), |evaluation| evaluation.txn(&request))
         })
     }
@@ -212,7 +212,8 @@ impl Keyspace {
     /// the rest is not. Apply again from the applied index on.
     pub fn apply(&self, entries: Vec<Entry>) -> Pending<Vec<Result<Applied>>> {
         let mut done: Vec<Result<Applied>> = Vec::with_capacity(entries.len());
-        self.core().submit(0, move |core, writer| {
+        let bytes = entries.iter().map(|entry| entry.command.bytes()).sum();
+        self.core().submit(bytes, move |core, writer| {
             while let Some(entry) = entries.get(done.len()) {
                 match command::apply_entry(core, writer, entry) {
                     Ok(applied) => done.push(Ok(applied)),
@@ -522,7 +523,7 @@ impl Keyspace {
     /// # Errors
     /// `Invalid`, if a key is longer than the tree can hold: with the table's name 510 bytes.
     pub fn table_write(&self, edits: Vec<TableEdit>) -> Pending<()> {
-        let bytes = edits.iter().map(|edit| edit.key.len() + edit.value.as_ref().map_or(0, Bytes::len)).sum();
+        let bytes = edits.iter().map(TableEdit::bytes).sum();
         self.core().submit(bytes, move |core, writer| {
             command::check_table(&edits).map_err(Error::from)?;
             let extra = Extra { meta: command::table_edits(&edits), frees_space: true, ..Extra::default() };
@@ -570,24 +571,4 @@ fn read_txn(core: &Core, request: &TxnRequest) -> Result<TxnResponse> {
 fn check_size(core: &Core, bytes: usize) -> Result<()> {
     let (size, max) = (bytes as u64, core.options.max_request_bytes);
     if size > max { Err(Refusal::TooLarge { size, max }.into()) } else { Ok(()) }
-}
-
-/// Bytes of compares, which are held but not written.
-fn compare_bytes(request: &TxnRequest) -> usize {
-    let compare = |compare: &Compare| {
-        let value = if let CompareTarget::Value(value) = &compare.target { value.len() } else { 0 };
-        compare.span.key.len() + value
-    };
-    request.compare.iter().map(compare).sum()
-}
-
-fn txn_bytes(request: &TxnRequest) -> usize {
-    let op = |op: &Op| match op {
-        Op::Put(put) => put.key.len() + put.value.len(),
-        Op::Range(range) => range.span.key.len(),
-        Op::Delete(delete) => delete.span.key.len(),
-        Op::Txn(txn) => txn_bytes(txn),
-        Op::Invalid(_) => 0,
-    };
-    request.success.iter().chain(&request.failure).map(op).sum()
 }

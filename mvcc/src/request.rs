@@ -314,6 +314,35 @@ pub struct TxnRequest {
     pub failure: Vec<Op>,
 }
 
+impl TxnRequest {
+    /// Bytes of its keys and values, compares included, which are held but not written.
+    pub(crate) fn bytes(&self) -> usize {
+        let compare = |compare: &Compare| {
+            let value = if let CompareTarget::Value(value) = &compare.target { value.len() } else { 0 };
+            compare.span.key.len() + value
+        };
+        self.compare.iter().map(compare).sum::<usize>() + self.written_bytes()
+    }
+
+    /// Of its operations alone.
+    pub(crate) fn written_bytes(&self) -> usize {
+        self.success.iter().chain(&self.failure).map(Op::bytes).sum()
+    }
+}
+
+impl Op {
+    /// Bytes of its keys and values.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Op::Put(put) => put.key.len() + put.value.len(),
+            Op::Range(range) => range.span.key.len(),
+            Op::Delete(delete) => delete.span.key.len(),
+            Op::Txn(txn) => txn.written_bytes(),
+            Op::Invalid(_) => 0,
+        }
+    }
+}
+
 /// What one operation of a txn answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpResponse {

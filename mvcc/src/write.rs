@@ -69,6 +69,9 @@ fn quota_cost(changes: &[Change], extra: &Extra) -> u64 {
 const LINE_OVERHEAD: usize = 4096;
 /// However small the buffers are, so many bytes of requests may wait.
 const LINE_BYTES_MIN: usize = 4 << 20;
+/// What brings no bytes along may wait beyond that bound, up to so much more: compactions and revokes among them
+/// are what makes room.
+const LINE_RESERVE: usize = 1 << 20;
 
 /// Encoded changes.
 struct Encoded {
@@ -83,7 +86,7 @@ struct Encoded {
 
 impl Core {
     /// Runs `request` as the one writer, behind those that wait for room.
-    /// It holds about `bytes` while it stands in line, which is bounded (B1).
+    /// It holds about `bytes` of keys and values while it stands in line, which is bounded (B1).
     pub(crate) fn submit<T: Send + 'static>(
         self: &Arc<Self>,
         bytes: usize,
@@ -97,8 +100,9 @@ impl Core {
                     Err(ticket) => short = Some(ticket),
                 }
             }
+            let most = core.line_bytes_max() + if bytes == 0 { LINE_RESERVE } else { 0 };
             let bytes = bytes + LINE_OVERHEAD;
-            if !writer.line.is_empty() && writer.line_bytes + bytes > core.line_bytes_max() {
+            if !writer.line.is_empty() && writer.line_bytes + bytes > most {
                 return Pending::answered(core, Err(Refusal::TooManyRequests.into()), None);
             }
             let slot: Slot<T> = Arc::default();

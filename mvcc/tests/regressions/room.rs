@@ -183,3 +183,41 @@ fn a_store_opens_on_a_full_disk_by_its_reserve() {
         driven.fill(&ks, "a", 3000);
     }
 }
+
+/// A compaction was refused because puts had filled the line, though it is what makes room; and what replicas apply
+/// was not counted in it at all.
+#[test]
+fn a_compaction_stands_in_a_line_that_is_full() {
+    let driven = open(&new_disk(1), options()).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+    driven.fill(&ks, "k", 10);
+    let revision = ks.revision();
+    let put = |n: usize| ks.put(PutRequest::new(format!("k{n}"), vec![1; 20_000]));
+    // Nothing is written out meanwhile.
+    let mut line: Vec<_> = (0..300).map(|n| Box::pin(put(n))).collect();
+    let mut now = |answer: &mut std::pin::Pin<Box<polybolt::Pending<_>>>| {
+        answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).map(|answer| answer.is_ok())
+    };
+    let refused = line.iter_mut().map(&mut now).filter(|now| *now == Poll::Ready(false)).count();
+    assert!(refused > 0, "the line is not full");
+    let compaction = ks.compact(revision, false);
+    drop(line);
+    driven.finish(compaction).unwrap();
+    assert_eq!(ks.compact_revision(), revision);
+
+    let driven = open(&new_disk(1), Options { face: Face::Replayed, ..options() }).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+    let entry = |index: u64| {
+        let put = PutRequest::new(format!("k{index}"), vec![1; 20_000]);
+        ks.apply(vec![Entry { index, command: Command::Op(Op::Put(put)) }])
+    };
+    let mut line: Vec<_> = (1..300).map(|index| Box::pin(entry(index))).collect();
+    let refused =
+        line.iter_mut().filter_map(|entry| match entry.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => answer.err(),
+            Poll::Pending => None,
+        });
+    let refused: Vec<_> = refused.collect();
+    assert!(!refused.is_empty(), "the line has no bound");
+    assert!(refused.iter().all(|error| matches!(error, Error::Refused(Refusal::TooManyRequests))), "{refused:?}");
+}
