@@ -25,6 +25,8 @@ fn serve(dir: &Path, inject: &str, kind: Option<&str>, flags: &[&str]) -> Served
     drop(Served::start(dir, &[]));
     let call = inject.split(':').next().unwrap();
     let mut command = Command::new("strace");
+    // Whoever asks is answered by the one thread whose calls were counted.
+    command.env("TOKIO_WORKER_THREADS", "1");
     command.args(["-D", "-f", "-qq", "-o"]).arg(dir.with_extension("strace"));
     command.args(["-e", &format!("trace={call}"), "-e", &format!("inject={inject}")]);
     if let Some(kind) = kind {
@@ -262,7 +264,8 @@ async fn no_space_for_a_checkpoint_passes_and_writes_go_on() {
     succeed(polybolt().arg("check").arg("--data-dir").arg(&data));
 }
 
-/// Journal segments are made ahead: one that cannot be made is tried again, whatever the error is.
+/// Journal segments are made ahead: one that cannot be made is tried again, whatever the error is. Writes that find
+/// none are refused meanwhile, with the reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_segment_that_cannot_be_made_is_tried_again() {
     if !asked() {
@@ -271,7 +274,8 @@ async fn a_segment_that_cannot_be_made_is_tried_again() {
     if !has_program("strace") {
         return;
     }
-    for error in ["ENOSPC", "EIO"] {
+    let errors = [("ENOSPC", "etcdserver: mvcc: database space exceeded"), ("EIO", "cannot preallocate ")];
+    for (error, says) in errors {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         // A new store has its reserve and its manifest's room: what is left are segments.
@@ -280,7 +284,13 @@ async fn a_segment_that_cannot_be_made_is_tried_again() {
         let limit = Instant::now() + Duration::from_secs(120);
         while injected(&data) < 3 || writer.acknowledged < 100 {
             assert!(Instant::now() < limit, "{} injected", injected(&data));
-            writer.write().await.unwrap();
+            match writer.write().await {
+                Ok(()) => {}
+                Err(status) => {
+                    assert!(status.message().contains(says), "{status:?}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
         }
         assert!(gauge(&served, "polybolt_storage_failed").await == 0.0);
         assert!(gauge(&served, "polybolt_disk_full").await == 0.0);
