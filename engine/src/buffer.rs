@@ -3,19 +3,30 @@
 //! Writers mostly add keys in rising order (revisions), so those go to a vector; the rest, and
 //! removals of old keys, go to an ordered map. A key is in one of the two, never in both. One
 //! writer at a time adds (the space's lock sees to it); readers take the lock for one lookup or one
-//! bounded run of entries and copy handles out, never bytes. A buffer that was cut for a checkpoint
-//! gets no more entries.
+//! bounded run of entries and copy handles out, never bytes. What is below all keys is not looked for, and
+//! the lock is not taken for it: after a checkpoint most of what is read is. A buffer that was cut for a
+//! checkpoint gets no more entries.
 
 use crate::batch::Edit;
+use crate::page::search::ordinal;
 use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 /// Applied entries of one tree, by key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct TreeBuffer {
     entries: RwLock<Entries>,
+    /// The lowest ordinal of a key in it.
+    low: AtomicU64,
+}
+
+impl Default for TreeBuffer {
+    fn default() -> Self {
+        TreeBuffer { entries: RwLock::default(), low: AtomicU64::new(u64::MAX) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -27,16 +38,31 @@ struct Entries {
 impl TreeBuffer {
     /// Records what becomes of a key. O(1) for a key above all others, else O(log n).
     pub fn set(&self, key: Bytes, edit: Edit) {
-        self.entries.write().set(key, edit);
+        let mut entries = self.entries.write();
+        // Before anybody is told of the key, who then looks for it here.
+        self.low.fetch_min(ordinal(&key), Ordering::Release);
+        entries.set(key, edit);
     }
 
-    /// What becomes of `key`, if this buffer says. O(log n).
+    /// What becomes of `key`, if this buffer says. O(log n); O(1) for a key below all others.
     pub fn get(&self, key: &[u8]) -> Option<Edit> {
-        let entries = self.entries.read();
-        if let Ok(at) = entries.rising.binary_search_by(|(have, _)| have[..].cmp(key)) {
-            return Some(entries.rising[at].1.clone());
+        if self.is_below(key) { None } else { self.entries.read().get(key).cloned() }
+    }
+
+    /// The same for keys given in ascending order: appends the place of each that is there, and what becomes of it.
+    pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K], out: &mut Vec<(usize, Edit)>) {
+        let first = keys.partition_point(|key| self.is_below(key.as_ref()));
+        if first == keys.len() {
+            return;
         }
-        if entries.rest.is_empty() { None } else { entries.rest.get(key).cloned() }
+        let entries = self.entries.read();
+        for (at, key) in keys.iter().enumerate().skip(first) {
+            out.extend(entries.get(key.as_ref()).map(|edit| (at, edit.clone())));
+        }
+    }
+
+    fn is_below(&self, key: &[u8]) -> bool {
+        ordinal(key) < self.low.load(Ordering::Acquire)
     }
 
     /// Appends to `out` up to `max` entries from `from` on, ascending.
@@ -85,6 +111,13 @@ impl TreeBuffer {
 }
 
 impl Entries {
+    fn get(&self, key: &[u8]) -> Option<&Edit> {
+        if let Ok(at) = self.rising.binary_search_by(|(have, _)| have[..].cmp(key)) {
+            return Some(&self.rising[at].1);
+        }
+        if self.rest.is_empty() { None } else { self.rest.get(key) }
+    }
+
     fn set(&mut self, key: Bytes, edit: Edit) {
         if self.rising.last().is_none_or(|(last, _)| *last < key) {
             if !self.rest.is_empty() {
@@ -137,6 +170,11 @@ mod tests {
             let whole: Vec<_> = model.clone().into_iter().collect();
             prop_assert_eq!(buffer.sorted(), whole);
             prop_assert_eq!(buffer.get(&[probe]), model.get(&[probe][..]).cloned());
+            let probes: Vec<[u8; 1]> = (0..40).filter(|key| key % 3 != probe % 3).map(|key| [key]).collect();
+            let mut many = Vec::new();
+            buffer.get_many(&probes, &mut many);
+            let found = |(at, key): (usize, &[u8; 1])| Some((at, model.get(&key[..])?.clone()));
+            prop_assert_eq!(many, probes.iter().enumerate().filter_map(found).collect::<Vec<_>>());
             let mut up = Vec::new();
             buffer.ascend(Bound::Excluded(&[probe]), 3, &mut up);
             let want: Vec<_> = model.iter().filter(|(k, _)| k[0] > probe).take(3).map(|(k, e)| (k.clone(), e.clone())).collect();

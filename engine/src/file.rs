@@ -366,6 +366,14 @@ impl PageSource for Pages<'_> {
         }
     }
 
+    fn load_ahead(&self, ptr: PagePtr) {
+        let start = ptr.unit as usize * UNIT_BYTES;
+        let mapped = self.mapped.as_deref().map_or(&[][..], |mapped| mapped.mapping.bytes());
+        if let Some(page) = mapped.get(start..start + self.file.page_bytes) {
+            layout::load_ahead(page, None);
+        }
+    }
+
     fn extent(&self, extent: ExtentRef) -> Result<Bytes> {
         self.file.extent(extent)
     }

@@ -8,7 +8,8 @@ use crate::batch::Edit;
 use crate::buffer::TreeBuffer;
 use crate::error::Result;
 use crate::file::{Pages, TreeFile};
-use crate::tree::{self, Body, Root};
+use crate::page::leaf::BodyAt;
+use crate::tree::{self, Body, PageSource, Root};
 use bytes::Bytes;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct View {
 
 /// How many buffered entries a walk takes at a time.
 const RUN: usize = 64;
+/// How many keys are looked up under one hold of a buffer's lock.
+const KEYS_TOGETHER: usize = 256;
 
 impl View {
     /// A view of what is published now.
@@ -59,69 +62,77 @@ impl View {
 
     /// The value of a key. O(log n).
     pub fn get(&self, key: &[u8]) -> Result<Option<Stored>> {
-        if let Some(edit) = self.buffered(key) {
-            return Ok(stored(edit));
-        }
-        let Some(pages) = self.pages()? else {
-            return Ok(None);
-        };
-        let Some(entry) = tree::get(&pages, self.published.root, key)? else {
-            return Ok(None);
-        };
-        Ok(Some(Stored { head: entry.head, body: entry.body.load(&pages)? }))
+        self.show(key, true, |lent| lent.copy())
     }
 
     /// The head of a key's value; never reads an overflow extent. O(log n).
     pub fn head(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.show(key, false, |lent| Bytes::copy_from_slice(lent.head))
+    }
+
+    /// Shows the value of a key where it lies, its body only if `with_body`. O(log n), and nothing is allocated.
+    pub fn show<T>(&self, key: &[u8], with_body: bool, show: impl FnOnce(Lent<'_>) -> T) -> Result<Option<T>> {
         if let Some(edit) = self.buffered(key) {
-            return Ok(stored(edit).map(|stored| stored.head));
+            return Ok(Lent::of_edit(&edit, with_body).map(show));
         }
         let Some(pages) = self.pages()? else {
             return Ok(None);
         };
-        Ok(tree::get(&pages, self.published.root, key)?.map(|entry| entry.head))
+        let shown =
+            tree::find(&pages, self.published.root, key, |lent| Lent::of_tree(&pages, lent, with_body).map(show));
+        shown?.transpose()
     }
 
-    /// Looks up keys given in ascending order and shows each with its place in `keys`.
-    /// `body_len` bytes of the body are loaded only if `with_body`.
+    /// Looks up keys given in ascending order and shows each with its place in `keys`, where it lies. Bodies in
+    /// extents are read only if `with_body`.
     pub fn get_many<K: AsRef<[u8]>>(
         &self,
         keys: &[K],
         with_body: bool,
-        visit: &mut dyn FnMut(usize, Option<Stored>) -> Result<()>,
+        visit: &mut dyn FnMut(usize, Option<Lent<'_>>) -> Result<()>,
     ) -> Result<()> {
-        let mut missing: Vec<(usize, &[u8])> = Vec::new();
-        let flush = |missing: &mut Vec<(usize, &[u8])>, visit: &mut dyn FnMut(usize, Option<Stored>) -> Result<()>| {
-            if missing.is_empty() {
-                return Ok(());
+        let pages = self.pages()?;
+        let (mut newest, mut frozen) = (Vec::new(), Vec::new());
+        for (base, keys) in (0..).step_by(KEYS_TOGETHER).zip(keys.chunks(KEYS_TOGETHER)) {
+            newest.clear();
+            self.published.active.get_many(keys, &mut newest);
+            if let Some(buffer) = &self.published.frozen {
+                frozen.clear();
+                buffer.get_many(keys, &mut frozen);
+                // Of two the newest holds, which a stable sort leaves in front.
+                newest.append(&mut frozen);
+                newest.sort_by_key(|(at, _)| *at);
+                newest.dedup_by_key(|(at, _)| *at);
             }
-            let Some(pages) = self.pages()? else {
-                return missing.drain(..).try_for_each(|(at, _)| visit(at, None));
-            };
-            let wanted: Vec<&[u8]> = missing.iter().map(|(_, key)| *key).collect();
-            tree::get_many(&pages, self.published.root, &wanted, &mut |index, entry| {
-                let found = match entry {
-                    None => None,
-                    Some(entry) => {
-                        let body = if with_body { entry.body.load(&pages)? } else { Bytes::new() };
-                        Some(Stored { head: entry.head, body })
-                    }
-                };
-                visit(missing[index].0, found)
-            })?;
-            missing.clear();
-            Ok(())
-        };
-        for (at, key) in keys.iter().enumerate() {
-            match self.buffered(key.as_ref()) {
-                None => missing.push((at, key.as_ref())),
-                Some(edit) => {
-                    flush(&mut missing, visit)?;
-                    visit(at, stored(edit))?;
+            let mut from = 0;
+            for (at, edit) in newest.iter().map(|(at, edit)| (*at, Some(edit))).chain([(keys.len(), None)]) {
+                if from < at {
+                    self.get_in_tree(pages.as_ref(), &keys[from..at], with_body, &mut |place, lent| {
+                        visit(base + from + place, lent)
+                    })?;
                 }
+                if let Some(edit) = edit {
+                    visit(base + at, Lent::of_edit(edit, with_body))?;
+                }
+                from = at + 1;
             }
         }
-        flush(&mut missing, visit)
+        Ok(())
+    }
+
+    fn get_in_tree<K: AsRef<[u8]>>(
+        &self,
+        pages: Option<&Pages<'_>>,
+        keys: &[K],
+        with_body: bool,
+        visit: &mut dyn FnMut(usize, Option<Lent<'_>>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(pages) = pages else {
+            return (0..keys.len()).try_for_each(|at| visit(at, None));
+        };
+        tree::get_many(pages, self.published.root, keys, &mut |at, lent| {
+            visit(at, lent.map(|lent| Lent::of_tree(pages, lent, with_body)).transpose()?)
+        })
     }
 
     /// Walks entries from `from` on, ascending, until `visit` says false. Bodies are loaded on demand.
@@ -157,10 +168,67 @@ impl View {
     }
 }
 
-fn stored(edit: Edit) -> Option<Stored> {
-    match edit {
-        Edit::Put { head, body } => Some(Stored { head, body }),
-        Edit::Remove => None,
+/// A value where it lies.
+#[derive(Debug)]
+pub struct Lent<'a> {
+    /// The part that stays in the leaf.
+    pub head: &'a [u8],
+    /// The part that may overflow.
+    pub body: LentBody<'a>,
+}
+
+/// A body where it lies.
+#[derive(Debug)]
+pub enum LentBody<'a> {
+    /// Behind the head, in one piece with it: this is both.
+    Joined(&'a [u8]),
+    /// In memory that is shared.
+    Shared(Bytes),
+    /// Nobody asked for it.
+    Unread,
+}
+
+impl<'a> Lent<'a> {
+    fn of_edit(edit: &'a Edit, with_body: bool) -> Option<Self> {
+        match edit {
+            Edit::Put { head, body } => {
+                let body = if with_body { LentBody::Shared(body.clone()) } else { LentBody::Unread };
+                Some(Lent { head, body })
+            }
+            Edit::Remove => None,
+        }
+    }
+
+    fn of_tree(pages: &Pages<'_>, lent: tree::Lent<'a>, with_body: bool) -> Result<Self> {
+        let body = match lent.body {
+            _ if !with_body => LentBody::Unread,
+            BodyAt::Here(_) => LentBody::Joined(lent.joined),
+            BodyAt::There(extent) => LentBody::Shared(pages.extent(extent)?),
+        };
+        Ok(Lent { head: lent.head, body })
+    }
+
+    /// Its body; empty if nobody asked for it.
+    pub fn body(&self) -> &[u8] {
+        match &self.body {
+            LentBody::Joined(both) => &both[self.head.len()..],
+            LentBody::Shared(body) => body,
+            LentBody::Unread => &[],
+        }
+    }
+
+    /// A copy of its own.
+    pub fn copy(self) -> Stored {
+        let head = self.head.len();
+        match self.body {
+            LentBody::Joined(both) => {
+                let mut head_and_body = Bytes::copy_from_slice(both);
+                let body = head_and_body.split_off(head);
+                Stored { head: head_and_body, body }
+            }
+            LentBody::Shared(body) => Stored { head: Bytes::copy_from_slice(self.head), body },
+            LentBody::Unread => Stored { head: Bytes::copy_from_slice(self.head), body: Bytes::new() },
+        }
     }
 }
 

@@ -142,7 +142,7 @@ fn whole(file: &TreeFile, root: Root, content: &Content) {
     assert_eq!(back, listed);
     let keys: Vec<&[u8]> = content.keys().map(|key| &key[..]).collect();
     let mut many = Vec::new();
-    let visit = &mut |at: usize, entry: Option<tree::Entry>| {
+    let visit = &mut |at: usize, entry: Option<tree::Lent<'_>>| {
         many.push((at, entry.map(|entry| entry.head.to_vec())));
         Ok(())
     };

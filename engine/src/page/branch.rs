@@ -8,8 +8,10 @@
 //! | 14..   | key   | no key in the child is below it, and none in the child before at or above it |
 
 use super::layout::{self, u16_at, u32_at, u64_at};
+use super::search;
 use crate::error::Damage;
 use crate::ids::PagePtr;
+use std::ops::Range;
 
 const CHILD_HEAD: usize = 14;
 
@@ -50,12 +52,21 @@ impl<'a> Branch<'a> {
 
     /// The child that has `key` if any has: the last whose lowest key is not above it, or the first.
     pub fn find(&self, key: &[u8]) -> usize {
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            if self.key(middle) <= key { low = middle + 1 } else { high = middle }
+        // The lowest key of the first child may be empty, which says nothing of the others.
+        let from = usize::from(self.len() > 2);
+        let last = self.len().saturating_sub(1);
+        let bounds = search::ordinal(self.key(from))..search::ordinal(self.key(last)).saturating_add(1);
+        let first = from + search::guess(self.len() - from, search::ordinal(key), &bounds);
+        match search::find(self.len(), first, key, |at| self.key(at)) {
+            Ok(at) => at,
+            Err(at) => at.saturating_sub(1),
         }
-        low.saturating_sub(1)
+    }
+
+    /// Between which ordinals the keys of child `at` lie, if it is not the last.
+    pub fn bounds(&self, at: usize) -> Option<Range<u64>> {
+        (at + 1 < self.len())
+            .then(|| search::ordinal(self.key(at))..search::ordinal(self.key(at + 1)).saturating_add(1))
     }
 }
 

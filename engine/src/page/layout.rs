@@ -22,6 +22,7 @@
 
 use crate::error::Damage;
 use crate::ids::{PagePtr, TreeId, UNIT_BYTES};
+use std::hint::black_box;
 use std::ops::Range;
 
 const CHECKSUM: Range<usize> = 0..4;
@@ -36,6 +37,8 @@ const EPOCH: Range<usize> = ENGINE.end..ENGINE.end + 8;
 const UNITS: Range<usize> = EPOCH.end..EPOCH.end + 4;
 const COUNT: Range<usize> = UNITS.end..UNITS.end + 4;
 const RESERVED: Range<usize> = COUNT.end..COUNT.end + 24;
+/// What one load from memory brings.
+const LINE_BYTES: usize = 64;
 /// Where a page's own content begins.
 pub const HEADER_BYTES: usize = RESERVED.end;
 
@@ -146,6 +149,21 @@ pub fn slot(page: &[u8], at: usize) -> usize {
     usize::from(u16_at(page, HEADER_BYTES + 2 * at))
 }
 
+/// Loads what a lookup of about the entry `at` reads of a page, before it is needed: its header and first slots
+/// if `at` is None, else the entry up to the next. Whatever the page holds, that is nothing but loads.
+pub fn load_ahead(page: &[u8], at: Option<usize>) {
+    let range = match at {
+        None => 0..HEADER_BYTES + 1,
+        Some(at) if HEADER_BYTES + 2 * at + 4 <= page.len() => slot(page, at)..slot(page, at + 1),
+        Some(_) => return,
+    };
+    // Behind the last slot is no other: then it is as many bytes as an entry may have in a leaf.
+    let end = if range.end > range.start { range.end } else { range.start + page.len() / 8 };
+    for line in page.get(range.start..end.min(page.len())).unwrap_or(&[]).iter().step_by(LINE_BYTES) {
+        black_box(*line);
+    }
+}
+
 /// Checks that all slots point behind the slots, ascending, into the page.
 pub fn check_slots(page: &[u8], count: u32) -> Result<(), Damage> {
     let count = count as usize;
@@ -176,5 +194,7 @@ pub fn u32_at(page: &[u8], at: usize) -> u32 {
 
 /// Eight little-endian bytes as a number. The page was checked.
 pub fn u64_at(page: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(page, at)) | u64::from(u32_at(page, at + 4)) << 32
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&page[at..at + 8]);
+    u64::from_le_bytes(bytes)
 }

@@ -12,9 +12,11 @@
 //! The body goes to an extent when the entry would take more than a quarter of the page.
 
 use super::layout::{self, HEADER_BYTES, u16_at, u32_at, u64_at};
+use super::search;
 use crate::error::Damage;
 use crate::ids::{PagePtr, UNIT_BYTES};
 use crate::limits;
+use std::ops::Range;
 
 const ENTRY_HEAD: usize = 10;
 const EXTENT_REF: usize = 16;
@@ -61,6 +63,13 @@ pub struct Entry<'a> {
     pub head: &'a [u8],
     /// The rest of it.
     pub body: BodyAt<'a>,
+}
+
+impl Entry<'_> {
+    /// Bytes of its body in the leaf.
+    pub fn body_here(&self) -> &[u8] {
+        if let BodyAt::Here(body) = self.body { body } else { &[] }
+    }
 }
 
 /// A leaf that was checked.
@@ -117,16 +126,23 @@ impl<'a> Leaf<'a> {
 
     /// The place of `key`, or where it would be.
     pub fn find(&self, key: &[u8]) -> Result<usize, usize> {
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            match self.key(middle).cmp(key) {
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
-                std::cmp::Ordering::Equal => return Ok(middle),
-            }
-        }
-        Err(low)
+        self.find_from(usize::midpoint(0, self.len()), key)
+    }
+
+    /// The same, looked for from place `first` on.
+    pub fn find_from(&self, first: usize, key: &[u8]) -> Result<usize, usize> {
+        search::find(self.len(), first, key, |at| self.key(at))
+    }
+
+    /// Where `key` should be, if the ordinals of the entries lie in `bounds`.
+    pub fn guess(&self, key: &[u8], bounds: &Range<u64>) -> usize {
+        search::guess(self.len(), search::ordinal(key), bounds)
+    }
+
+    /// The ordinals of its first and behind its last key.
+    pub fn bounds(&self) -> Range<u64> {
+        let last = self.len().saturating_sub(1);
+        search::ordinal(self.key(0))..search::ordinal(self.key(last)).saturating_add(1)
     }
 }
 

@@ -1,13 +1,14 @@
 //! What bytes mean. Never does I/O.
 //!
 //! [`layout`] has the header of every page and extent; [`leaf`] and [`branch`] have the two kinds of
-//! tree pages. A page is checked once, whole, when it comes from disk ([`check`]); after that no
+//! tree pages, [`search`] finds keys in both. A page is checked once, whole, when it comes from disk ([`check`]); after that no
 //! access through its view can leave it.
 
-pub mod branch;
-pub mod build;
 pub mod layout;
+pub mod search;
+pub mod branch;
 pub mod leaf;
+pub mod build;
 
 pub use branch::Branch;
 pub use layout::{Head, Kind, Stamp};

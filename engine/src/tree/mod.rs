@@ -14,7 +14,7 @@ mod survey;
 pub use cursor::Cursor;
 pub use edit::edit;
 pub use reach::{Reached, TreeShape, reach};
-pub use seek::{get, get_many};
+pub use seek::{Lent, find, get, get_many};
 pub use survey::{Surveyor, survey};
 
 use crate::codec::Reader;
@@ -131,6 +131,8 @@ impl Deref for PageRef<'_> {
 pub trait PageSource: Send + Sync {
     /// The checked page that `ptr` names, of this height.
     fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>>;
+    /// Begins to load the first lines of a page that is asked for next, if that can be done without waiting.
+    fn load_ahead(&self, _ptr: PagePtr) {}
     /// The checked body in an overflow extent.
     fn extent(&self, extent: ExtentRef) -> Result<Bytes>;
     /// Bytes of a page.
@@ -191,18 +193,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// One allocation for head and inline body.
-    fn copy(entry: crate::page::leaf::Entry<'_>) -> Self {
-        match entry.body {
-            BodyAt::There(extent) => Entry { head: Bytes::copy_from_slice(entry.head), body: Body::Extent(extent) },
-            BodyAt::Here(body) => {
-                let mut both = Vec::with_capacity(entry.head.len() + body.len());
-                both.extend_from_slice(entry.head);
-                both.extend_from_slice(body);
-                let mut head = Bytes::from(both);
-                let body = Body::Inline(head.split_off(entry.head.len()));
-                Entry { head, body }
-            }
+    /// A copy: one allocation for head and inline body.
+    pub fn copy(lent: Lent<'_>) -> Self {
+        let mut head = Bytes::copy_from_slice(lent.joined);
+        let body = head.split_off(lent.head.len());
+        Entry {
+            head,
+            body: if let BodyAt::There(extent) = lent.body { Body::Extent(extent) } else { Body::Inline(body) },
         }
     }
 }

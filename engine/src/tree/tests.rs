@@ -148,7 +148,9 @@ impl Tested {
         let mut seen = Vec::new();
         get_many(&*self.memory, self.root, &probes, &mut |at, entry| {
             assert_eq!(at, seen.len());
-            let found = entry.map(|entry| (entry.head.to_vec(), entry.body.load(&*self.memory).unwrap().to_vec()));
+            let copy = |lent| Entry::copy(lent);
+            let found =
+                entry.map(copy).map(|entry| (entry.head.to_vec(), entry.body.load(&*self.memory).unwrap().to_vec()));
             seen.push(found);
             Ok(())
         })
