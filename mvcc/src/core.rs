@@ -6,7 +6,7 @@
 //! Lock order: `writer`, then `lessor`, then a shard's index, then the publisher's. Readers take an
 //! index lock for a bounded run of keys and hold nothing while they read rows.
 
-use crate::error::{Error, Refusal, Result};
+use crate::error::{Refusal, Result};
 use crate::lease::Lessor;
 use crate::options::{Durability, Face, Options};
 use crate::pins::{Pin, Pins};
@@ -23,9 +23,9 @@ use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
 use polybolt_engine::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use polybolt_engine::sync::{Mutex, RwLock};
-use polybolt_engine::view::{Stored, View};
+use polybolt_engine::view::{Lent, View};
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
-use polybolt_index::{Hit, Index, KeyRange, Life, Revision};
+use polybolt_index::{Hit, Index, KeyRange, Revision};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -382,9 +382,12 @@ impl Core {
         loop {
             let run = KEYS_PER_RUN.min(full - out.len());
             let before = out.len();
+            let (mut keys, mut ends) = (Vec::new(), Vec::new());
             let visit = &mut |key: &[u8], hit| {
-                out.push(Found { key: Bytes::copy_from_slice(key), hit, shard, own: None });
-                if out.len() - before == run { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                keys.extend_from_slice(key);
+                ends.push(keys.len());
+                out.push(Found { key: Bytes::new(), hit, shard, own: None });
+                if ends.len() == run { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             let index = self.shards[shard].index.read();
             let range = KeyRange { start: &start, end: end.as_deref() };
@@ -394,6 +397,12 @@ impl Core {
                 index.walk_back(range, at, visit)
             }
             drop(index);
+            // The keys of a run share their memory.
+            let keys = Bytes::from(keys);
+            let mut from = 0;
+            for (found, to) in out[before..].iter_mut().zip(ends) {
+                found.key = keys.slice(std::mem::replace(&mut from, to)..to);
+            }
             if out.len() - before < run || out.len() >= full {
                 return;
             }
@@ -417,79 +426,6 @@ impl Core {
             self.shards[segment.shard].index.read().count(range, at)
         };
         segments.iter().map(in_segment).sum()
-    }
-
-    /// The lives of what was found. The index knows those of newest states; others are read.
-    pub(crate) fn lives(&self, found: &[Found]) -> Result<Vec<Life>> {
-        let older: Vec<Found> = found.iter().filter(|found| found.hit.life.is_none()).cloned().collect();
-        let mut rows = self.fetch(&older, true)?.into_iter();
-        let mut read = || {
-            let kv = rows.next().unwrap_or_default();
-            Life { created: kv.create_revision.cast_unsigned(), version: kv.version.cast_unsigned() }
-        };
-        Ok(found.iter().map(|found| found.hit.life.unwrap_or_else(&mut read)).collect())
-    }
-
-    /// The rows of what was found, in the same order; each tree is read in the order of revisions.
-    pub(crate) fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
-        self.fetch_in(found, keys_only, &[])
-    }
-
-    /// The same out of `views`, where there is one.
-    pub(crate) fn fetch_in(&self, found: &[Found], keys_only: bool, views: &[(TreeId, View)]) -> Result<Vec<KeyValue>> {
-        let view_of = |shard: &Shard| match views.iter().find(|(of, _)| *of == shard.tree) {
-            None => self.store.view(shard.tree),
-            Some((_, early)) => Ok(early.clone()),
-        };
-        let open = |found: &Found, key: &[u8], stored: Option<Stored>| {
-            let damaged = |damage| self.damaged(&self.shards[found.shard], damage);
-            let missing = Damage::Malformed { what: "a row that the index names is not there" };
-            let stored = stored.ok_or_else(|| damaged(missing))?;
-            if !keys_only {
-                return record::open_row(key, &stored.head, &stored.body).map_err(damaged);
-            }
-            let head = RowHead::decode(&stored.head).map_err(damaged)?;
-            Ok(key_only(found, Life { created: head.created, version: head.version }, head.lease))
-        };
-        if let [found] = found {
-            let key = record::row_key(found.hit.modified);
-            let view = view_of(&self.shards[found.shard])?;
-            pause("read: view");
-            let stored = if keys_only {
-                view.head(&key)?.map(|head| Stored { head, body: Bytes::new() })
-            } else {
-                view.get(&key)?
-            };
-            return Ok(vec![open(found, &key, stored)?]);
-        }
-        let mut kvs = vec![KeyValue::default(); found.len()];
-        for (at, shard) in self.shards.iter().enumerate() {
-            let mut wanted: Vec<usize> = (0..found.len()).filter(|&which| found[which].shard == at).collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            wanted.sort_unstable_by_key(|&which| found[which].hit.modified);
-            let keys: Vec<_> = wanted.iter().map(|&which| record::row_key(found[which].hit.modified)).collect();
-            let view = view_of(shard)?;
-            pause("read: view");
-            view.get_many(&keys, !keys_only, &mut |which, stored| {
-                let place = wanted[which];
-                kvs[place] = open(&found[place], &keys[which], stored)?;
-                Ok(())
-            })?;
-        }
-        Ok(kvs)
-    }
-
-    /// [`Defect::ViewBeforeVisible`].
-    pub(crate) fn views(&self) -> Views {
-        self.shards.iter().filter_map(|shard| Some((shard.tree, self.store.view(shard.tree).ok()?))).collect()
-    }
-
-    /// One row.
-    pub(crate) fn fetch_one(&self, found: &Found) -> Result<KeyValue> {
-        let mut kvs = self.fetch(std::slice::from_ref(found), false)?;
-        kvs.pop().ok_or(Error::Storage(polybolt_engine::Error::Closed))
     }
 
     /// An error about a shard's file.
@@ -541,7 +477,7 @@ impl Core {
             }
             let keys: Vec<_> = places.iter().map(|&which| record::row_key(wanted[which].0)).collect();
             self.store.view(shard.tree)?.get_many(&keys, true, &mut |which, stored| {
-                let Some(stored) = stored else { return Ok(()) };
+                let Some(stored) = stored.map(Lent::copy) else { return Ok(()) };
                 let at = wanted[places[which]].0;
                 let row = stored_row(at, &keys[which], &stored.head, &stored.body);
                 rows[places[which]] = Some(row.map_err(|damage| self.damaged(shard, damage))?);
@@ -555,18 +491,6 @@ impl Core {
 fn stored_row(at: Revision, key: &[u8], head: &Bytes, body: &Bytes) -> Result<StoredRow, Damage> {
     let kv = record::open_row(key, head, body)?;
     Ok(StoredRow { at, tombstone: kv.version == 0, kv })
-}
-
-/// A found key without its value.
-pub(crate) fn key_only(found: &Found, life: Life, lease: i64) -> KeyValue {
-    KeyValue {
-        key: found.key.clone(),
-        create_revision: life.created.cast_signed(),
-        mod_revision: found.hit.modified.main.cast_signed(),
-        version: life.version.cast_signed(),
-        value: Bytes::new(),
-        lease,
-    }
 }
 
 /// A row that was looked at; None if its key was not asked for.

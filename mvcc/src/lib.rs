@@ -44,7 +44,7 @@
 //! ```
 //!
 //! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `routes` (key prefixes to shards), `publish` (what anybody may
-//! see), `core` (an open keyspace from the inside), `read`, `txn` and `write` (the paths of a
+//! see), `core` (an open keyspace from the inside), `fetch` (rows of what was found), `read`, `txn` and `write` (the paths of a
 //! request), `history` and `watcher`, `compact`, `snapshot`, [`command`], `reopen`, `install`, `house`
 //! (background work), and [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
 #![forbid(unsafe_code)]
@@ -63,6 +63,7 @@ mod publish;
 mod lease;
 mod meta;
 mod core;
+mod fetch;
 mod read;
 mod txn;
 mod pending;

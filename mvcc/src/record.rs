@@ -153,12 +153,44 @@ pub(crate) fn encode_row(out: &mut Vec<u8>, row: NewRow<'_>) -> RowPlace {
 }
 
 fn row_crc(key: &[u8], head: &[u8], body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key);
-    hasher.update(&head[..4]);
+    let mut hasher = crc_begun(key, head);
     hasher.update(&head[8..]);
     hasher.update(body);
     hasher.finalize()
+}
+
+/// The crc of a row up to its own place.
+fn crc_begun(key: &[u8], head: &[u8]) -> crc32fast::Hasher {
+    let mut first = [0; ROW_KEY_BYTES + 4];
+    let mut hasher = crc32fast::Hasher::new();
+    match key.try_into() {
+        // In one piece, which is faster.
+        Ok(key) => {
+            let key: &[u8; ROW_KEY_BYTES] = key;
+            first[..ROW_KEY_BYTES].copy_from_slice(key);
+            first[ROW_KEY_BYTES..].copy_from_slice(&head[..4]);
+            hasher.update(&first);
+        }
+        Err(_) => {
+            hasher.update(key);
+            hasher.update(&head[..4]);
+        }
+    }
+    hasher
+}
+
+/// Checks a row's crc.
+pub(crate) fn check_row(row: &RowHead<'_>, tree_key: &[u8], head: &[u8], body: &[u8]) -> Result<(), Damage> {
+    let computed = row_crc(tree_key, head, body);
+    if computed == row.crc { Ok(()) } else { Err(Damage::Checksum { stored: row.crc, computed }) }
+}
+
+/// The same for head and body in one piece.
+pub(crate) fn check_joined(row: &RowHead<'_>, tree_key: &[u8], both: &[u8]) -> Result<(), Damage> {
+    let mut hasher = crc_begun(tree_key, both);
+    hasher.update(&both[8..]);
+    let computed = hasher.finalize();
+    if computed == row.crc { Ok(()) } else { Err(Damage::Checksum { stored: row.crc, computed }) }
 }
 
 impl<'a> RowHead<'a> {
@@ -192,6 +224,14 @@ impl<'a> RowHead<'a> {
     }
 }
 
+impl RowHead<'_> {
+    /// The row's value in its body.
+    pub(crate) fn value_in<'b>(&self, body: &'b [u8]) -> Result<&'b [u8], Damage> {
+        let from = if self.key.is_some() { 0 } else { self.key_len };
+        body.get(from..).ok_or(Damage::Malformed { what: "a row's body is shorter than its key" })
+    }
+}
+
 /// How long the head is at the front of a row's bytes after its tree key.
 pub(crate) fn head_len(bytes: &[u8]) -> Result<usize, Damage> {
     let mut reader = Reader::new(bytes);
@@ -204,10 +244,7 @@ pub(crate) fn head_len(bytes: &[u8]) -> Result<usize, Damage> {
 /// The key-value of a stored row, after checking its crc.
 pub(crate) fn open_row(tree_key: &[u8], head: &Bytes, body: &Bytes) -> Result<KeyValue, Damage> {
     let row = RowHead::decode(head)?;
-    let computed = row_crc(tree_key, head, body);
-    if computed != row.crc {
-        return Err(Damage::Checksum { stored: row.crc, computed });
-    }
+    check_row(&row, tree_key, head, body)?;
     let (key, value) = match row.key {
         Some(key) => (head.slice_ref(key), body.clone()),
         None if body.len() >= row.key_len => (body.slice(..row.key_len), body.slice(row.key_len..)),

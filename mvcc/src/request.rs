@@ -76,7 +76,8 @@ impl Span {
     }
 }
 
-/// One version of one key.
+/// One version of one key. The keys and small values of one answer share their memory, pieces of at most 64 KiB:
+/// copy out of it what is kept for long.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KeyValue {
     /// The key.
