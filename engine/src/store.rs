@@ -531,6 +531,15 @@ impl Store {
         let core = &self.core;
         let tree = self.tree(tree)?;
         let space = core.catalog.space(space).ok_or_else(|| Error::invalid(format!("there is no space {space}")))?;
+        let prefer_low = |low| checkpoint::reclaim(core, &tree).free.prefer_low(low);
+        prefer_low(true);
+        let end = self.vacuum_rounds(&space, &tree);
+        prefer_low(false);
+        end
+    }
+
+    fn vacuum_rounds(&self, space: &Space, tree: &Tree) -> Result<u64> {
+        let core = &self.core;
         // Twice: what the first checkpoint gives up is free after the second.
         let settle = || (0..2).try_for_each(|_| core.flush().wait());
         settle()?;
@@ -538,12 +547,12 @@ impl Store {
         loop {
             core.poison.check()?;
             let (end, target) = {
-                let mut room = checkpoint::reclaim(core, &tree);
+                let mut room = checkpoint::reclaim(core, tree);
                 let end = room.free.trim();
                 tree.file.cut(end)?;
                 (end, end - u32::try_from(room.free.free() + room.pending.units()).unwrap_or(end))
             };
-            let round = vacuum::collect(&tree, target)?;
+            let round = vacuum::collect(tree, target)?;
             if round.is_empty() || end >= end_before {
                 return Ok(u64::from(end) * UNIT_BYTES as u64);
             }
@@ -562,7 +571,7 @@ impl Store {
                     Err(AdmitError::Refused(error)) => return Err(error),
                 }
             };
-            if !vacuum::apply(&space, &tree, round, std::mem::take(&mut admission.bytes)) {
+            if !vacuum::apply(space, tree, round, std::mem::take(&mut admission.bytes)) {
                 end_before = u32::MAX;
             }
             settle()?;

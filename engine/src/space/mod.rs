@@ -27,15 +27,28 @@ pub struct FreeSpace {
     end: u32,
     free: u64,
     known: bool,
+    /// Where the last allocation ended.
+    next: u32,
+    low: bool,
 }
 
 /// How many free extents are looked at from the lowest on before a longer one further up is taken.
 const LOOKS: usize = 64;
+/// A free extent of so many units is long: it takes many pages one after the other, which are written together.
+const LONG_UNITS: u32 = 64;
 
 impl FreeSpace {
     /// A file of which nothing is known but its end: it only grows.
     pub fn unknown(end: u32) -> Self {
-        FreeSpace { by_place: BTreeMap::new(), by_length: BTreeSet::new(), end, free: 0, known: false }
+        FreeSpace {
+            by_place: BTreeMap::new(),
+            by_length: BTreeSet::new(),
+            end,
+            free: 0,
+            known: false,
+            next: 0,
+            low: false,
+        }
     }
 
     /// Everything below the end that is in none of `used` is free. `used` need not be sorted; an
@@ -74,16 +87,22 @@ impl FreeSpace {
         self.known
     }
 
-    /// Takes `units` in one run: the lowest free extent that has them, so that files can be cut at the
-    /// end; after `LOOKS` that are too short the shortest that has them, or the end of the file.
+    /// From now on low places are taken before long runs (true), so that the file can be cut at its end.
+    pub fn prefer_low(&mut self, low: bool) {
+        self.low = low;
+    }
+
+    /// Takes `units` in one run: behind the last that was taken, else in the lowest long extent, so that what is
+    /// taken together is written together. Without one, or where low places are preferred, the lowest extent that
+    /// has them; after `LOOKS` that are too short the shortest that has them, or the end of the file.
     pub fn allocate(&mut self, units: u32) -> Result<u32> {
-        let lowest = self.by_place.iter().take(LOOKS).find(|(_, len)| **len >= units);
-        let lowest = lowest.map(|(&unit, &len)| (len, unit));
-        if let Some((len, unit)) = lowest.or_else(|| self.by_length.range((units, 0)..).next().copied()) {
+        let found = if self.low { None } else { self.run(units) };
+        if let Some((len, unit)) = found.or_else(|| self.first_of(units)) {
             self.remove(Extent { unit, units: len });
             if len > units {
                 self.insert(Extent { unit: unit + units, units: len - units });
             }
+            self.next = unit + units;
             return Ok(unit);
         }
         let unit = self.end;
@@ -94,6 +113,17 @@ impl FreeSpace {
         };
         self.end = unit.checked_add(units).ok_or(too_large)?;
         Ok(unit)
+    }
+
+    fn run(&self, units: u32) -> Option<(u32, u32)> {
+        let next = self.by_place.get(&self.next).filter(|len| **len >= units);
+        next.map(|&len| (len, self.next)).or_else(|| self.first_of(units.max(LONG_UNITS)))
+    }
+
+    /// The length and place of the first extent that has so many units, in the order of [`FreeSpace::allocate`].
+    fn first_of(&self, units: u32) -> Option<(u32, u32)> {
+        let lowest = self.by_place.iter().take(LOOKS).find(|(_, len)| **len >= units);
+        lowest.map(|(&unit, &len)| (len, unit)).or_else(|| self.by_length.range((units, 0)..).next().copied())
     }
 
     /// Gives units back; they may be taken at once.
@@ -187,6 +217,25 @@ mod tests {
         assert!(learned.extents().eq(space.extents()));
         all.push(taken[0]);
         assert!(learned.learn(&mut all).is_err());
+    }
+
+    #[test]
+    fn what_is_taken_together_lies_together_unless_low_places_are_preferred() {
+        let mut space = FreeSpace::unknown(1000);
+        (0..20).for_each(|n| space.release(Extent { unit: 10 + 4 * n, units: 2 }));
+        space.release(Extent { unit: 200, units: LONG_UNITS });
+        space.release(Extent { unit: 400, units: LONG_UNITS + 10 });
+        let mut take = |low, units| {
+            space.prefer_low(low);
+            space.allocate(units).unwrap()
+        };
+        assert_eq!([take(false, 2), take(false, 2), take(false, 30), take(false, 30)], [200, 202, 204, 234]);
+        assert_eq!([take(false, 2), take(false, 2)], [400, 402]);
+        assert_eq!([take(true, 2), take(true, 2), take(true, 3)], [10, 14, 404]);
+        // Behind that there is room, though the extent is long no more.
+        assert_eq!([take(false, 2), take(false, 60)], [407, 409]);
+        // Where that was goes on after the end of the file was needed.
+        assert_eq!([take(false, 2), take(false, 4), take(false, 2)], [469, 1000, 471]);
     }
 
     #[test]
