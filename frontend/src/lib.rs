@@ -3,8 +3,8 @@
 //! Reading order: [`proto`] (the wire), `convert` (wire to library and back, errors to codes), `calls` (what
 //! every call passes), `metrics`, `users` (who may do what), [`server`] (what the services share: keyspace,
 //! identity, alarms), one file per service, `http` (probes), `gateway` (JSON), `auto_compact`, `authority`
-//! (connections of clients that send a bad one), [`tls`], and [`listen`], which serves it all on its ports. A
-//! file imports only from lines above it.
+//! (connections of clients that send a bad one), [`tls`], and [`listen`], which serves it all on its ports. Apart
+//! from them [`bench`], a client. A file imports only from lines above it.
 #![forbid(unsafe_code)]
 
 /// Messages and services, generated from `proto/`.
@@ -110,3 +110,4 @@ mod hpack;
 mod authority;
 pub mod tls;
 pub mod listen;
+pub mod bench;

@@ -35,6 +35,8 @@ enum Command {
     /// Works with snapshots.
     #[command(subcommand)]
     Snapshot(offline::Snapshot),
+    /// Loads a server, polybolt or etcd, and shows how fast it answers.
+    Bench(Box<polybolt_frontend::bench::Bench>),
     /// Shows the version.
     Version,
 }
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Status(status) => status.run(),
         Command::Check(check) => return check.run(),
         Command::Snapshot(snapshot) => snapshot.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Version => {
             let api = polybolt_frontend::server::ETCD_VERSION;
             println!("polybolt {} (etcd API {api})", env!("CARGO_PKG_VERSION"));
