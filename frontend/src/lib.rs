@@ -4,7 +4,7 @@
 //! every call passes), `metrics`, `users` (who may do what), [`server`] (what the services share: keyspace,
 //! identity, alarms), one file per service, `http` (probes), `gateway` (JSON), `auto_compact`, `authority`
 //! (connections of clients that send a bad one), [`tls`], and [`listen`], which serves it all on its ports. Apart
-//! from them [`bench`], a client. A file imports only from lines above it.
+//! from them [`mod@bench`], a client. A file imports only from lines above it.
 #![forbid(unsafe_code)]
 
 /// Messages and services, generated from `proto/`.
