@@ -8,8 +8,8 @@ use crate::batch::Edit;
 use crate::buffer::TreeBuffer;
 use crate::error::Result;
 use crate::file::{Pages, TreeFile};
-use crate::page::leaf::BodyAt;
-use crate::tree::{self, Body, PageSource, Root};
+use crate::page::leaf::{BodyAt, Entry, ExtentRef};
+use crate::tree::{self, PageSource, Root};
 use bytes::Bytes;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -235,10 +235,12 @@ impl<'a> Lent<'a> {
 /// A body that is read only if asked for.
 #[derive(Debug)]
 pub enum Lazy<'a> {
-    /// It is in memory.
+    /// It is in a buffer.
     Here(&'a Bytes),
-    /// It is in the file.
-    There(&'a Body, &'a TreeFile),
+    /// It is in the leaf that is being shown.
+    Near(&'a [u8]),
+    /// It is in an extent of the file.
+    There(ExtentRef, &'a TreeFile),
 }
 
 impl Lazy<'_> {
@@ -246,7 +248,8 @@ impl Lazy<'_> {
     pub fn len(&self) -> usize {
         match self {
             Lazy::Here(bytes) => bytes.len(),
-            Lazy::There(body, _) => body.len() as usize,
+            Lazy::Near(bytes) => bytes.len(),
+            Lazy::There(extent, _) => extent.len as usize,
         }
     }
 
@@ -259,8 +262,19 @@ impl Lazy<'_> {
     pub fn load(&self) -> Result<Bytes> {
         match self {
             Lazy::Here(bytes) => Ok((*bytes).clone()),
-            Lazy::There(body, file) => body.load(*file),
+            Lazy::Near(bytes) => Ok(Bytes::copy_from_slice(bytes)),
+            Lazy::There(extent, file) => file.extent(*extent),
         }
+    }
+
+    /// Copies its bytes to the end of `out`.
+    pub fn append_to(&self, out: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Lazy::Here(bytes) => out.extend_from_slice(bytes),
+            Lazy::Near(bytes) => out.extend_from_slice(bytes),
+            Lazy::There(extent, file) => out.extend_from_slice(&file.extent(*extent)?),
+        }
+        Ok(())
     }
 }
 
@@ -359,10 +373,14 @@ impl<'a> Walk<'a> {
         let (Some(cursor), Some(file)) = (&mut self.cursor, self.file) else {
             return Ok(false);
         };
-        let Some((key, head, body)) = cursor.entry() else {
+        let Some(Entry { key, head, body }) = cursor.entry_here() else {
             return Ok(false);
         };
-        let more = visit(key, head, Lazy::There(&body, file))?;
+        let body = match body {
+            BodyAt::Here(bytes) => Lazy::Near(bytes),
+            BodyAt::There(extent) => Lazy::There(extent, file),
+        };
+        let more = visit(key, head, body)?;
         if self.up {
             cursor.advance()?
         } else {

@@ -11,8 +11,8 @@ use crate::lease::Lessor;
 use crate::options::{Durability, Face, Options};
 use crate::pins::{Pin, Pins};
 use crate::publish::Publisher;
-use crate::record::{self, RowHead, State};
-use crate::request::{HashKv, KeyValue, Span};
+use crate::record::State;
+use crate::request::HashKv;
 use crate::routes::{Routes, Segment};
 use crate::stats::Counters;
 use crate::watch::Hub;
@@ -23,7 +23,7 @@ use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
 use polybolt_engine::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use polybolt_engine::sync::{Mutex, RwLock};
-use polybolt_engine::view::{Lent, View};
+use polybolt_engine::view::View;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Hit, Index, KeyRange, Revision};
 use std::collections::{BTreeMap, VecDeque};
@@ -233,15 +233,6 @@ pub(crate) struct ReadPoint {
     pub(crate) pin: Pin,
 }
 
-/// A decoded row.
-#[derive(Debug, Clone)]
-pub(crate) struct StoredRow {
-    pub(crate) at: Revision,
-    pub(crate) tombstone: bool,
-    /// Key and value, as stored; of a tombstone the key.
-    pub(crate) kv: KeyValue,
-}
-
 impl Core {
     /// Runs with the writer of this core, or of what has replaced it.
     pub(crate) fn with_writer<T>(self: &Arc<Self>, run: impl FnOnce(&Arc<Self>, &mut Writer) -> T) -> T {
@@ -432,130 +423,5 @@ impl Core {
     pub(crate) fn damaged(&self, shard: &Shard, damage: Damage) -> polybolt_engine::Error {
         let path = self.store.tree_stats(shard.tree).map_or_else(|_| PathBuf::from(&shard.name), |stats| stats.path);
         polybolt_engine::Error::corrupt(&path, Place::File, damage)
-    }
-
-    /// Rows of one shard with revisions in `[from, to]`, ascending, at most `max`. Of rows whose keys are
-    /// not in `span` only the revision: their values are not read.
-    fn rows(
-        &self,
-        shard: &Shard,
-        span: Option<&Span>,
-        from: Revision,
-        to: u64,
-        max: usize,
-    ) -> Result<VecDeque<Looked>> {
-        let mut out = VecDeque::new();
-        let start = record::row_key(from);
-        let view = self.store.view(shard.tree)?;
-        pause("rows: view");
-        view.ascend(std::ops::Bound::Included(&start), &mut |key, head, body| {
-            let damaged = |damage| self.damaged(shard, damage);
-            let at = record::row_revision(key).map_err(damaged)?;
-            if at.main > to || out.len() >= max {
-                return Ok(false);
-            }
-            let inline = RowHead::decode(head).map_err(damaged)?.key;
-            if matches!((span, inline), (Some(span), Some(key)) if !span.contains(key)) {
-                out.push_back(Looked { at, row: None });
-                return Ok(true);
-            }
-            let row = stored_row(at, key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
-            let wanted = span.is_none_or(|span| span.contains(&row.kv.key));
-            out.push_back(Looked { at, row: wanted.then_some(row) });
-            Ok(true)
-        })?;
-        Ok(out)
-    }
-
-    /// The rows of these shards and revisions, ascending; None where there is none.
-    pub(crate) fn rows_at(&self, wanted: &[(Revision, usize)]) -> Result<Vec<Option<StoredRow>>> {
-        let mut rows = vec![None; wanted.len()];
-        for (at, shard) in self.shards.iter().enumerate() {
-            let places: Vec<usize> = (0..wanted.len()).filter(|&which| wanted[which].1 == at).collect();
-            if places.is_empty() {
-                continue;
-            }
-            let keys: Vec<_> = places.iter().map(|&which| record::row_key(wanted[which].0)).collect();
-            self.store.view(shard.tree)?.get_many(&keys, true, &mut |which, stored| {
-                let Some(stored) = stored.map(Lent::copy) else { return Ok(()) };
-                let at = wanted[places[which]].0;
-                let row = stored_row(at, &keys[which], &stored.head, &stored.body);
-                rows[places[which]] = Some(row.map_err(|damage| self.damaged(shard, damage))?);
-                Ok(())
-            })?;
-        }
-        Ok(rows)
-    }
-}
-
-fn stored_row(at: Revision, key: &[u8], head: &Bytes, body: &Bytes) -> Result<StoredRow, Damage> {
-    let kv = record::open_row(key, head, body)?;
-    Ok(StoredRow { at, tombstone: kv.version == 0, kv })
-}
-
-/// A row that was looked at; None if its key was not asked for.
-pub(crate) struct Looked {
-    pub(crate) at: Revision,
-    pub(crate) row: Option<StoredRow>,
-}
-
-/// Rows of shards in revision order, a bounded run of each shard at a time.
-pub(crate) struct Rows<'a> {
-    core: &'a Core,
-    /// Rows of keys in it alone.
-    span: Option<&'a Span>,
-    lanes: Vec<Lane>,
-    to: u64,
-}
-
-struct Lane {
-    shard: usize,
-    next: Option<Revision>,
-    run: VecDeque<Looked>,
-}
-
-/// Rows taken from a shard at a time.
-const ROWS_PER_RUN: usize = 128;
-
-impl<'a> Rows<'a> {
-    /// Rows with mains in `[from, to]` of the keys of `span`.
-    pub(crate) fn of_span(core: &'a Core, span: &'a Span, from: u64, to: u64) -> Self {
-        let mut shards: Vec<usize> = core.routes.cut(span).iter().map(|segment| segment.shard).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        Rows { span: Some(span), ..Rows::of_shards(core, shards, from, to) }
-    }
-
-    /// Rows of the given shards.
-    pub(crate) fn of_shards(core: &'a Core, shards: Vec<usize>, from: u64, to: u64) -> Self {
-        let lane = |shard| Lane { shard, next: Some(Revision::new(from, 0)), run: VecDeque::new() };
-        Rows { core, span: None, lanes: shards.into_iter().map(lane).collect(), to }
-    }
-
-    /// The next row of the shards, without its contents if its key is not in the span.
-    pub(crate) fn look(&mut self) -> Result<Option<Looked>> {
-        for lane in &mut self.lanes {
-            if let (true, Some(from)) = (lane.run.is_empty(), lane.next) {
-                let shard = &self.core.shards[lane.shard];
-                lane.run = self.core.rows(shard, self.span, from, self.to, ROWS_PER_RUN)?;
-                lane.next = match lane.run.back() {
-                    Some(last) if lane.run.len() == ROWS_PER_RUN => Some(Revision::new(last.at.main, last.at.sub + 1)),
-                    _ => None,
-                };
-            }
-        }
-        let first = self.lanes.iter_mut().filter(|lane| !lane.run.is_empty());
-        let first = first.min_by_key(|lane| lane.run.front().map(|row| row.at));
-        Ok(first.and_then(|lane| lane.run.pop_front()))
-    }
-
-    /// The next row whose key is in the span.
-    pub(crate) fn next_row(&mut self) -> Result<Option<StoredRow>> {
-        while let Some(looked) = self.look()? {
-            if looked.row.is_some() {
-                return Ok(looked.row);
-            }
-        }
-        Ok(None)
     }
 }

@@ -98,11 +98,11 @@ impl Core {
         let value = match &lent.body {
             LentBody::Unread => return Ok((kv, Value::Lent(&[]))),
             LentBody::Joined(both) => {
-                record::check_joined(&row, tree_key, both).map_err(damaged)?;
+                row.check_joined(tree_key, both).map_err(damaged)?;
                 Value::Lent(row.value_in(lent.body()).map_err(damaged)?)
             }
             LentBody::Shared(body) => {
-                record::check_row(&row, tree_key, lent.head, body).map_err(damaged)?;
+                row.check(tree_key, lent.head, body).map_err(damaged)?;
                 Value::Shared(body.slice_ref(row.value_in(body).map_err(damaged)?))
             }
         };

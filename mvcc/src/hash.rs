@@ -4,9 +4,10 @@
 //! row key (18 for a tombstone) and its value as a protobuf `KeyValue`. What is included depends on
 //! the compacted revision, not on how far the sweep has come (HSH-8).
 
-use crate::core::{Core, Pass, Rows, StoredRow};
+use crate::core::{Core, Pass};
 use crate::error::{Refusal, Result};
 use crate::request::{HashKv, Span};
+use crate::rows::{Rows, StoredRow};
 use crate::wire;
 use polybolt_index::Revision;
 

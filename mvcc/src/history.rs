@@ -6,13 +6,13 @@
 //! first one it needs and looked at the floor after, so what is needed stays, but for rows that the
 //! compaction at exactly that revision takes out.
 
-use crate::core::{Core, Found, KEYS_PER_RUN, Rows, StoredRow};
+use crate::core::{Core, Found, KEYS_PER_RUN};
 use crate::error::Result;
 use crate::event::{Event, EventKind};
 use crate::request::KeyValue;
 use crate::routes::Segment;
+use crate::rows::{Rows, StoredRow};
 use crate::watch::Feed;
-use bytes::Bytes;
 use polybolt_engine::Damage;
 use polybolt_index::{KeyRange, Revision};
 use std::collections::BinaryHeap;
@@ -22,6 +22,8 @@ pub(crate) type Piece = (u64, Vec<Event>);
 
 /// Revisions that one piece looks at (WCH-19), and rows that are found ahead in the index.
 const MAINS_MAX: u64 = 1000;
+/// The fewest, where each has much to tell.
+const MAINS_MIN: u64 = 16;
 /// Bytes of events after which a piece ends at the next revision.
 const PIECE_BYTES: usize = 1 << 20;
 /// Rows read at a time when they are read one by one: each may be as large as a request.
@@ -33,18 +35,32 @@ const FEW: u64 = 16;
 /// How much of the index one piece may look at: an eighth of the revisions that it stands for, within these.
 const LOOKS: std::ops::RangeInclusive<u64> = 1 << 14..=1 << 18;
 
-/// Matching events from `next` on, whole revisions, a bounded piece of them. Up to `by_rows_to` rows are
-/// read in order without a look at the index, which had too much to tell.
-pub(crate) fn read(core: &Core, feed: &Feed, next: u64, visible: u64, by_rows_to: &mut u64) -> Result<Piece> {
+/// How a watcher reads what it has missed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Up to here without a look at the index, which had too much to tell.
+    by_rows_to: u64,
+    /// Revisions that the next piece looks at: fewer where they are large, so that little is read in vain.
+    mains: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace { by_rows_to: 0, mains: MAINS_MAX }
+    }
+}
+
+/// Matching events from `next` on, whole revisions, a bounded piece of them.
+pub(crate) fn read(core: &Core, feed: &Feed, next: u64, visible: u64, pace: &mut Pace) -> Result<Piece> {
     let segments = core.routes.cut(&feed.request.span);
-    if next > *by_rows_to && is_little(core, &segments) {
+    if next > pace.by_rows_to && is_little(core, &segments) {
         let looks = ((visible - next) / 8).clamp(*LOOKS.start(), *LOOKS.end());
         match plan(core, &segments, (next, visible), looks as usize) {
             Some(plan) => return by_index(core, feed, &segments, plan),
-            None => *by_rows_to = visible,
+            None => pace.by_rows_to = visible,
         }
     }
-    by_rows(core, feed, next, visible)
+    by_rows(core, feed, next, visible, pace)
 }
 
 /// True if few of the keys in the touched shards are watched. O(log n).
@@ -105,7 +121,7 @@ fn plan(core: &Core, segments: &[Segment], (next, visible): (u64, u64), mut budg
 }
 
 fn by_index(core: &Core, feed: &Feed, segments: &[Segment], plan: Plan) -> Result<Piece> {
-    let mut events = Events { core, feed, found: Vec::new(), bytes: 0 };
+    let mut events = Events::new(core, feed);
     let mut begin = 0;
     while begin < plan.rows.len() {
         let mut end = plan.rows.len().min(begin + ROWS_PER_READ);
@@ -125,30 +141,33 @@ fn by_index(core: &Core, feed: &Feed, segments: &[Segment], plan: Plan) -> Resul
             }
         }
         if events.bytes >= PIECE_BYTES && end < plan.rows.len() {
-            return Ok((plan.rows[end - 1].0.main, events.found));
+            return Ok((plan.rows[end - 1].0.main, events.finish()?));
         }
         begin = end;
     }
-    Ok((plan.upto, events.found))
+    Ok((plan.upto, events.finish()?))
 }
 
-fn by_rows(core: &Core, feed: &Feed, next: u64, visible: u64) -> Result<Piece> {
-    let mut rows = Rows::of_span(core, &feed.request.span, next, visible);
-    let mut events = Events { core, feed, found: Vec::new(), bytes: 0 };
-    let (mut mains, mut last) = (0, 0);
-    while let Some(looked) = rows.look()? {
-        if looked.at.main != last {
-            if mains >= MAINS_MAX || events.bytes >= PIECE_BYTES {
-                return Ok((last, events.found));
-            }
-            mains += 1;
-            last = looked.at.main;
+fn by_rows(core: &Core, feed: &Feed, next: u64, visible: u64, pace: &mut Pace) -> Result<Piece> {
+    let to = visible.min(next.saturating_add(pace.mains - 1));
+    let mut rows = Rows::of_span(core, &feed.request.span, next, to);
+    let mut events = Events::new(core, feed);
+    let mut last = next;
+    while let Some(row) = rows.next_row()? {
+        if row.at.main != last && events.bytes >= PIECE_BYTES {
+            let upto = row.at.main - 1;
+            pace.mains = (upto - next + 1).clamp(MAINS_MIN, MAINS_MAX);
+            return Ok((upto, events.finish()?));
         }
-        if let Some(row) = looked.row {
-            events.add(row)?;
-        }
+        last = row.at.main;
+        events.add(row)?;
     }
-    Ok((visible, events.found))
+    if events.bytes < PIECE_BYTES / 2 {
+        pace.mains = (pace.mains * 2).min(MAINS_MAX);
+    }
+    // Mains may jump: what lies between was looked at.
+    let upto = rows.beyond().map_or(visible, |beyond| visible.min(beyond - 1));
+    Ok((upto, events.finish()?))
 }
 
 /// Events made of rows in order.
@@ -156,37 +175,78 @@ struct Events<'a> {
     core: &'a Core,
     feed: &'a Feed,
     found: Vec<Event>,
+    /// Rows whose versions before are yet to be read, together.
+    open: Vec<StoredRow>,
     bytes: usize,
 }
 
-impl Events<'_> {
+impl<'a> Events<'a> {
+    fn new(core: &'a Core, feed: &'a Feed) -> Self {
+        Events { core, feed, found: Vec::new(), open: Vec::new(), bytes: 0 }
+    }
+
     fn add(&mut self, row: StoredRow) -> Result<()> {
-        let StoredRow { at, tombstone, kv } = row;
-        let kind = if tombstone { EventKind::Delete } else { EventKind::Put };
-        if !self.feed.wants(kind) {
+        if !self.feed.wants(kind(&row)) {
             return Ok(());
         }
-        let created = !tombstone && kv.create_revision == kv.mod_revision;
-        let prev_kv = if self.feed.request.prev_kv && !created { before(self.core, &kv.key, at.main)? } else { None };
-        let kv =
-            if tombstone { KeyValue { key: kv.key, mod_revision: kv.mod_revision, ..KeyValue::default() } } else { kv };
-        self.bytes += kv.key.len() + kv.value.len();
-        self.found.push(Event::new(kind, kv.detached(), prev_kv.map(KeyValue::detached)));
+        self.bytes += row.kv.key.len() + row.kv.value.len();
+        if self.feed.request.prev_kv {
+            self.open.push(row);
+            return if self.open.len() < ROWS_PER_READ { Ok(()) } else { self.close() };
+        }
+        self.found.push(event(row, None));
         Ok(())
+    }
+
+    /// Makes events of the open rows.
+    fn close(&mut self) -> Result<()> {
+        let open = std::mem::take(&mut self.open);
+        let (mut found, mut has) = (Vec::with_capacity(open.len()), Vec::with_capacity(open.len()));
+        for row in &open {
+            let before = before(self.core, row);
+            has.push(before.is_some());
+            found.extend(before);
+        }
+        let mut versions = self.core.fetch(&found, false)?.into_iter();
+        for (row, has) in open.into_iter().zip(has) {
+            let prev = if has { versions.next().map(KeyValue::detached) } else { None };
+            self.bytes += prev.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
+            self.found.push(event(row, prev));
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<Event>> {
+        self.close()?;
+        Ok(self.found)
     }
 }
 
-/// The version of a key before `main`, if compaction has left it.
-fn before(core: &Core, key: &[u8], main: u64) -> Result<Option<KeyValue>> {
-    if (main - 1).cast_signed() < core.publisher.compacted() {
-        return Ok(None);
+fn kind(row: &StoredRow) -> EventKind {
+    if row.tombstone { EventKind::Delete } else { EventKind::Put }
+}
+
+/// The event of a row. Its key and value stay parts of the block that the row was read in, which holds little
+/// but what is handed out together.
+fn event(row: StoredRow, prev_kv: Option<KeyValue>) -> Event {
+    let (kind, kv) = (kind(&row), row.kv);
+    match kind {
+        EventKind::Put => Event::new(kind, kv, prev_kv),
+        EventKind::Delete => {
+            let kv = KeyValue { key: kv.key, mod_revision: kv.mod_revision, ..KeyValue::default() };
+            Event::new(kind, kv, prev_kv)
+        }
     }
-    let shard = core.routes.shard_of(key);
-    let Some(hit) = core.shards[shard].index.read().get(key, main - 1) else {
-        return Ok(None);
-    };
-    let found = Found { key: Bytes::copy_from_slice(key), hit, shard, own: None };
-    core.fetch_one(&found).map(Some)
+}
+
+/// The version of a key before a row, if there was one and compaction has left it.
+fn before(core: &Core, row: &StoredRow) -> Option<Found> {
+    let (kv, at) = (&row.kv, row.at.main - 1);
+    let created = !row.tombstone && kv.create_revision == kv.mod_revision;
+    if created || at.cast_signed() < core.publisher.compacted() {
+        return None;
+    }
+    core.key_in(core.routes.shard_of(&kv.key), &kv.key, at)
 }
 
 #[cfg(test)]
@@ -278,7 +338,8 @@ mod tests {
                     if next.cast_signed() < core.floor(&segments) {
                         continue;
                     }
-                    let rows = whole(|next| by_rows(core, feed, next, visible).unwrap(), next, visible);
+                    let mut pace = Pace { mains: 1 + rng.below(40), ..Pace::default() };
+                    let rows = whole(|next| by_rows(core, feed, next, visible, &mut pace).unwrap(), next, visible);
                     let plan = |next| plan(core, &segments, (next, visible), 1 << 20).unwrap();
                     let index = |next| by_index(core, feed, &segments, plan(next)).unwrap();
                     assert_eq!(whole(index, next, visible), rows, "seed {seed}, {:?} from {next}", feed.request);

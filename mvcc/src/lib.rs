@@ -64,6 +64,7 @@ mod lease;
 mod meta;
 mod core;
 mod fetch;
+mod rows;
 mod read;
 mod txn;
 mod pending;

@@ -1,11 +1,11 @@
 //! A keyspace from behind, for the simulator and the fuzzers: what no caller sees.
 
 use crate::command::{Applied, Command, Entry};
-use crate::core::Rows;
 use crate::error::{Error, Refusal, Result};
 use crate::keyspace::Keyspace;
 use crate::pending::Pending;
 use crate::request::{KeyValue, Op, OpResponse, TxnRequest, TxnResponse};
+use crate::rows::Rows;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;

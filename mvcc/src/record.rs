@@ -179,20 +179,6 @@ fn crc_begun(key: &[u8], head: &[u8]) -> crc32fast::Hasher {
     hasher
 }
 
-/// Checks a row's crc.
-pub(crate) fn check_row(row: &RowHead<'_>, tree_key: &[u8], head: &[u8], body: &[u8]) -> Result<(), Damage> {
-    let computed = row_crc(tree_key, head, body);
-    if computed == row.crc { Ok(()) } else { Err(Damage::Checksum { stored: row.crc, computed }) }
-}
-
-/// The same for head and body in one piece.
-pub(crate) fn check_joined(row: &RowHead<'_>, tree_key: &[u8], both: &[u8]) -> Result<(), Damage> {
-    let mut hasher = crc_begun(tree_key, both);
-    hasher.update(&both[8..]);
-    let computed = hasher.finalize();
-    if computed == row.crc { Ok(()) } else { Err(Damage::Checksum { stored: row.crc, computed }) }
-}
-
 impl<'a> RowHead<'a> {
     /// The head of a row; its crc is checked by [`open_row`], which has the body.
     pub(crate) fn decode(head: &'a [u8]) -> Result<Self, Damage> {
@@ -213,6 +199,20 @@ impl<'a> RowHead<'a> {
             return Err(Damage::Malformed { what: "a row is neither a put nor a tombstone" });
         }
         Ok(RowHead { tombstone, key, key_len, created, version, lease, crc })
+    }
+
+    /// Checks the crc of the row whose head this is.
+    pub(crate) fn check(&self, tree_key: &[u8], head: &[u8], body: &[u8]) -> Result<(), Damage> {
+        let computed = row_crc(tree_key, head, body);
+        if computed == self.crc { Ok(()) } else { Err(Damage::Checksum { stored: self.crc, computed }) }
+    }
+
+    /// The same for head and body in one piece.
+    pub(crate) fn check_joined(&self, tree_key: &[u8], both: &[u8]) -> Result<(), Damage> {
+        let mut hasher = crc_begun(tree_key, both);
+        hasher.update(&both[8..]);
+        let computed = hasher.finalize();
+        if computed == self.crc { Ok(()) } else { Err(Damage::Checksum { stored: self.crc, computed }) }
     }
 
     /// The row's key; from the body if it is there.
@@ -244,7 +244,7 @@ pub(crate) fn head_len(bytes: &[u8]) -> Result<usize, Damage> {
 /// The key-value of a stored row, after checking its crc.
 pub(crate) fn open_row(tree_key: &[u8], head: &Bytes, body: &Bytes) -> Result<KeyValue, Damage> {
     let row = RowHead::decode(head)?;
-    check_row(&row, tree_key, head, body)?;
+    row.check(tree_key, head, body)?;
     let (key, value) = match row.key {
         Some(key) => (head.slice_ref(key), body.clone()),
         None if body.len() >= row.key_len => (body.slice(..row.key_len), body.slice(row.key_len..)),

@@ -5,12 +5,13 @@
 //! order; the trailer has counts and the SHA-256 of all bytes before it. A stream that was cut,
 //! changed or reordered is refused, and nothing of it is kept.
 
-use crate::core::{Core, ReadPoint, Rows, StoredRow};
+use crate::core::{Core, ReadPoint};
 use crate::error::{Error, Refusal, Result};
 use crate::meta;
 use crate::pins::Pin;
 use crate::record::{self, NewPut, NewRow, State};
 use crate::request::Span;
+use crate::rows::{Rows, StoredRow};
 use bytes::Bytes;
 use polybolt_engine::codec::{Reader, put_bytes};
 use polybolt_engine::{Damage, Edit, Place};

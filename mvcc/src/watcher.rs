@@ -3,7 +3,7 @@
 use crate::core::{Core, Current};
 use crate::error::Result;
 use crate::event::WatchItem;
-use crate::history;
+use crate::history::{self, Pace};
 use crate::pending::block_on;
 use crate::watch::{Feed, Take};
 use std::future::poll_fn;
@@ -21,14 +21,13 @@ pub struct Watcher {
     id: u64,
     feed: Arc<Feed>,
     created: i64,
-    /// History up to here is read row by row.
-    by_rows_to: u64,
+    pace: Pace,
     ended: bool,
 }
 
 impl Watcher {
     pub(crate) fn new(current: Arc<Current>, id: u64, feed: Arc<Feed>, created: i64) -> Self {
-        Watcher { current, id, feed, created, by_rows_to: 0, ended: false }
+        Watcher { current, id, feed, created, pace: Pace::default(), ended: false }
     }
 
     /// The current revision when it was registered: every matching event above it is delivered.
@@ -120,12 +119,12 @@ impl Watcher {
             return Ok(Some(self.compacted(&core, floor)));
         }
         if next <= visible {
-            let (upto, events) = history::read(&core, &self.feed, next, visible, &mut self.by_rows_to)?;
+            let (upto, events) = history::read(&core, &self.feed, next, visible, &mut self.pace)?;
             let floor = core.floor(&segments);
             if !pin.holds() && next.cast_signed() < floor {
                 return Ok(Some(self.compacted(&core, floor)));
             }
-            self.feed.caught_up(upto, &events);
+            self.feed.caught_up(upto, events);
         }
         if self.feed.is_to_be_enlisted(visible) {
             // The writer that begins the next revision, whatever has replaced this core.

@@ -3,7 +3,7 @@
 use super::{Body, PageRef, PageSource, Root};
 use crate::error::Result;
 use crate::ids::PagePtr;
-use crate::page::leaf::BodyAt;
+use crate::page::leaf::{BodyAt, Entry};
 use crate::page::{Branch, Leaf};
 use bytes::Bytes;
 use std::ops::Bound;
@@ -78,10 +78,15 @@ impl<'a> Cursor<'a> {
         Some(Leaf::new(page).key(*slot))
     }
 
+    /// The entry here, as it lies in its leaf.
+    pub fn entry_here(&self) -> Option<Entry<'_>> {
+        let (page, slot) = self.path.last()?;
+        Some(Leaf::new(page).entry(*slot))
+    }
+
     /// Key, head and body here. An inline body is copied, one in an extent is not read.
     pub fn entry(&self) -> Option<(&[u8], &[u8], Body)> {
-        let (page, slot) = self.path.last()?;
-        let entry = Leaf::new(page).entry(*slot);
+        let entry = self.entry_here()?;
         let body = match entry.body {
             BodyAt::Here(bytes) => Body::Inline(Bytes::copy_from_slice(bytes)),
             BodyAt::There(extent) => Body::Extent(extent),

@@ -365,7 +365,7 @@ impl Feed {
             return false;
         }
         state.next = main + 1;
-        self.push(&mut state, wanted(), record_bytes);
+        self.push(&mut state, wanted().cloned(), record_bytes);
         true
     }
 
@@ -385,12 +385,12 @@ impl Feed {
     }
 
     /// Queues the events of a revision. What they share is counted with the first.
-    fn push<'a>(&self, state: &mut FeedState, events: impl Iterator<Item = &'a Event>, mut shared_bytes: usize) {
+    fn push(&self, state: &mut FeedState, events: impl Iterator<Item = Event>, mut shared_bytes: usize) {
         let before = state.queue.len();
         for event in events {
             let bytes = event.kept_bytes() + std::mem::take(&mut shared_bytes);
             state.bytes += bytes;
-            state.queue.push_back((event.clone().seen(self.request.prev_kv), bytes));
+            state.queue.push_back((event.seen(self.request.prev_kv), bytes));
         }
         if state.queue.len() > before {
             self.counts.pending.fetch_add((state.queue.len() - before) as u64, Ordering::Relaxed);
@@ -399,13 +399,13 @@ impl Feed {
     }
 
     /// What history holds for it: events of whole revisions up to `upto`, everything looked at.
-    pub(crate) fn caught_up(&self, upto: u64, events: &[Event]) {
+    pub(crate) fn caught_up(&self, upto: u64, events: Vec<Event>) {
         let mut state = self.state.lock();
         if state.ended {
             return;
         }
         let next = state.next.cast_signed();
-        self.push(&mut state, events.iter().filter(|event| event.kv().mod_revision >= next), 0);
+        self.push(&mut state, events.into_iter().filter(|event| event.kv().mod_revision >= next), 0);
         state.next = state.next.max(upto + 1);
     }
 

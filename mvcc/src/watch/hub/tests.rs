@@ -49,7 +49,7 @@ fn a_full_queue_lags_from_the_first_revision_that_did_not_fit() {
     assert_eq!(feed.take(), Take::Behind(4));
     assert!(!hub.sync(&feed));
     assert!(!hub.is_watched() && !hub.interest(b"a").any, "a writer has nothing to do with it");
-    feed.caught_up(5, &[event("a", 4), event("a", 5)]);
+    feed.caught_up(5, vec![event("a", 4), event("a", 5)]);
     assert!(!hub.sync(&feed), "the next revision may be on its way without its events");
     hub.enlist(&feed, 5);
     assert!(hub.sync(&feed) && hub.interest(b"a").any);
@@ -75,7 +75,7 @@ fn a_watcher_is_synced_only_from_revisions_on_that_were_begun_after_it_was_enlis
     // Up to 7 is applied, up to 4 published: nobody knew of it when 5, 6 and 7 were encoded.
     hub.publish(4);
     let (_, feed) = hub.register(request(Span::key("a")), 2, 7, 1 << 20);
-    feed.caught_up(4, &[event("a", 3)]);
+    feed.caught_up(4, vec![event("a", 3)]);
     assert_eq!(mains(feed.take()), [3]);
     assert!(feed.is_to_be_enlisted(4) && !feed.is_to_be_enlisted(5));
     hub.enlist(&feed, 7);
@@ -83,7 +83,7 @@ fn a_watcher_is_synced_only_from_revisions_on_that_were_begun_after_it_was_enlis
     hub.queue(8, vec![event("a", 8)], 0);
     hub.publish(7);
     assert_eq!(feed.take(), Take::Behind(5));
-    feed.caught_up(7, &[event("a", 5)]);
+    feed.caught_up(7, vec![event("a", 5)]);
     assert!(hub.sync(&feed));
     hub.publish(8);
     assert_eq!(mains(feed.take()), [5, 8]);
