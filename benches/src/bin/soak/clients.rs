@@ -72,6 +72,11 @@ pub(crate) async fn fill(port: u16, load: &Load, progress: impl Fn(u64)) -> Resu
     Ok(())
 }
 
+/// A write that was refused for now: too many wait, or for too long.
+pub(crate) fn come_back(status: &tonic::Status) -> bool {
+    status.message().contains("too many requests")
+}
+
 /// Writes for ever, `load.ahead` at a time on one connection.
 pub(crate) async fn write(port: u16, load: Load, counts: Arc<Counts>, mut n: u64) {
     let Ok(channel) = connect(port).await else { return };
@@ -83,7 +88,7 @@ pub(crate) async fn write(port: u16, load: Load, counts: Arc<Counts>, mut n: u64
             let _place = place;
             match client.put(request).await {
                 Ok(_) => drop(counts.written.fetch_add(1, Ordering::Relaxed)),
-                Err(status) if status.message().contains("too many requests") => {
+                Err(status) if come_back(&status) => {
                     counts.refused.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }

@@ -190,7 +190,13 @@ async fn settle_files(port: u16) -> Result<(), String> {
     let channel = clients::connect(port).await.map_err(|error| error.to_string())?;
     let mut kv = KvClient::new(channel.clone());
     // A revision that nothing else compacts at.
-    let put = kv.put(pb::PutRequest { key: clients::key(0).into(), ..Default::default() }).await.map_err(refused)?;
+    let put = loop {
+        match kv.put(pb::PutRequest { key: clients::key(0).into(), ..Default::default() }).await {
+            // The line of writes is as long as the clients left it.
+            Err(status) if clients::come_back(&status) => tokio::time::sleep(Duration::from_millis(50)).await,
+            answered => break answered.map_err(refused)?,
+        }
+    };
     let revision = put.into_inner().header.map_or(0, |header| header.revision);
     kv.compact(pb::CompactionRequest { revision, physical: true }).await.map_err(refused)?;
     MaintenanceClient::new(channel).defragment(pb::DefragmentRequest {}).await.map_err(refused)?;
