@@ -61,6 +61,8 @@ pub struct Room {
     pub pending: Pending,
     /// Those of pages that a checkpoint has built and not yet published.
     pub building: Vec<Extent>,
+    /// True while a vacuum moves what lies at the end.
+    pub vacuumed: bool,
 }
 
 impl Room {
@@ -83,7 +85,12 @@ impl Tree {
             emptied,
             published: RwLock::new(Arc::new(published)),
             views: Mutex::default(),
-            room: Mutex::new(Room { free: FreeSpace::unknown(end), pending: Pending::default(), building: Vec::new() }),
+            room: Mutex::new(Room {
+                free: FreeSpace::unknown(end),
+                pending: Pending::default(),
+                building: Vec::new(),
+                vacuumed: false,
+            }),
             sizes: Mutex::new(Sizes { all: u64::from(end), unused: 0 }),
             failed: Mutex::default(),
         }

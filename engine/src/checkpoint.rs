@@ -276,7 +276,9 @@ fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
     if cut.space.is_dropped() {
         return Ok(None);
     }
+    let low = room.vacuumed || core.full.load(Ordering::Acquire);
     let free = &mut room.free;
+    free.prefer_low(low);
     let old_end = free.end();
     let root = tree.published().root;
     let mut writer = tree.file.writer(free, epoch)?;

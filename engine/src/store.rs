@@ -531,10 +531,10 @@ impl Store {
         let core = &self.core;
         let tree = self.tree(tree)?;
         let space = core.catalog.space(space).ok_or_else(|| Error::invalid(format!("there is no space {space}")))?;
-        let prefer_low = |low| checkpoint::reclaim(core, &tree).free.prefer_low(low);
-        prefer_low(true);
+        let vacuumed = |vacuumed| tree.room.lock().vacuumed = vacuumed;
+        vacuumed(true);
         let end = self.vacuum_rounds(&space, &tree);
-        prefer_low(false);
+        vacuumed(false);
         end
     }
 

@@ -36,6 +36,10 @@ pub struct FreeSpace {
 const LOOKS: usize = 64;
 /// A free extent of so many units is long: it takes many pages one after the other, which are written together.
 const LONG_UNITS: u32 = 64;
+/// While short extents are less than one in so many units, a file that has more than a few long ones' length grows
+/// instead of taking them: each would be a write of its own.
+const SHORT_SHARE: u64 = 8;
+const SMALL_FILE_UNITS: u32 = 16 * LONG_UNITS;
 
 impl FreeSpace {
     /// A file of which nothing is known but its end: it only grows.
@@ -87,17 +91,21 @@ impl FreeSpace {
         self.known
     }
 
-    /// From now on low places are taken before long runs (true), so that the file can be cut at its end.
+    /// From now on low places are taken before long runs (true), so that the file can be cut at its end, or because
+    /// the disk has no room for it to grow.
     pub fn prefer_low(&mut self, low: bool) {
         self.low = low;
     }
 
     /// Takes `units` in one run: behind the last that was taken, else in the lowest long extent, so that what is
-    /// taken together is written together. Without one, or where low places are preferred, the lowest extent that
-    /// has them; after `LOOKS` that are too short the shortest that has them, or the end of the file.
+    /// taken together is written together. Without one the end of the file, while little is free in short extents.
+    /// Else, or where low places are preferred, the lowest extent that has them; after `LOOKS` that are too short
+    /// the shortest that has them, or the end of the file.
     pub fn allocate(&mut self, units: u32) -> Result<u32> {
         let found = if self.low { None } else { self.run(units) };
-        if let Some((len, unit)) = found.or_else(|| self.first_of(units)) {
+        let grows = !self.low && self.end > SMALL_FILE_UNITS && self.free * SHORT_SHARE < u64::from(self.end);
+        let found = if grows { found } else { found.or_else(|| self.first_of(units)) };
+        if let Some((len, unit)) = found {
             self.remove(Extent { unit, units: len });
             if len > units {
                 self.insert(Extent { unit: unit + units, units: len - units });
@@ -236,6 +244,22 @@ mod tests {
         assert_eq!([take(false, 2), take(false, 60)], [407, 409]);
         // Where that was goes on after the end of the file was needed.
         assert_eq!([take(false, 2), take(false, 4), take(false, 2)], [469, 1000, 471]);
+    }
+
+    #[test]
+    fn a_large_file_grows_before_what_is_written_together_is_scattered_over_holes() {
+        let end = 2 * SMALL_FILE_UNITS;
+        let mut space = FreeSpace::unknown(end);
+        let holes = end / SHORT_SHARE as u32 / 2;
+        (0..holes).for_each(|n| space.release(Extent { unit: 10 + 4 * n, units: 2 }));
+        let taken = |space: &mut FreeSpace| space.allocate(2).unwrap();
+        assert_eq!(taken(&mut space), 10, "an eighth of the file is free");
+        assert_eq!([taken(&mut space), taken(&mut space)], [end, end + 2]);
+        space.prefer_low(true);
+        assert_eq!(taken(&mut space), 14);
+        let mut small = FreeSpace::unknown(SMALL_FILE_UNITS);
+        small.release(Extent { unit: 10, units: 2 });
+        assert_eq!(taken(&mut small), 10);
     }
 
     #[test]
