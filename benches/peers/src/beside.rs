@@ -124,9 +124,8 @@ pub fn ranges(peer: &dyn MvccPeer, later: &Later, time: Duration) -> Result<Vec<
     Ok(figures)
 }
 
-/// Of row 17, puts beside a watcher that catches up.
-pub fn history(peer: &dyn MvccPeer, later: &Later, time: Duration) -> Result<Vec<Figure>> {
-    let from = later.plan.first_after_load();
+/// Of row 17, puts beside a watcher that catches up from a revision on, again and again.
+pub fn history(peer: &dyn MvccPeer, later: &Later, from: u64, time: Duration) -> Result<Vec<Figure>> {
     let history = |_| {
         let (mut next, mut wrong) = (from, 0);
         let upto = peer.revision()?;

@@ -138,7 +138,7 @@ fn pair_of(plan: &Plan, key: usize) -> Pair<'_> {
 }
 
 fn journaled(plan: &Plan) -> Until {
-    Until { time: Duration::from_secs(10), puts: JOURNALED.min(plan.keys as u64) / callers::CALLERS as u64 }
+    Until { time: Duration::from_secs(4), puts: JOURNALED.min(plan.keys as u64) / callers::CALLERS as u64 }
 }
 
 /// Whether what was answered before a kill is there, then one put more. Its revision.
@@ -248,7 +248,7 @@ fn row_of(row: u32, peer: &dyn MvccPeer, knows: &mut Knows, arguments: &Argument
         (Knows::Read(expected), 18, _) => Ok(expected.size(stored(&arguments.dir)?)),
         (Knows::Later(later), 4, Purpose::Beside) => beside::gets(peer, later, time),
         (Knows::Later(later), 15, Purpose::Beside) => beside::ranges(peer, later, time),
-        (Knows::Later(later), 17, Purpose::Beside) => beside::history(peer, later, time),
+        (Knows::Later(later), 17, Purpose::Beside) => beside::history(peer, later, later.plan.first_after_load(), time),
         (Knows::Later(later), 12, Purpose::Put) => durable::alternating(peer, later, &arguments.dir),
         (Knows::Later(later), 18, Purpose::Put) => durable::trickle(peer, later, long),
         (_, row, purpose) => Err(format!("row {row} is not for a child to {purpose:?}").into()),

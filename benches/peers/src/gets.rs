@@ -4,8 +4,9 @@ use crate::dataset::Numbers;
 use crate::figure::{Figure, Unit};
 use crate::later::same;
 use crate::measure::now;
+use crate::passes::repeat;
 use crate::peer::{MvccPeer, Result};
-use crate::rows::{Expected, repeat};
+use crate::rows::Expected;
 use std::time::Duration;
 
 /// Short enough that most runs are not interrupted on a busy machine, long enough that the clock costs nothing.

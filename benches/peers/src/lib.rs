@@ -26,6 +26,7 @@ pub mod plan;
 
 pub mod combine;
 pub mod later;
+pub mod passes;
 pub mod raw;
 
 pub mod beside;
@@ -36,9 +37,11 @@ pub mod memory;
 pub mod rows;
 pub mod writes;
 
+pub mod arguments;
 pub mod bars;
 pub mod child;
 pub mod etcd;
+pub mod handle;
 pub mod report;
 
 pub mod plot;

@@ -1,7 +1,7 @@
 //! The command: a run, or one of the children that a run starts.
 
 use clap::{Parser, Subcommand};
-use polybolt_peers::{child, peer, plot, run};
+use polybolt_peers::{arguments, child, peer, plot, run};
 
 #[derive(Debug, Parser)]
 #[command(version, about, args_conflicts_with_subcommands = true)]
@@ -9,7 +9,7 @@ struct Command {
     #[command(subcommand)]
     child: Option<Role>,
     #[command(flatten)]
-    run: run::Arguments,
+    run: arguments::Arguments,
 }
 
 #[derive(Debug, Subcommand)]

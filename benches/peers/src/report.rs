@@ -1,5 +1,6 @@
 //! What came out: a table for people, JSON for everything else.
 
+use crate::arguments::Arguments;
 use crate::bars::{self, Medians, Verdict};
 use crate::figure::{Figure, Unit, median};
 use crate::peer::{Kind, Result};
@@ -44,6 +45,8 @@ pub struct Report {
     /// How many keys were loaded.
     pub keys: usize,
     rounds: usize,
+    /// Rounds of rows that write.
+    writes: usize,
     rows: Vec<u32>,
     hashes: BTreeMap<String, String>,
     /// The bars, at the end.
@@ -83,7 +86,7 @@ impl Medians for Report {
 
 impl Report {
     /// Of a run that begins.
-    pub fn new(arguments: &crate::run::Arguments, rows: &[u32], memory: bool) -> Self {
+    pub fn new(arguments: &Arguments, rows: &[u32], memory: bool) -> Self {
         #[expect(clippy::disallowed_methods, reason = "a report says when it was made")]
         let begun =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -97,6 +100,7 @@ impl Report {
             begun,
             keys: arguments.keys,
             rounds: arguments.rounds,
+            writes: arguments.writes,
             rows: rows.to_vec(),
             hashes: BTreeMap::new(),
             bars: Vec::new(),
@@ -121,8 +125,9 @@ impl Report {
                     self.lines.last_mut().expect("it was pushed")
                 }
             };
-            line.values.entry(peer.to_owned()).or_default().push(value);
+            line.values.entry(peer.to_owned()).or_default().push(rounded(value));
             if !curve.is_empty() {
+                let curve = curve.into_iter().map(|(share, value)| (share, rounded(value))).collect();
                 line.curves.insert(peer.to_owned(), curve);
             }
         }
@@ -144,7 +149,10 @@ impl Report {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         self.bars = bars::verdicts(self, &self.rows, cores, self.on == "tmpfs", self.data == "objects");
         println!("{}; kernel {}; {}", self.machine, self.kernel, self.on);
-        println!("{} keys, values {}, {} rounds", self.keys, self.data, self.rounds);
+        println!(
+            "{} keys, values {}, {} rounds of rows that read, {} of those that write",
+            self.keys, self.data, self.rounds, self.writes
+        );
         let versions: Vec<String> = self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         println!("{}", versions.join(", "));
         if let Some(hash) = self.hashes.values().next() {
@@ -230,11 +238,28 @@ impl Report {
         table
     }
 
-    /// Keeps it.
+    /// Keeps it: what is many has a line each.
     pub fn write(&self, path: &Path) -> Result<()> {
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-        Ok(std::fs::write(path, serde_json::to_vec_pretty(self)?)?)
+        let mut head = serde_json::to_value(self)?;
+        let mut tail = String::new();
+        for many in ["bars", "lines"] {
+            let parts = head.as_object_mut().and_then(|head| head.remove(many)).unwrap_or_default();
+            let parts: Vec<String> = parts.as_array().into_iter().flatten().map(|part| format!("    {part}")).collect();
+            tail.push_str(&format!(",\n  \"{many}\": [\n{}\n  ]", parts.join(",\n")));
+        }
+        let head = serde_json::to_string_pretty(&head)?;
+        Ok(std::fs::write(path, format!("{}{tail}\n}}\n", head.trim_end_matches("\n}")))?)
     }
+}
+
+/// Five digits say enough.
+fn rounded(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    let scale = 10f64.powi(4 - value.abs().log10().floor() as i32);
+    (value * scale).round() / scale
 }
 
 fn headed<'a>(header: impl Iterator<Item = &'a str>) -> Table {

@@ -4,6 +4,7 @@ use crate::dataset::{Data, Numbers};
 use crate::figure::{Figure, Unit, median};
 use crate::gets;
 use crate::measure::{now, resident};
+use crate::passes::{Passes, Sink, cpu, repeat};
 use crate::peer::{List, MvccPeer, Result, Row, Span};
 use crate::plan::{Fold, Model, PHASES, Phase, Plan, Step};
 use std::time::Duration;
@@ -32,75 +33,8 @@ pub struct Expected {
     pub(crate) time: Duration,
 }
 
-/// What a frontend does with a row: it encodes it into a buffer that goes out when it is full.
-struct Sink {
-    fold: Fold,
-    wire: Vec<u8>,
-}
-
-impl Sink {
-    fn new() -> Self {
-        Sink { fold: Fold::default(), wire: Vec::with_capacity(80 << 10) }
-    }
-
-    fn take(&mut self, row: &Row<'_>) {
-        self.fold.add(row);
-        if self.wire.len() > 64 << 10 {
-            self.wire.clear();
-        }
-        self.wire.extend_from_slice(row.key);
-        self.wire.extend_from_slice(row.value);
-    }
-
-    fn check(&mut self, expected: Fold, what: &str) -> Result<()> {
-        std::hint::black_box(&self.wire);
-        let fold = std::mem::take(&mut self.fold);
-        if fold == expected {
-            return Ok(());
-        }
-        Err(format!("{what}: wrong, {} rows where {} have to be", fold.rows, expected.rows).into())
-    }
-}
-
 fn all_pods() -> Span<'static> {
     Span { start: PODS.as_bytes(), after: false, end: PODS_END }
-}
-
-/// Passes that were measured.
-pub(crate) struct Passes {
-    /// Seconds of each.
-    times: Vec<f64>,
-    /// Seconds that this thread had a CPU in all of them: on a busy machine the fairer figure.
-    cpu: f64,
-}
-
-fn cpu() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// Runs `pass` until the time is up.
-pub(crate) fn repeat(time: Duration, mut pass: impl FnMut() -> Result<()>) -> Result<Passes> {
-    let (begun, cpu_begun) = (now(), cpu());
-    let mut times = Vec::new();
-    while times.len() < 3 || (begun.elapsed() < time && times.len() < 100_000) {
-        let pass_begun = now();
-        pass()?;
-        times.push(pass_begun.elapsed().as_secs_f64());
-        if begun.elapsed() > time * 20 {
-            break;
-        }
-    }
-    Ok(Passes { times, cpu: cpu() - cpu_begun })
-}
-
-impl Passes {
-    /// The median of a pass, and the CPU that one takes; `factor` is from seconds to the unit.
-    pub(crate) fn figures(&self, row: u32, what: &str, unit: Unit, factor: f64) -> Vec<Figure> {
-        let each = self.cpu / self.times.len() as f64 * factor;
-        let cpu = Figure::new(row, "... of CPU", unit, each);
-        vec![Figure::new(row, what, unit, median(&self.times) * factor), cpu]
-    }
 }
 
 fn must_be(what: &str, is: u64, expected: u64) -> Result<()> {

@@ -1,8 +1,10 @@
 //! Rounds over the peers, row by row in turns.
 
+use crate::arguments::Arguments;
 use crate::child::{Answer, BESIDES, Purpose, Request, SYNCS};
 use crate::etcd::Etcd;
 use crate::figure::Figure;
+use crate::handle::Child;
 use crate::peer::{Kind, Result};
 use crate::raw;
 use crate::report::Report;
@@ -10,136 +12,9 @@ use crate::rows::READS;
 use crate::writes::FILLS;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
-
-/// What is to be run.
-#[derive(Debug, clap::Args)]
-pub struct Arguments {
-    /// How many keys are loaded, a multiple of 20,000.
-    #[arg(long, default_value_t = 1_000_000)]
-    pub keys: usize,
-    /// What values are: 512 bytes each, or as long and as compressible as objects are. These take ten times the room.
-    #[arg(long, value_enum, default_value_t = Shape::Flat)]
-    pub data: Shape,
-    /// Rounds over all peers.
-    #[arg(long, default_value_t = 3)]
-    pub rounds: usize,
-    /// Rounds of those rows that fill a store: 10, 11 and 14. They take longest.
-    #[arg(long, default_value_t = 1)]
-    pub fills: usize,
-    /// Rows of docs/benchmarks.md, all if none.
-    #[arg(long, value_delimiter = ',')]
-    pub rows: Vec<u32>,
-    /// Peers, all if none.
-    #[arg(long, value_delimiter = ',', value_enum)]
-    pub peers: Vec<Kind>,
-    /// Where stores are made; a new directory under the system's if not given.
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// Seconds that a row may take for a peer in a round, if one pass is not longer.
-    #[arg(long, default_value_t = 0.7)]
-    pub seconds: f64,
-    /// The program with etcd's core.
-    #[arg(long, env = "POLYBOLT_ETCD_CORE")]
-    pub etcd_core: Option<PathBuf>,
-    /// Where the JSON goes; `benches/results/peers-KEYS.json` if not given.
-    #[arg(long)]
-    pub out: Option<PathBuf>,
-}
-
-/// The shape of values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Shape {
-    /// 512 bytes that do not compress.
-    Flat,
-    /// A median of 2 KiB, one in a hundred above 64 KiB, about 4 times compressible.
-    Objects,
-}
-
-impl Arguments {
-    /// True if values are as objects have them.
-    pub fn objects(&self) -> bool {
-        self.data == Shape::Objects
-    }
-
-    fn out(&self, memory: bool) -> PathBuf {
-        let default = || {
-            let data = if self.objects() { "-objects" } else { "" };
-            let name = format!("peers-{}{data}{}.json", self.keys, if memory { "-tmpfs" } else { "" });
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../results").join(name)
-        };
-        self.out.clone().unwrap_or_else(default)
-    }
-}
-
-/// A child process.
-struct Child {
-    kind: Kind,
-    process: std::process::Child,
-    answers: BufReader<std::process::ChildStdout>,
-}
-
-impl Child {
-    fn start(kind: Kind, dir: &Path, purpose: Purpose, arguments: &Arguments, answered: u64) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("child").arg("--peer").arg(kind.name()).arg("--dir").arg(dir);
-        command.arg("--purpose").arg(format!("{purpose:?}").to_lowercase());
-        command.arg("--keys").arg(arguments.keys.to_string()).arg("--seconds").arg(arguments.seconds.to_string());
-        command.arg("--answered").arg(answered.to_string());
-        if arguments.objects() {
-            command.arg("--objects");
-        }
-        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let answers = BufReader::new(process.stdout.take().ok_or("a child has no output")?);
-        Ok(Child { kind, process, answers })
-    }
-
-    fn answer(&mut self) -> Result<Answer> {
-        let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
-            return Err(format!("{} ended", self.kind.name()).into());
-        }
-        match serde_json::from_str(&line)? {
-            Answer::Failed(why) => Err(format!("{}: {why}", self.kind.name()).into()),
-            answer => Ok(answer),
-        }
-    }
-
-    fn figures(&mut self) -> Result<Vec<Figure>> {
-        match self.answer()? {
-            Answer::Figures(figures) => Ok(figures),
-            other => Err(format!("{} answers {other:?}", self.kind.name()).into()),
-        }
-    }
-
-    fn ask(&mut self, request: Request) -> Result<()> {
-        let input = self.process.stdin.as_mut().ok_or("a child has no input")?;
-        serde_json::to_writer(&mut *input, &request)?;
-        input.write_all(b"\n")?;
-        Ok(input.flush()?)
-    }
-
-    fn close(mut self) -> Result<()> {
-        self.ask(Request::Close)?;
-        let status = self.process.wait()?;
-        if status.success() { Ok(()) } else { Err(format!("{}: {status}", self.kind.name()).into()) }
-    }
-
-    /// As a crash: nothing is closed. The revision of the last put that it answered.
-    fn kill(mut self) -> Result<u64> {
-        self.ask(Request::Last)?;
-        let answered = match self.answer()? {
-            Answer::Revision(revision) => revision,
-            other => return Err(format!("{} answers {other:?}", self.kind.name()).into()),
-        };
-        self.process.kill()?;
-        self.process.wait()?;
-        Ok(answered)
-    }
-}
 
 /// A run.
 struct Run<'a> {
@@ -199,7 +74,7 @@ impl Run<'_> {
     /// One kind of work after the other, each in rounds.
     fn all(&mut self, memory: bool) -> Result<()> {
         self.index()?;
-        for round in 0..self.arguments.fills.max(1) {
+        for round in 0..self.arguments.writes.max(1) {
             if round == 0 || self.wants(&FILLS) {
                 self.fill(round)?;
             }
@@ -225,11 +100,11 @@ impl Run<'_> {
     }
 
     fn says(&self, round: usize, peer: &str, what: &str) {
-        let round = format!("round {} of {}: {peer}, {what}", round + 1, self.arguments.rounds);
+        let message = format!("round {}: {peer}, {what}", round + 1);
         if self.bar.is_hidden() {
-            eprintln!("{:>6.0} s {round}", self.bar.elapsed().as_secs_f64());
+            eprintln!("{:>6.0} s {message}", self.bar.elapsed().as_secs_f64());
         }
-        self.bar.set_message(round);
+        self.bar.set_message(message);
     }
 
     fn dir_of(&self, kind: Kind, which: &str) -> PathBuf {
@@ -354,7 +229,7 @@ impl Run<'_> {
     fn beside(&mut self) -> Result<()> {
         self.copies("beside")?;
         let mut children = self.start(Purpose::Beside, "beside", &BTreeMap::new())?;
-        for round in 0..self.arguments.rounds {
+        for round in 0..self.arguments.writes {
             for row in BESIDES {
                 // What is written at row 11 is for row 18 too.
                 if self.wants(&[row]) || (row == 11 && self.wants(&[18])) {
@@ -371,7 +246,7 @@ impl Run<'_> {
     fn put(&mut self, memory: bool) -> Result<()> {
         self.copies("written")?;
         let mut answered = BTreeMap::new();
-        for round in 0..self.arguments.rounds {
+        for round in 0..self.arguments.writes {
             let mut children = self.start(Purpose::Put, "written", &answered)?;
             for row in SYNCS {
                 if self.wants(&[row]) || (row == 13 && self.wants(&[18])) {

@@ -21,7 +21,7 @@ fn written(peer: &dyn MvccPeer, later: &Later, dir: &Path, mode: Mode) -> Result
         Mode::Batch => {
             beside::gets(peer, later, INSTANT)?;
             beside::ranges(peer, later, INSTANT)?;
-            beside::history(peer, later, INSTANT)?;
+            beside::history(peer, later, later.plan.older() + 1, INSTANT)?;
             callers::overwrites(peer, pairs, until)?;
         }
         Mode::Sync => {
