@@ -3,6 +3,31 @@
 use crate::peer::Kind;
 use std::path::{Path, PathBuf};
 
+/// What `--help` says of rows and peers.
+pub const HELP: &str = "\
+Rows (of a store that was closed and opened again, unless they fill one):
+   1  memory of polybolt's index alone
+   2  point get, newest revision        3  ... by 2 threads over 1
+   4  gets beside puts at full speed    5  range of one namespace's pods
+   6  range of all pods, streamed       7  limit 500 of them with the exact count
+   8  count of them                     9  pages of 500 at an older revision
+  10  load, Batch                      11  overwrites, Batch, by 1 caller and by 64
+  12  durable put, 1 caller            13  durable puts by 64 callers
+  14  compare-and-swap txns, Batch     15  puts beside an endless full range
+  16  reopen after SIGKILL             17  a watcher far behind, and puts beside it
+  18  bytes written, bytes of files    (19: growth, which `plot` prints of runs of several sizes)
+
+Peers; none compresses, every durable write is synced:
+  polybolt  default options, routes for Kubernetes
+  lmdb      default flags, no WRITEMAP, rows appended
+  redb      immediate durability, a cache of 2 GiB
+  fjall     an atomic batch an operation, the journal persisted at each commit, a cache of 2 GiB
+  rocksdb   an atomic write an operation, the log synced at each commit, a cache of 2 GiB
+  sqlite    a table as kine has it, WAL, synchronous = FULL, the file mapped
+  etcd      etcd's own core, a program of its own (--etcd-core), its defaults
+Batch is a commit every 100 ms or 10,000 operations. Of 64 callers, those of a peer without group commit share a
+writer thread that commits whatever waits; without it is shown, too.";
+
 /// What is to be run.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use polybolt_peers::{arguments, child, peer, plot, run};
 
 #[derive(Debug, Parser)]
-#[command(version, about, args_conflicts_with_subcommands = true)]
+#[command(version, about, args_conflicts_with_subcommands = true, after_help = arguments::HELP)]
 struct Command {
     #[command(subcommand)]
     child: Option<Role>,

@@ -35,7 +35,7 @@ impl Filling {
         for at in dataset::scattered(keys.len()) {
             self.main += 1;
             self.index.put(keys[at].as_bytes(), Revision::new(self.main, 0));
-            if self.main.is_multiple_of(256) {
+            if self.main.is_multiple_of(1 << 13) {
                 self.note();
             }
         }

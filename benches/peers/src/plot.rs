@@ -46,7 +46,7 @@ const RAW: (u32, &str) = (2, "... a dependent read in as much memory");
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 90, 181),
     RGBColor(220, 50, 32),
-    RGBColor(26, 133, 255),
+    RGBColor(140, 86, 75),
     RGBColor(93, 58, 155),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
@@ -136,12 +136,12 @@ fn bars(report: &Report, path: &Path) -> Result<()> {
         .margin(12)
         .x_label_area_size(28)
         .y_label_area_size(72)
-        .build_cartesian_2d(0.0..lines.len() as f64, (low / 2.0..high * 2.0).log_scale())?;
+        .build_cartesian_2d(0.0..lines.len() as f64 + 1.0, (low / 2.0..high * 2.0).log_scale())?;
     let name = |at: &f64| lines.get(*at as usize).map_or(String::new(), |(line, name)| format!("{} {name}", line.row));
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .x_labels(lines.len() + 1)
+        .x_labels(lines.len() + 2)
         .x_label_formatter(&name)
         .y_label_formatter(&|rate| short(*rate))
         .x_label_offset(40)
@@ -172,12 +172,13 @@ fn curve(report: &Report, line: &Line, path: &Path) -> Result<()> {
         points.map(|(share, value)| (rarity(*share), *value)).collect::<Vec<_>>()
     };
     let curves: Vec<_> = peers.iter().map(|peer| (peer, series(peer))).filter(|(_, points)| points.len() > 1).collect();
-    let what = if line.what.starts_with("...") {
-        format!("{} of row {}", &line.what[4..], line.row)
-    } else {
-        line.what.clone()
+    let what = match (line.row, line.what.as_str()) {
+        (11, "... p99") => "overwrites, Batch, 64 callers",
+        (13, "... p99") => "durable puts, 64 callers",
+        (_, what) => what.trim_start_matches("... ").trim_end_matches(", p99"),
     };
-    lines(path, &title(report, &format!("Latency, {what}")), &curves, &|x| short(1.0 - 10f64.powf(-x)), "us", false)
+    let share = |x: f64| format!("{:.*} %", (x.round() as usize).saturating_sub(2), 100.0 - 10f64.powf(2.0 - x));
+    lines(path, &title(report, &format!("Latency of row {}, {what}", line.row)), &curves, &share, "us", false)
 }
 
 fn growth(reports: &[Report], out: &Path) -> Result<()> {
@@ -192,11 +193,13 @@ fn growth(reports: &[Report], out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What an operation takes at each size, over what it takes at the smallest.
+/// What an operation takes at each size, over what it takes at the smallest; of a range each key.
 fn grown(sizes: &[&Report], (row, what): (u32, &str), peer: &str) -> Vec<(f64, f64)> {
     let time = |report: &&Report| {
         let line = report.lines.iter().find(|line| !line.cost && line.row == row && line.what == what)?;
-        Some((report.keys as f64, rate(line, peer)?.recip()))
+        // A namespace grows with the number of keys.
+        let each = if row == 5 { report.keys as f64 } else { 1.0 };
+        Some((report.keys as f64, rate(line, peer)?.recip() / each))
     };
     let times: Vec<(f64, f64)> = sizes.iter().filter_map(time).collect();
     let first = times.first().map_or(1.0, |(_, time)| *time);
