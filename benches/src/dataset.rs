@@ -1,7 +1,8 @@
 //! Keys and values as a Kubernetes API server makes them, the same on every run and for every engine.
 //!
 //! 60 % pods, 20 % events, 5 % leases, 5 % nodes, the rest configmaps, secrets, service accounts and
-//! replica sets; about 55 bytes a key. Values are 512 bytes of a pool that does not compress.
+//! replica sets; about 55 bytes a key. Values are 512 bytes of a pool that does
+//! not compress, or as long and as compressible as objects are.
 
 const APPS: [&str; 16] = [
     "frontend",
@@ -22,6 +23,26 @@ const APPS: [&str; 16] = [
     "scheduler",
 ];
 const ALPHANUMERIC: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// What objects have in common.
+const FIELDS: [&str; 16] = [
+    "\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":",
+    "\"creationTimestamp\":\"2026-01-01T00:00:00Z\",",
+    "\"labels\":{\"app.kubernetes.io/name\":\"",
+    "\"ownerReferences\":[{\"controller\":true,\"uid\":\"",
+    "\"resourceVersion\":\"1000000\",\"generation\":1",
+    "\"imagePullPolicy\":\"IfNotPresent\",\"image\":\"",
+    "\"resources\":{\"requests\":{\"cpu\":\"100m\"}},",
+    "\"terminationMessagePath\":\"/dev/termination\"",
+    "\"restartPolicy\":\"Always\",\"dnsPolicy\":\"",
+    "\"volumeMounts\":[{\"readOnly\":true,\"name\":\"",
+    "\"serviceAccountName\":\"default\",\"nodeName\":",
+    "\"conditions\":[{\"type\":\"Ready\",\"status\":\"T",
+    "\"lastTransitionTime\":\"2026-01-01T00:00:00Z",
+    "\"managedFields\":[{\"fieldsType\":\"FieldsV1\"",
+    "\"containerStatuses\":[{\"restartCount\":0,\"id",
+    "\"tolerations\":[{\"operator\":\"Exists\",\"key\":",
+];
 
 /// A small generator of numbers (splitmix64), so that runs are the same everywhere.
 #[derive(Debug, Clone)]
@@ -47,6 +68,14 @@ impl Numbers {
         ((u128::from(self.next_u64()) * bound as u128) >> 64) as usize
     }
 
+    /// A length of an object: lognormal, so that the median and the hundredth longest are what [`Data`] says.
+    fn object_bytes(&mut self) -> usize {
+        let mut share = || (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let (radius, turn) = ((-2.0 * (1.0 - share()).ln()).sqrt(), share() * std::f64::consts::TAU);
+        let bytes = 2048.0 * (1.49 * radius * turn.cos()).exp();
+        (bytes as usize).clamp(64, OBJECT_BYTES_MAX)
+    }
+
     fn name(&mut self, len: usize) -> String {
         (0..len).map(|_| char::from(ALPHANUMERIC[self.below(ALPHANUMERIC.len())])).collect()
     }
@@ -56,24 +85,56 @@ impl Numbers {
     }
 }
 
-/// Bytes of a value.
+/// Bytes of a value of [`Data::Flat`].
 pub const VALUE_BYTES: usize = 512;
+/// The longest value of [`Data::Objects`].
+const OBJECT_BYTES_MAX: usize = 1 << 20;
 
-/// Values cut out of 8 MiB that do not compress.
+/// What values are like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Data {
+    /// 512 bytes that do not compress.
+    #[default]
+    Flat,
+    /// As objects are: half of them up to 2 KiB, one in a hundred above 64 KiB, about 4 times compressible.
+    Objects,
+}
+
+/// Values cut out of a pool of bytes.
 #[derive(Debug)]
-pub struct Values(Vec<u8>);
+pub struct Values(Data, Vec<u8>);
 
 impl Values {
-    /// The same on every run.
+    /// Of 512 bytes, the same on every run.
     pub fn new() -> Self {
+        Values::like(Data::Flat)
+    }
+
+    /// The same on every run.
+    pub fn like(data: Data) -> Self {
         let mut numbers = Numbers::new(42);
-        Values((0..1 << 20).flat_map(|_| numbers.next_u64().to_le_bytes()).collect())
+        let pool = match data {
+            Data::Flat => (0..1 << 20).flat_map(|_| numbers.next_u64().to_le_bytes()).collect(),
+            // A field that is everywhere, then what is an object's own.
+            Data::Objects => (0..OBJECT_BYTES_MAX / 4)
+                .flat_map(|_| {
+                    let field = FIELDS[numbers.below(FIELDS.len())].bytes();
+                    field.chain(numbers.next_u64().to_le_bytes()).collect::<Vec<u8>>()
+                })
+                .collect(),
+        };
+        Values(data, pool)
     }
 
     /// The value of a number.
     pub fn of(&self, number: u64) -> &[u8] {
-        let from = Numbers::new(number).below(self.0.len() - VALUE_BYTES);
-        &self.0[from..from + VALUE_BYTES]
+        let mut numbers = Numbers::new(number);
+        let bytes = match self.0 {
+            Data::Flat => VALUE_BYTES,
+            Data::Objects => numbers.object_bytes(),
+        };
+        let from = numbers.below(self.1.len() - bytes);
+        &self.1[from..from + bytes]
     }
 }
 
@@ -148,5 +209,15 @@ mod tests {
         let mean = keys.iter().map(String::len).sum::<usize>() / keys.len();
         assert!((52..=58).contains(&mean), "{mean}");
         assert_eq!(scattered(50_000).collect::<BTreeSet<_>>().len(), 50_000);
+    }
+
+    #[test]
+    fn objects_are_as_long_as_they_should_be() {
+        let values = Values::like(Data::Objects);
+        let mut lens: Vec<usize> = (0..20_000).map(|number| values.of(number).len()).collect();
+        lens.sort_unstable();
+        let (median, p99) = (lens[10_000], lens[19_800]);
+        assert!((1900..2200).contains(&median), "{median}");
+        assert!((56_000..76_000).contains(&p99), "{p99}");
     }
 }

@@ -379,8 +379,11 @@ impl Engine {
         state
     }
 
-    /// Waits until all that was applied is in the tree files.
-    pub(crate) fn flush(&self) -> Result<()> {
+    /// Waits until all that was applied is in the tree files, in whatever durability.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn flush(&self) -> Result<()> {
         Ok(self.inner.shared.store.flush().wait()?)
     }
 

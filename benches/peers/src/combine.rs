@@ -20,7 +20,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Puts a key; answers with its revision once it is durable.
+    /// Puts a key; answers with its revision once it is as durable as the writer makes it.
     pub fn put(&self, key: &[u8], value: &[u8]) -> Result<u64> {
         self.puts.send(Put { key: key.to_vec(), value: value.to_vec(), answer: self.answer.0.clone() })?;
         Ok(self.answer.1.recv()?)
@@ -37,8 +37,16 @@ pub fn caller(puts: &Sender<Put>) -> Caller {
     Caller { puts: puts.clone(), answer: bounded(1) }
 }
 
-/// The writer: takes what waits, commits it, answers; until there are no callers.
-pub fn write(peer: &dyn MvccPeer, puts: &Receiver<Put>) -> Result<()> {
+/// The writer: takes what waits, commits it, answers; until there are no callers. In `Batch` it answers at once and
+/// commits as the mode says.
+pub fn write(peer: &dyn MvccPeer, puts: &Receiver<Put>, commit: Commit) -> Result<()> {
+    if commit == Commit::Batch {
+        return peer.session(commit, &mut |session| {
+            let Ok(put) = puts.recv() else { return Ok(Next::Done) };
+            put.answer.send(session.put(&put.key, &put.value)?)?;
+            Ok(Next::More)
+        });
+    }
     let mut group: Vec<(Sender<u64>, u64)> = Vec::new();
     let mut committed = false;
     peer.session(Commit::Group, &mut |session| {

@@ -1,5 +1,6 @@
 //! etcd's own core, which is a program of its own: its path is given, or it is left out. It makes keys and values of the
-//! same shape by itself, so its answers are not compared by hash; it checks their sizes and counts.
+//! same shape by itself, so its answers are not compared by hash; it checks their sizes and counts. It is reopened after a
+//! clean close, until a get.
 
 use crate::figure::{Figure, Unit};
 use crate::peer::Result;
@@ -14,7 +15,7 @@ pub struct Etcd {
     keys: usize,
 }
 
-/// Workloads of the program, and how a line of what it says is found and read.
+/// A figure in what the program says: where its line is, and how it is read.
 struct Reading {
     row: u32,
     what: &'static str,
@@ -25,40 +26,74 @@ struct Reading {
     unit: Unit,
     /// From the program's unit to this one.
     factor: f64,
+    /// What the fields of its latencies begin with, if there are any.
+    curve: Option<&'static str>,
 }
 
 const fn reading(row: u32, what: &'static str, workload: &'static str, field: &'static str, unit: Unit) -> Reading {
-    Reading { row, what, workload, line: None, field, unit, factor: 1.0 }
+    Reading { row, what, workload, line: None, field, unit, factor: 1.0, curve: None }
 }
 
-const READINGS: [Reading; 11] = [
+const fn list(row: u32, what: &'static str, line: &'static str, unit: Unit, factor: f64) -> Reading {
+    Reading { line: Some(("what", line)), factor, ..reading(row, what, "list", "median_ms", unit) }
+}
+
+/// Memory of the program is what its load says; it says none of other workloads.
+const READINGS: [Reading; 24] = [
     Reading { factor: 1e3, line: Some(("g", "1")), ..reading(2, "point get", "get", "p50_us", Unit::Ns) },
-    Reading { factor: 1e3, line: Some(("what", "ns3000")), ..reading(5, "range of", "list", "median_ms", Unit::Us) },
-    Reading { line: Some(("what", "all600k")), ..reading(6, "range of all", "list", "median_ms", Unit::Ms) },
-    Reading {
-        factor: 1e3,
-        line: Some(("what", "limit500of600k")),
-        ..reading(7, "limit 500 with exact count", "list", "median_ms", Unit::Us)
-    },
-    Reading {
-        factor: 1e3,
-        line: Some(("what", "count600k")),
-        ..reading(8, "count of all pods", "list", "median_ms", Unit::Us)
-    },
-    Reading {
-        factor: 1e3,
-        line: Some(("what", "paginate500@oldrev")),
-        ..reading(9, "a page of 500 at an older revision, exact count", "list", "median_ms", Unit::Us)
-    },
+    Reading { line: Some(("g", "1")), ..reading(3, "point gets, 1 thread", "get", "ops_s", Unit::PerSecond) },
+    Reading { line: Some(("g", "2")), ..reading(3, "point gets, 2 threads", "get", "ops_s", Unit::PerSecond) },
+    Reading { line: Some(("g", "1")), ..reading(4, "gets alone", "get", "ops_s", Unit::PerSecond) },
+    reading(4, "... beside a writer at full speed", "mixed", "get_ops_s", Unit::PerSecond),
+    Reading { line: Some(("with_list", "false")), ..reading(4, "puts alone", "rangewrite", "ops_s", Unit::PerSecond) },
+    reading(4, "... beside gets at full speed", "mixed", "put_ops_s", Unit::PerSecond),
+    list(5, "range of one namespace's pods", "ns3000", Unit::Us, 1e3),
+    list(6, "range of all pods, streamed", "all600k", Unit::Ms, 1.0),
+    list(7, "limit 500 with exact count", "limit500of600k", Unit::Us, 1e3),
+    list(8, "count of all pods", "count600k", Unit::Us, 1e3),
+    list(9, "a page of 500 at an older revision, exact count", "paginate500@oldrev", Unit::Us, 1e3),
     reading(10, "load, random order, Batch", "load", "ops_s_committed", Unit::PerSecond),
-    reading(11, "overwrites, Batch, 1 caller", "overwrite", "ops_s_committed", Unit::PerSecond),
-    reading(12, "durable put, 1 caller", "durable", "p50_us", Unit::Us),
+    Reading { factor: MIB, ..reading(10, "anonymous memory, at most", "load", "peak_anon_mb", Unit::Bytes) },
+    Reading {
+        line: Some(("g", "1")),
+        ..reading(11, "overwrites, Batch, 1 caller", "overwrite", "ops_s_committed", Unit::PerSecond)
+    },
+    Reading {
+        line: Some(("g", "64")),
+        ..reading(11, "overwrites, Batch, 64 callers", "overwrite", "ops_s_committed", Unit::PerSecond)
+    },
+    Reading { line: Some(("g", "64")), curve: Some(""), ..reading(11, "... p99", "overwrite", "p99_us", Unit::Us) },
+    Reading { curve: Some(""), ..reading(12, "durable put, 1 caller", "durable", "p50_us", Unit::Us) },
     Reading {
         line: Some(("server_path", "false")),
         ..reading(14, "compare-and-swap txns, Batch, 1 caller", "txn", "ops_s", Unit::PerSecond)
     },
+    Reading { line: Some(("with_list", "false")), ..reading(15, "puts alone", "rangewrite", "ops_s", Unit::PerSecond) },
+    Reading {
+        line: Some(("with_list", "true")),
+        ..reading(15, "puts beside an endless full range", "rangewrite", "ops_s", Unit::PerSecond)
+    },
     reading(17, "events of history", "watchcatchup", "events_s", Unit::PerSecond),
+    Reading {
+        factor: MIB,
+        line: Some(("cold", "false")),
+        ..reading(16, "anonymous memory", "reopen", "rss_anon_mb", Unit::Bytes)
+    },
+    Reading {
+        factor: MIB,
+        line: Some(("cold", "false")),
+        ..reading(16, "files once everything is closed", "reopen", "file_mb", Unit::Bytes)
+    },
 ];
+
+/// Figures that are one over another of the same run of the program.
+const RATIOS: [(u32, &str, &str, &str); 3] = [
+    (3, "... over 1", "point gets, 2 threads", "point gets, 1 thread"),
+    (4, "puts beside gets, of alone", "... beside gets at full speed", "puts alone"),
+    (15, "... of alone", "puts beside an endless full range", "puts alone"),
+];
+
+const MIB: f64 = (1 << 20) as f64;
 
 fn is(line: &Value, field: &str, expected: &str) -> bool {
     match &line[field] {
@@ -91,61 +126,107 @@ impl Etcd {
         Ok(lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
     }
 
-    /// Its reopening, at the very end: the program drops the machine's page cache before the first, which is left out.
+    /// Its reopening, at the very end: the program drops the machine's page cache before the first.
     pub fn reopened(&self) -> Result<Vec<Figure>> {
-        let mut figures = Vec::new();
-        for line in self.run("reopen", "store", None, &[])?.iter().filter(|line| is(line, "cold", "false")) {
+        let lines = self.run("reopen", "store", None, &[])?;
+        let mut figures = taken(&lines, &[16]);
+        for line in &lines {
             let open = line["sec"].as_f64().unwrap_or_default() * 1e3;
             let get = line["first_get_us"].as_f64().unwrap_or_default() / 1e3;
-            figures.push(Figure::new(16, "reopen after a clean close, until a get", Unit::Ms, open + get));
-            let held = line["rss_anon_mb"].as_f64().unwrap_or_default() * f64::from(1 << 20);
-            figures.push(Figure::new(0, "anonymous memory after reads", Unit::Bytes, held));
+            let what = if is(line, "cold", "true") { "... cold" } else { REOPEN };
+            figures.push(Figure::new(16, what, Unit::Ms, open + get));
         }
         Ok(figures)
     }
 
-    /// What it has of the wanted rows; `first` fills the store that is read.
-    pub fn round(&self, rows: &[u32], first: bool, seconds: f64) -> Result<Vec<Figure>> {
-        let n = |n: usize| ["-n".to_owned(), n.to_string()];
-        let wants = |row| rows.contains(&row);
-        let mut lines = Vec::new();
+    /// Fills a store; the first one is read later.
+    pub fn fill(&self, rows: &[u32], first: bool) -> Result<Vec<Figure>> {
         let store = if first { "store" } else { "again" };
-        if first || wants(10) || wants(11) {
-            lines.extend(self.run("load", store, None, &[])?);
-            lines.extend(self.run("overwrite", store, None, &n(self.keys / 2))?);
-            if !first {
-                std::fs::remove_file(self.dir.join(store))?;
-            }
+        let mut lines = self.run("load", store, None, &[])?;
+        lines.extend(self.run("overwrite", store, None, &number("-n", self.keys / 2))?);
+        if !first {
+            std::fs::remove_file(self.dir.join(store))?;
         }
-        let mut figures = Vec::new();
-        if wants(2) {
-            lines.extend(self.run("get", "store", None, &n(200_000))?);
-        }
-        if (5..=9).any(wants) {
-            let cap = format!("{}s", (seconds * 2.0).max(1.0));
-            lines.extend(self.run("list", "store", None, &["-cap".to_owned(), cap])?);
-        }
-        if wants(17) {
-            // Rounds of it re-read everything that is left, so the time is bounded and the rate counts.
-            let arguments = [&n(self.keys / 2)[..], &["-cap".to_owned(), format!("{}s", (seconds * 10.0).max(5.0))]];
-            lines.extend(self.run("watchcatchup", "store", None, &arguments.concat())?);
-        }
-        if wants(12) {
-            let time = ["-dur".to_owned(), format!("{}s", seconds.max(1.0))];
-            lines.extend(self.run("durable", "written", Some("store"), &time)?);
-        }
-        if wants(14) {
-            lines.extend(self.run("txn", "written", Some("store"), &n(self.keys / 5))?);
-        }
-        for reading in READINGS.iter().filter(|reading| wants(reading.row)) {
-            let of = |line: &&Value| {
-                is(line, "workload", reading.workload)
-                    && reading.line.is_none_or(|(field, expected)| is(line, field, expected))
-            };
-            if let Some(value) = lines.iter().find(of).and_then(|line| line[reading.field].as_f64()) {
-                figures.push(Figure::new(reading.row, reading.what, reading.unit, value * reading.factor));
-            }
-        }
-        Ok(figures)
+        Ok(taken(&lines, rows))
     }
+
+    /// Its rows that read, all in one process.
+    pub fn read(&self, rows: &[u32], seconds: f64) -> Result<Vec<Figure>> {
+        let mut workloads = Vec::new();
+        if rows.iter().any(|row| (2..=4).contains(row)) {
+            workloads.push("get");
+        }
+        if rows.iter().any(|row| (5..=9).contains(row)) {
+            workloads.push("list");
+        }
+        if rows.contains(&17) {
+            workloads.push("watchcatchup");
+        }
+        if workloads.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Rounds of it re-read everything that is left, so the time is bounded and the rate counts.
+        let cap = ["-cap".to_owned(), format!("{}s", (seconds * 5.0).max(2.0))];
+        let arguments = [&number("-n", self.keys / 2)[..], &cap].concat();
+        Ok(taken(&self.run(&workloads.join(","), "store", None, &arguments)?, rows))
+    }
+
+    /// Its rows that write into a copy, those beside others too.
+    pub fn beside(&self, rows: &[u32], seconds: f64) -> Result<Vec<Figure>> {
+        let mut lines = Vec::new();
+        if rows.contains(&11) {
+            let arguments = [number("-n", self.keys / 2), number("-g", 64)].concat();
+            lines.extend(self.run("overwrite", "written", Some("store"), &arguments)?);
+        }
+        let of_row = [(14, "txn"), (12, "durable"), (4, "mixed"), (15, "rangewrite")];
+        let mut workloads: Vec<&str> =
+            of_row.iter().filter(|(row, _)| rows.contains(row)).map(|(_, workload)| *workload).collect();
+        if rows.contains(&4) && !rows.contains(&15) {
+            workloads.push("rangewrite");
+        }
+        if !workloads.is_empty() {
+            let time = ["-dur".to_owned(), format!("{}s", (seconds * 2.0).max(1.0))];
+            let arguments = [&number("-n", self.keys / 5)[..], &time].concat();
+            lines.extend(self.run(&workloads.join(","), "written", Some("store"), &arguments)?);
+        }
+        if !lines.is_empty() {
+            std::fs::remove_file(self.dir.join("written"))?;
+        }
+        Ok(taken(&lines, rows))
+    }
+}
+
+const REOPEN: &str = "reopen after SIGKILL, until a get and a durable put";
+
+fn number(flag: &str, number: usize) -> Vec<String> {
+    vec![flag.to_owned(), number.to_string()]
+}
+
+/// The figures of some rows in what the program said.
+fn taken(lines: &[Value], rows: &[u32]) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for reading in READINGS.iter().filter(|reading| rows.contains(&reading.row)) {
+        let of = |line: &&Value| {
+            is(line, "workload", reading.workload)
+                && reading.line.is_none_or(|(field, expected)| is(line, field, expected))
+        };
+        let Some(line) = lines.iter().find(of) else { continue };
+        let Some(value) = line[reading.field].as_f64() else { continue };
+        let mut figure = Figure::new(reading.row, reading.what, reading.unit, value * reading.factor);
+        figure.cost = reading.unit == Unit::Bytes;
+        if let Some(prefix) = reading.curve {
+            let points = [(0.5, "p50"), (0.99, "p99"), (0.999, "p999"), (1.0, "max")];
+            let point = |(share, name)| Some((share, line[format!("{prefix}{name}_us")].as_f64()?));
+            figure.curve = points.into_iter().filter_map(point).collect();
+        }
+        figures.push(figure);
+    }
+    for (row, what, of, over) in RATIOS {
+        let value = |what| figures.iter().find(|figure: &&Figure| (figure.row, &*figure.what) == (row, what));
+        if let (Some(part), Some(whole)) = (value(of), value(over)) {
+            let ratio = part.value / whole.value;
+            figures.push(Figure::new(row, what, Unit::Times, ratio));
+        }
+    }
+    figures
 }

@@ -18,8 +18,10 @@ pub enum Unit {
     PerSecond,
     /// Bytes.
     Bytes,
-    /// A number of things, or of times.
+    /// A number of times.
     Times,
+    /// A number of things.
+    Count,
 }
 
 impl Unit {
@@ -38,6 +40,7 @@ impl Unit {
             Unit::PerSecond => "/s",
             Unit::Bytes => "bytes",
             Unit::Times => "x",
+            Unit::Count => "",
         }
     }
 }
@@ -53,13 +56,40 @@ pub struct Figure {
     pub unit: Unit,
     /// How much.
     pub value: f64,
+    /// True if it is what a row held, wrote or synced, not what it measures.
+    #[serde(default)]
+    pub cost: bool,
+    /// Of latencies: a share of all, and the time within which they were answered, in the unit.
+    #[serde(default)]
+    pub curve: Vec<(f64, f64)>,
 }
 
 impl Figure {
     /// A figure.
     pub fn new(row: u32, what: &str, unit: Unit, value: f64) -> Self {
-        Figure { row, what: what.to_owned(), unit, value }
+        Figure { row, what: what.to_owned(), unit, value, cost: false, curve: Vec::new() }
     }
+
+    /// What a row held, wrote or synced.
+    pub fn cost(row: u32, what: &str, unit: Unit, value: f64) -> Self {
+        Figure { cost: true, ..Figure::new(row, what, unit, value) }
+    }
+
+    /// With the curve of some latencies in seconds; `factor` is from seconds to the unit.
+    #[must_use]
+    pub fn with_curve(mut self, sorted: &[f64], factor: f64) -> Self {
+        self.curve = SHARES.iter().map(|share| (*share, quantile(sorted, *share) * factor)).collect();
+        self
+    }
+}
+
+/// Where a curve of latencies has its points.
+pub const SHARES: [f64; 11] = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1.0];
+
+/// The number of a sorted list below which a share of all lies.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
 /// The middle one of some numbers.

@@ -5,6 +5,7 @@ use crate::peer::{Commit, Got, List, MvccPeer, Next, Result, Row, Session, Span}
 use crate::record::{self, Life};
 use bytes::Bytes;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The tables of [`record`].
@@ -62,6 +63,8 @@ pub struct EtcdStore<E> {
     engine: E,
     /// The current revision. The one writer holds it.
     current: Mutex<u64>,
+    /// The newest one that was committed.
+    committed: AtomicU64,
 }
 
 impl<E: Ordered> EtcdStore<E> {
@@ -78,7 +81,7 @@ impl<E: Ordered> EtcdStore<E> {
                 Ok(false)
             })
         })?;
-        Ok(EtcdStore { engine, current: Mutex::new(current) })
+        Ok(EtcdStore { engine, current: Mutex::new(current), committed: AtomicU64::new(current) })
     }
 
     fn locked(&self) -> Result<std::sync::MutexGuard<'_, u64>> {
@@ -210,6 +213,7 @@ impl<E: Ordered> MvccPeer for EtcdStore<E> {
                 Ok(())
             })?;
             *current = revision;
+            self.committed.store(revision, Ordering::Release);
         }
         Ok(())
     }
@@ -253,7 +257,7 @@ impl<E: Ordered> MvccPeer for EtcdStore<E> {
     }
 
     fn revision(&self) -> Result<u64> {
-        Ok(*self.locked()?)
+        Ok(self.committed.load(Ordering::Acquire))
     }
 }
 

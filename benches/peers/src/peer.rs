@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use std::error::Error;
 use std::path::Path;
+use std::time::Duration;
 
 /// Whatever a peer says went wrong.
 pub type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
@@ -70,6 +71,15 @@ pub enum Commit {
     Group,
 }
 
+/// A key and the value it gets.
+#[derive(Debug, Clone, Copy)]
+pub struct Pair<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+}
+
 /// What a session does after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -115,7 +125,17 @@ pub trait MvccPeer: Sync {
     fn compact(&self, revision: u64) -> Result<()>;
     /// The current revision.
     fn revision(&self) -> Result<u64>;
-    /// Syncs since it was opened, if it counts them.
+    /// Returns once everything that was answered is durable, and where it stays: a session that has ended is.
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Puts by tasks that take turns on this thread, each one put after the other, for some time; how many were done,
+    /// or None if it has no such calls. `pair` says what the nth put puts.
+    fn tasks<'a>(&self, tasks: usize, time: Duration, pair: &dyn Fn(usize) -> Pair<'a>) -> Result<Option<u64>> {
+        let _ = (tasks, time, pair);
+        Ok(None)
+    }
+    /// Syncs since it was opened, if it asks the kernel for them itself.
     fn syncs(&self) -> Option<u64> {
         None
     }
@@ -141,6 +161,11 @@ pub enum Kind {
     Sqlite,
     /// etcd's own core, a program of its own.
     Etcd,
+    /// RocksDB, with etcd's schema; built with `--features rocksdb`.
+    RocksDb,
+    /// No store: what the machine can do.
+    #[value(skip)]
+    Machine,
 }
 
 impl Kind {
@@ -153,7 +178,25 @@ impl Kind {
             Kind::Fjall => "fjall",
             Kind::Sqlite => "sqlite",
             Kind::Etcd => "etcd",
+            Kind::RocksDb => "rocksdb",
+            Kind::Machine => "machine",
         }
+    }
+
+    /// By its name.
+    pub fn of(name: &str) -> Result<Kind> {
+        let all = [Kind::Polybolt, Kind::Lmdb, Kind::Redb, Kind::Fjall, Kind::Sqlite, Kind::RocksDb, Kind::Machine];
+        all.into_iter().find(|kind| kind.name() == name).ok_or_else(|| format!("{name} is no peer").into())
+    }
+
+    /// Those that run here: all but etcd's core.
+    pub fn built() -> Vec<Kind> {
+        let mut kinds = vec![Kind::Polybolt, Kind::Lmdb, Kind::Redb, Kind::Fjall];
+        if cfg!(feature = "rocksdb") {
+            kinds.push(Kind::RocksDb);
+        }
+        kinds.push(Kind::Sqlite);
+        kinds
     }
 }
 
@@ -166,6 +209,10 @@ pub fn with(kind: Kind, dir: &Path, mode: Mode, body: &mut dyn FnMut(&dyn MvccPe
         Kind::Redb => crate::redb::with(dir, body),
         Kind::Fjall => crate::fjall::with(dir, body),
         Kind::Sqlite => crate::sqlite::with(dir, body),
-        Kind::Etcd => Err("etcd's core is a program of its own".into()),
+        #[cfg(feature = "rocksdb")]
+        Kind::RocksDb => crate::rocksdb::with(dir, body),
+        #[cfg(not(feature = "rocksdb"))]
+        Kind::RocksDb => Err("built without --features rocksdb".into()),
+        Kind::Etcd | Kind::Machine => Err(format!("{} is no store here", kind.name()).into()),
     }
 }

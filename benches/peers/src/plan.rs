@@ -1,6 +1,6 @@
 //! What is written, in which order, and what has to be there then.
 
-use crate::dataset::{self, Numbers, Values};
+use crate::dataset::{self, Data, Numbers, Values};
 use crate::peer::Row;
 
 /// One operation; keys by their number.
@@ -12,6 +12,23 @@ pub enum Step {
     Delete(usize),
     /// A compare-and-put; of every tenth the expected revision is one too low.
     Compare(usize, u64, bool),
+}
+
+impl Step {
+    /// The number of its key.
+    pub fn key(self) -> usize {
+        match self {
+            Step::Put(key, _) | Step::Delete(key) | Step::Compare(key, ..) => key,
+        }
+    }
+
+    /// The number of the value that it puts if it succeeds.
+    pub fn value(self) -> Option<u64> {
+        match self {
+            Step::Put(_, value) | Step::Compare(_, value, _) => Some(value),
+            Step::Delete(_) => None,
+        }
+    }
 }
 
 /// Parts of the plan, in this order.
@@ -43,8 +60,8 @@ pub struct Plan {
 
 impl Plan {
     /// The same for the same number.
-    pub fn new(keys: usize) -> Self {
-        Plan { keys, names: dataset::keys(keys + keys / 20), values: Values::new() }
+    pub fn new(keys: usize, data: Data) -> Self {
+        Plan { keys, names: dataset::keys(keys + keys / 20), values: Values::like(data) }
     }
 
     /// A key by its number.
@@ -72,6 +89,13 @@ impl Plan {
                 Box::new((0..keys / 5).map(step))
             }
         }
+    }
+
+    /// Bytes of the keys and values that are loaded.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.steps(Phase::Load)
+            .map(|step| self.key(step.key()).len() + step.value().map_or(0, |value| self.values.of(value).len()))
+            .sum::<usize>() as u64
     }
 
     /// The first revision of what came after the load.

@@ -1,12 +1,13 @@
 //! polybolt as a library: default options, routes for Kubernetes.
 
-use crate::measure::pause;
-use crate::peer::{Commit, Got, List, Mode, MvccPeer, Next, Result, Row, Session};
+use crate::measure::now;
+use crate::peer::{Commit, Got, List, Mode, MvccPeer, Next, Pair, Result, Row, Session};
 use bytes::Bytes;
 use polybolt::{
     Compare, CompareOp, CompareTarget, DeleteRequest, Durability, Engine, EventKind, KeyValue, Keyspace, Op, Options,
     PutRequest, RangeRequest, Routes, Span, TxnRequest, WatchItem, WatchRequest,
 };
+use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
@@ -109,13 +110,32 @@ impl MvccPeer for Polybolt {
     fn session(&self, commit: Commit, step: &mut dyn FnMut(&mut dyn Session) -> Result<Next>) -> Result<()> {
         let mut writing = Writing { keyspace: &self.keyspace };
         while step(&mut writing)? != Next::Done {}
-        if commit == Commit::Batch {
-            // Nothing is buffered once a checkpoint has made everything durable.
-            while self.engine.stats().buffered_bytes > 0 {
-                pause(Duration::from_micros(200));
+        if commit == Commit::Batch { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(self.engine.flush()?)
+    }
+
+    fn tasks<'a>(&self, tasks: usize, time: Duration, pair: &dyn Fn(usize) -> Pair<'a>) -> Result<Option<u64>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        let (begun, done) = (now(), Cell::new(0));
+        let task = |task| {
+            let done = &done;
+            async move {
+                let mut at = task;
+                while begun.elapsed() < time {
+                    let Pair { key, value } = pair(at);
+                    self.keyspace.put(request(key, value)).await?;
+                    done.set(done.get() + 1);
+                    at += tasks;
+                }
+                Ok::<(), polybolt::Error>(())
             }
-        }
-        Ok(())
+        };
+        let outcomes = runtime.block_on(futures_util::future::join_all((0..tasks).map(task)));
+        outcomes.into_iter().collect::<Result<(), _>>()?;
+        Ok(Some(done.get()))
     }
 
     fn compact(&self, revision: u64) -> Result<()> {

@@ -1,14 +1,20 @@
 //! What the machine itself can do: the limits beside the figures.
 
-use crate::dataset::{Numbers, VALUE_BYTES, Values};
+use crate::dataset::Numbers;
+use crate::figure::{Figure, Unit};
+use crate::later::Later;
 use crate::measure::now;
 use crate::peer::Result;
-use rustix::fs::{FallocateFlags, OFlags, fallocate, fdatasync};
+use crate::plan::Plan;
+use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate, fdatasync};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
+
+/// What writing in a row is called.
+pub const SEQUENTIAL: &str = "... the same bytes written in a row";
 
 /// A file whose bytes were all written once, so that a sync of it is of data alone.
 #[derive(Debug)]
@@ -44,25 +50,29 @@ impl Preallocated {
     }
 }
 
-/// Bytes a second of a file written in pieces of 1 MiB and synced at the end.
-pub fn sequential(path: &Path, bytes: u64) -> Result<f64> {
-    let values = Values::new();
-    let piece: Vec<u8> = (0..(1 << 20) / VALUE_BYTES as u64).flat_map(|number| values.of(number).to_vec()).collect();
+/// Row 10: as many bytes as are loaded, written in pieces of 1 MiB and synced at the end, as keys a second.
+pub fn load(path: &Path, plan: &Plan) -> Result<Vec<Figure>> {
+    let piece: Vec<u8> = (0..).flat_map(|number| plan.values.of(number).to_vec()).take(1 << 20).collect();
+    let bytes = plan.loaded_bytes();
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     let file = File::from(rustix::fs::open(path, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC, mode)?);
     let begun = now();
     for at in (0..bytes).step_by(piece.len()) {
-        file.write_all_at(&piece, at)?;
+        file.write_all_at(&piece[..piece.len().min((bytes - at) as usize)], at)?;
     }
     fdatasync(&file)?;
     let took = begun.elapsed().as_secs_f64();
     drop(file);
     std::fs::remove_file(path)?;
-    Ok(bytes as f64 / took)
+    Ok(vec![
+        Figure::new(10, SEQUENTIAL, Unit::PerSecond, plan.keys as f64 / took),
+        Figure::new(10, "... bytes a second of that", Unit::Bytes, bytes as f64 / took),
+    ])
 }
 
-/// Nanoseconds of one of many reads in memory of which each says where the next one is.
-pub fn dependent_reads(bytes: usize, reads: usize) -> f64 {
+/// Row 2: one of many reads in memory of which each says where the next one is.
+pub fn dependent(bytes: usize) -> Result<Vec<Figure>> {
+    const READS: usize = 1_000_000;
     // One word a cache line, in one cycle through all of them (Sattolo).
     let lines = (bytes / 64).max(2);
     let mut next: Vec<[u64; 8]> = (0..lines as u64).map(|line| [line; 8]).collect();
@@ -72,11 +82,55 @@ pub fn dependent_reads(bytes: usize, reads: usize) -> f64 {
     }
     let begun = now();
     let mut at = 0;
-    for _ in 0..reads {
+    for _ in 0..READS {
         at = next[at as usize][0];
     }
     std::hint::black_box(at);
-    begun.elapsed().as_secs_f64() * 1e9 / reads as f64
+    let each = begun.elapsed().as_secs_f64() * 1e9 / READS as f64;
+    Ok(vec![Figure::new(2, "... a dependent read in as much memory", Unit::Ns, each)])
+}
+
+/// Lets go of what the system has in memory of all files in a directory.
+pub fn forget(dir: &Path) -> Result<()> {
+    for file in files(dir)? {
+        let file = rustix::fs::open(&file, OFlags::RDONLY, rustix::fs::Mode::empty())?;
+        rustix::fs::fsync(&file)?;
+        fadvise(&file, 0, None, Advice::DontNeed)?;
+    }
+    Ok(())
+}
+
+/// Row 16: reads all files in a directory once.
+pub fn read_once(dir: &Path) -> Result<Figure> {
+    let mut buffer = vec![0; 1 << 20];
+    let begun = now();
+    for path in files(dir)? {
+        let file = File::from(rustix::fs::open(&path, OFlags::RDONLY, rustix::fs::Mode::empty())?);
+        fadvise(&file, 0, None, Advice::Sequential)?;
+        let mut at = 0;
+        loop {
+            match file.read_at(&mut buffer, at)? {
+                0 => break,
+                read => at += read as u64,
+            }
+        }
+    }
+    Ok(Figure::new(16, "... its files read once, cold", Unit::Ms, begun.elapsed().as_secs_f64() * 1e3))
+}
+
+/// All files below a directory.
+pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            found.extend(files(&entry.path())?);
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }
 
 #[derive(Default)]
@@ -88,8 +142,10 @@ struct Group {
     failed: bool,
 }
 
-/// Puts a second of a bare group-commit loop: whoever finds nobody writing takes all that waits, writes and syncs it.
-pub fn group_commit(path: &Path, callers: usize, time: Duration, record: &[u8]) -> Result<f64> {
+/// Row 13: a bare group-commit loop: whoever finds nobody writing takes all that waits, writes and syncs it.
+pub fn group(path: &Path, callers: usize, time: Duration, later: &Later) -> Result<Vec<Figure>> {
+    let pair = later.pair(0);
+    let record = &[pair.key, pair.value].concat()[..];
     let file = Mutex::new(Preallocated::create(path, 64 << 20)?);
     let (group, changed) = (Mutex::new(Group::default()), Condvar::new());
     let begun = now();
@@ -128,5 +184,5 @@ pub fn group_commit(path: &Path, callers: usize, time: Duration, record: &[u8]) 
     let took = begun.elapsed().as_secs_f64();
     drop(file);
     std::fs::remove_file(path)?;
-    Ok(puts as f64 / took)
+    Ok(vec![Figure::new(13, "... a bare group-commit loop", Unit::PerSecond, puts as f64 / took)])
 }

@@ -1,104 +1,40 @@
 //! The rows that read: what is done, checked while it is measured, on a store that was closed and opened again.
 
-use crate::dataset::Numbers;
+use crate::dataset::{Data, Numbers};
 use crate::figure::{Figure, Unit, median};
-use crate::measure::now;
+use crate::gets;
+use crate::measure::{now, resident};
+use crate::passes::{Passes, Sink, cpu, repeat};
 use crate::peer::{List, MvccPeer, Result, Row, Span};
-use crate::plan::{Fold, Model, PHASES, Phase, Plan};
+use crate::plan::{Fold, Model, PHASES, Phase, Plan, Step};
 use std::time::Duration;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The rows of this file.
-pub const READS: [u32; 7] = [2, 5, 6, 7, 8, 9, 17];
+pub const READS: [u32; 8] = [2, 3, 5, 6, 7, 8, 9, 17];
 const PODS: &str = "/registry/pods/";
 const PODS_END: &[u8] = b"/registry/pods0";
+const FULL: &str = "range of all pods, streamed";
 const NAMESPACES: usize = 200;
 /// Keys of a page, and the limit of row 7.
 const PAGE: usize = 500;
 
 /// What has to be there, for reads.
 pub struct Expected {
-    plan: Plan,
-    newest: Model,
+    pub(crate) plan: Plan,
+    pub(crate) newest: Model,
     older: Model,
-    live: Vec<usize>,
+    pub(crate) live: Vec<usize>,
     pods: Vec<usize>,
     pods_fold: Fold,
     older_pods: Vec<usize>,
     events: Fold,
     /// How long a row may take, unless one pass takes longer.
-    time: Duration,
-}
-
-/// What a frontend does with a row: it encodes it into a buffer that goes out when it is full.
-struct Sink {
-    fold: Fold,
-    wire: Vec<u8>,
-}
-
-impl Sink {
-    fn new() -> Self {
-        Sink { fold: Fold::default(), wire: Vec::with_capacity(80 << 10) }
-    }
-
-    fn take(&mut self, row: &Row<'_>) {
-        self.fold.add(row);
-        if self.wire.len() > 64 << 10 {
-            self.wire.clear();
-        }
-        self.wire.extend_from_slice(row.key);
-        self.wire.extend_from_slice(row.value);
-    }
-
-    fn check(&mut self, expected: Fold, what: &str) -> Result<()> {
-        std::hint::black_box(&self.wire);
-        let fold = std::mem::take(&mut self.fold);
-        if fold == expected {
-            return Ok(());
-        }
-        Err(format!("{what}: wrong, {} rows where {} have to be", fold.rows, expected.rows).into())
-    }
+    pub(crate) time: Duration,
 }
 
 fn all_pods() -> Span<'static> {
     Span { start: PODS.as_bytes(), after: false, end: PODS_END }
-}
-
-/// Passes that were measured.
-struct Passes {
-    /// Seconds of each.
-    times: Vec<f64>,
-    /// Seconds that this thread had a CPU in all of them: on a busy machine the fairer figure.
-    cpu: f64,
-}
-
-fn cpu() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// Runs `pass` until the time is up.
-fn repeat(time: Duration, mut pass: impl FnMut() -> Result<()>) -> Result<Passes> {
-    let (begun, cpu_begun) = (now(), cpu());
-    let mut times = Vec::new();
-    while times.len() < 3 || (begun.elapsed() < time && times.len() < 100_000) {
-        let pass_begun = now();
-        pass()?;
-        times.push(pass_begun.elapsed().as_secs_f64());
-        if begun.elapsed() > time * 20 {
-            break;
-        }
-    }
-    Ok(Passes { times, cpu: cpu() - cpu_begun })
-}
-
-impl Passes {
-    /// The median of a pass, and the CPU that one takes; `factor` is from seconds to the unit.
-    fn figures(&self, row: u32, what: &str, unit: Unit, factor: f64) -> Vec<Figure> {
-        let each = self.cpu / self.times.len() as f64 * factor;
-        let cpu = Figure::new(row, "... of CPU", unit, each);
-        vec![Figure::new(row, what, unit, median(&self.times) * factor), cpu]
-    }
 }
 
 fn must_be(what: &str, is: u64, expected: u64) -> Result<()> {
@@ -107,8 +43,8 @@ fn must_be(what: &str, is: u64, expected: u64) -> Result<()> {
 
 impl Expected {
     /// Of a store that the whole plan was written into.
-    pub fn new(keys: usize, time: Duration) -> Self {
-        let plan = Plan::new(keys);
+    pub fn new(keys: usize, data: Data, time: Duration) -> Self {
+        let plan = Plan::new(keys, data);
         let mut newest = Model::new(&plan);
         let mut older = None;
         let mut events = Fold::default();
@@ -119,7 +55,7 @@ impl Expected {
             for step in plan.steps(phase) {
                 let changed = newest.apply(step);
                 if changed && phase != Phase::Load {
-                    events.add(&newest.row(&plan, key_of(step)));
+                    events.add(&newest.row(&plan, step.key()));
                 }
             }
         }
@@ -127,6 +63,25 @@ impl Expected {
         let (pods, older_pods) = (newest.live(&plan, PODS), older.live(&plan, PODS));
         let pods_fold = Fold::of(&plan, &newest, &pods);
         Expected { live: newest.live(&plan, ""), pods, pods_fold, older_pods, events, plan, newest, older, time }
+    }
+
+    /// How many keys are loaded.
+    pub fn keys(&self) -> usize {
+        self.plan.keys
+    }
+
+    /// Row 18: what a store's files take, once it was closed, over the keys and values of all revisions.
+    pub fn size(&self, files: u64) -> Vec<Figure> {
+        let mut model = Model::new(&self.plan);
+        let steps = PHASES.into_iter().flat_map(|phase| self.plan.steps(phase));
+        let bytes = |step: Step| {
+            self.plan.key(step.key()).len() + step.value().map_or(0, |value| self.plan.values.of(value).len())
+        };
+        let retained: usize = steps.filter(|step| model.apply(*step)).map(bytes).sum();
+        vec![
+            Figure::new(18, "files once everything is closed", Unit::Bytes, files as f64),
+            Figure::new(18, "file bytes a byte of all revisions", Unit::Times, files as f64 / retained as f64),
+        ]
     }
 
     /// A key that is there.
@@ -160,7 +115,7 @@ impl Expected {
         let mut model = Model::new(&self.plan);
         for step in PHASES.into_iter().flat_map(|phase| self.plan.steps(phase)) {
             if model.apply(step) && model.revision >= from {
-                hash(&mut expected, &model.row(&self.plan, key_of(step)));
+                hash(&mut expected, &model.row(&self.plan, step.key()));
             }
         }
         must_be("the hash of all history", is.digest(), expected.digest())?;
@@ -174,7 +129,8 @@ impl Expected {
     /// Measures a row of [`READS`].
     pub fn measure(&self, row: u32, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
         match row {
-            2 => self.gets(peer),
+            2 => gets::gets(self, peer),
+            3 => gets::threads(self, peer),
             5 => self.namespaces(peer),
             6 => self.full(peer),
             7 => self.limited(peer),
@@ -183,33 +139,6 @@ impl Expected {
             17 => self.history(peer),
             _ => Err(format!("row {row} does not read").into()),
         }
-    }
-
-    fn gets(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
-        let mut numbers = Numbers::new(2);
-        let mut one = || {
-            let key = self.live[numbers.below(self.live.len())];
-            let expected = self.newest.row(&self.plan, key);
-            let got = peer.get(expected.key)?.ok_or("a key is not there")?;
-            let same = (got.created, got.modified, got.version)
-                == (expected.created, expected.modified, expected.version)
-                && got.value.len() == expected.value.len()
-                && got.value.first_chunk::<8>() == expected.value.first_chunk::<8>()
-                && got.value.last_chunk::<8>() == expected.value.last_chunk::<8>();
-            if same { Ok(()) } else { Err(Box::from("a get answers wrong")) }
-        };
-        // As many as there are keys come in once, up to a time, so that what the system maps on first use is there.
-        let begun = now();
-        for _ in 0..self.live.len() {
-            one()?;
-            if begun.elapsed() > self.time * 2 {
-                break;
-            }
-        }
-        // Short enough that most runs are not interrupted on a busy machine, long enough that the clock costs nothing.
-        const RUN: usize = 100;
-        let times = repeat(self.time, || (0..RUN).try_for_each(|_| one()))?;
-        Ok(times.figures(2, "point get", Unit::Ns, 1e9 / RUN as f64))
     }
 
     fn namespaces(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
@@ -236,8 +165,7 @@ impl Expected {
         };
         (0..spans.len()).try_for_each(|_| pass())?;
         let times = repeat(self.time, pass)?;
-        let what = format!("range of {} keys", spans[0].1.rows.div_ceil(100) * 100);
-        Ok(times.figures(5, &what, Unit::Us, 1e6))
+        Ok(times.figures(5, "range of one namespace's pods", Unit::Us, 1e6))
     }
 
     fn full(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
@@ -247,8 +175,64 @@ impl Expected {
             peer.list(list, &mut |row| sink.take(&row))?;
             sink.check(self.pods_fold, "all pods")
         })?;
-        let what = format!("range of all {} pods, streamed", self.pods.len());
-        Ok(times.figures(6, &what, Unit::Ms, 1e3))
+        // In a pass of its own, for to look takes time.
+        let before = resident().anonymous;
+        let mut most = before;
+        peer.list(list, &mut |row| {
+            sink.take(&row);
+            if sink.fold.rows.is_multiple_of(1 << 10) {
+                most = most.max(resident().anonymous);
+            }
+        })?;
+        sink.check(self.pods_fold, "all pods")?;
+        let mut figures = times.figures(6, FULL, Unit::Ms, 1e3);
+        figures.push(Figure::new(6, "... memory on top", Unit::Bytes, (most - before) as f64));
+        Ok(figures)
+    }
+
+    /// What a full range has to do at the least: the same records, in the same order, copied from where they lie in
+    /// memory in the order of their revisions.
+    pub fn gather(&self) -> Result<Vec<Figure>> {
+        let mut at = vec![0; self.newest.revision as usize + 2];
+        let record = |step: Step| {
+            let value = step.value().map_or(0, |value| self.plan.values.of(value).len());
+            32 + self.plan.key(step.key()).len() + value
+        };
+        let (mut model, mut end) = (Model::new(&self.plan), 0);
+        for step in PHASES.into_iter().flat_map(|phase| self.plan.steps(phase)) {
+            if !model.apply(step) {
+                continue;
+            }
+            at[model.revision as usize] = end;
+            end += record(step);
+        }
+        // Not only what is gathered takes room.
+        let mut memory = vec![1u8; end];
+        let mut places = Vec::with_capacity(self.pods.len());
+        for key in &self.pods {
+            let row = self.newest.row(&self.plan, *key);
+            let from = at[row.modified as usize];
+            let (name, value) = memory[from + 32..].split_at_mut(row.key.len());
+            name.copy_from_slice(row.key);
+            value[..row.value.len()].copy_from_slice(row.value);
+            places.push((from, *key, row.value.len()));
+        }
+        let mut sink = Sink::new();
+        let times = repeat(self.time, || {
+            for (from, key, value) in &places {
+                let row = self.newest.cells[*key];
+                let (name, rest) = memory[from + 32..].split_at(self.plan.names[*key].len());
+                sink.take(&Row {
+                    key: name,
+                    created: row.created,
+                    modified: row.modified,
+                    version: row.version,
+                    value: &rest[..*value],
+                });
+            }
+            sink.check(self.pods_fold, "what was gathered")
+        })?;
+        Ok(times.figures(6, "... the same records gathered by offset", Unit::Ms, 1e3))
     }
 
     fn limited(&self, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
@@ -312,14 +296,6 @@ impl Expected {
         })?;
         let each = self.events.rows as f64 / median(&times.times);
         Ok(vec![Figure::new(17, "events of history", Unit::PerSecond, each)])
-    }
-}
-
-/// The key of a step.
-pub fn key_of(step: crate::plan::Step) -> usize {
-    use crate::plan::Step;
-    match step {
-        Step::Put(key, _) | Step::Delete(key) | Step::Compare(key, ..) => key,
     }
 }
 
