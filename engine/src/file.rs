@@ -401,6 +401,21 @@ impl PageSource for TreeFile {
         Ok(PageRef::Owned(page))
     }
 
+    fn will_read(&self, pages: &mut dyn Iterator<Item = PagePtr>) {
+        let Ok(opened) = self.opened() else { return };
+        let (mut start, mut end) = (0, 0);
+        let read = |start: u64, end: u64| opened.file.will_read(start, end - start);
+        for ptr in pages {
+            let at = u64::from(ptr.unit) * UNIT_BYTES as u64;
+            if at != end {
+                read(start, end);
+                start = at;
+            }
+            end = at + self.page_bytes as u64;
+        }
+        read(start, end);
+    }
+
     fn extent(&self, extent: ExtentRef) -> Result<Bytes> {
         let opened = self.opened()?;
         let mut bytes = vec![0; extent.units() as usize * UNIT_BYTES];

@@ -59,11 +59,11 @@ fn pack_state(state: &Older, base: u64) -> Option<[u64; 2]> {
 
 impl Ring {
     pub(crate) fn push(&mut self, state: Older) -> Link {
+        let pushes = self.pushes();
         if self.blocks.back().is_none_or(|block| block.states.len() == BLOCK) {
             self.blocks.push_back(Block { base: state.superseded, states: Vec::with_capacity(BLOCK) });
         }
         let block = self.blocks.back_mut().expect("it was just looked at");
-        let pushes = self.popped + self.len as u64;
         let packed = pack_state(&state, block.base).unwrap_or_else(|| {
             self.wide.insert(pushes, state);
             [WIDE_STATE; 2]
@@ -71,6 +71,11 @@ impl Ring {
         block.states.push(packed);
         self.len += 1;
         Link::to(pushes)
+    }
+
+    /// How many states were ever pushed.
+    pub(crate) fn pushes(&self) -> u64 {
+        self.popped + self.len as u64
     }
 
     fn at_place(&self, place: usize) -> Option<Older> {

@@ -97,6 +97,10 @@ fn push_varint(out: &mut Vec<u8>, mut number: usize) {
     out.push(number as u8);
 }
 
+fn varint_len(number: usize) -> usize {
+    (number.max(1).ilog2() / 7 + 1) as usize
+}
+
 fn varint(bytes: &[u8]) -> (usize, &[u8]) {
     let (mut number, mut shift) = (0, 0);
     let mut rest = bytes;
@@ -326,6 +330,123 @@ impl Leaf {
         self.build(&entries, false);
     }
 
+    /// Takes in changes of different keys, ascending; returns what no longer fits, in leaves of their own behind it.
+    /// No leaf has more than `keys_max` keys, nor, unless it is of one key, many more bytes than `bytes_max`.
+    pub(crate) fn merge(&mut self, changes: &[Change<'_>], keys_max: usize, bytes_max: usize) -> Vec<Leaf> {
+        let (Some(first), Some(last)) = (changes.first(), changes.last()) else { return Vec::new() };
+        let parts = self.parts();
+        let fresh = changes.iter().filter(|change| change.place.is_err());
+        let (keys, bytes) = fresh.fold((0, 0), |(keys, bytes), change| (keys + 1, bytes + change.key.len() + 48));
+        let lives = parts.lives || changes.iter().all(|change| Packed::of(&change.newest).life.is_none());
+        let prefix = self.prefix(parts);
+        let alike = first.key.starts_with(prefix) && last.key.starts_with(prefix);
+        if parts.keys > 0 && alike && lives && parts.keys + keys <= keys_max && self.bytes.len() + bytes <= bytes_max {
+            self.weave(changes, keys);
+            return Vec::new();
+        }
+        let mut entries = self.entries();
+        let old = std::mem::take(&mut entries.list);
+        let mut all = Vec::with_capacity(old.len() + keys);
+        let mut old = old.into_iter();
+        let mut taken = 0;
+        for change in changes {
+            let (Ok(place) | Err(place)) = change.place;
+            all.extend(old.by_ref().take(place - taken));
+            taken = place;
+            let packed = Packed::of(&change.newest);
+            if change.place.is_ok() {
+                all.extend(old.next().map(|entry| Entry { packed, newest: change.newest, ..entry }));
+                taken += 1;
+            } else {
+                let from = entries.arena.len();
+                entries.arena.extend_from_slice(change.key);
+                all.push(Entry { key: from..entries.arena.len(), packed, newest: change.newest });
+            }
+        }
+        all.extend(old);
+        self.build_parts(entries, all, keys_max, bytes_max)
+    }
+
+    /// Writes entries into this leaf and, if they are too many or too large, as evenly into more behind it.
+    fn build_parts(
+        &mut self,
+        mut entries: Entries,
+        mut all: Vec<Entry>,
+        keys_max: usize,
+        bytes_max: usize,
+    ) -> Vec<Leaf> {
+        let parts = all.len().div_ceil(keys_max);
+        let mut bytes = 0;
+        let mut starts: Vec<usize> = Vec::with_capacity(parts);
+        for (at, entry) in all.iter().enumerate() {
+            bytes += entry.key.len() + 40;
+            let even = (starts.len() + 1) * all.len() / parts.max(1);
+            let first = starts.last().copied().unwrap_or(0);
+            if at > 0 && (at == even && even < all.len() || at - first == keys_max || bytes > bytes_max) {
+                starts.push(at);
+                bytes = entry.key.len() + 40;
+            }
+        }
+        let mut behind: Vec<Leaf> = Vec::with_capacity(starts.len());
+        for start in starts.into_iter().rev() {
+            entries.list = all.split_off(start);
+            let mut leaf = Leaf::default();
+            leaf.build(&entries, false);
+            behind.push(leaf);
+        }
+        entries.list = all;
+        self.build(&entries, false);
+        behind.reverse();
+        behind
+    }
+
+    /// Writes the block anew with changes among what it has. Each part but the tails keeps its order, so it is
+    /// copied in runs; new tails come last.
+    fn weave(&mut self, changes: &[Change<'_>], fresh: usize) {
+        let parts = self.parts();
+        if fresh == 0 {
+            for change in changes {
+                let (Ok(place) | Err(place)) = change.place;
+                self.set(place, &change.newest);
+            }
+            return;
+        }
+        let (old, tails) = (&self.bytes, parts.tails());
+        let after = Parts { keys: parts.keys + fresh, ..parts };
+        let suffix = |change: &Change<'_>| change.key.len() - parts.prefix;
+        let new_tails = changes.iter().filter(|change| change.place.is_err());
+        let new_tails: usize = new_tails.map(|change| suffix(change).saturating_sub(HEAD) + 2).sum();
+        let mut bytes = Vec::with_capacity(after.tails() + old.len() - tails + new_tails);
+        bytes.extend_from_slice(&u16::try_from(after.keys).expect("a leaf has few keys").to_le_bytes());
+        bytes.extend_from_slice(&old[2..parts.heads()]);
+        weave(&old[parts.heads()..parts.revisions()], changes, &mut bytes, |change, here| {
+            here.unwrap_or_else(|| head_of(&change.key[parts.prefix..]).to_le_bytes())
+        });
+        weave(&old[parts.revisions()..parts.offsets()], changes, &mut bytes, |change, _| {
+            Packed::of(&change.newest).revision.to_le_bytes()
+        });
+        let mut end = old.len() - tails;
+        weave(&old[parts.offsets()..parts.lives()], changes, &mut bytes, |change, here| {
+            here.unwrap_or_else(|| {
+                let offset = u32::try_from(end).expect("a leaf is split long before").to_le_bytes();
+                end += varint_len(suffix(change)) + suffix(change).saturating_sub(HEAD);
+                offset
+            })
+        });
+        if parts.lives {
+            weave(&old[parts.lives()..tails], changes, &mut bytes, |change, _| {
+                Packed::of(&change.newest).life_bytes(&change.newest)
+            });
+        }
+        bytes.extend_from_slice(&old[tails..]);
+        for change in changes.iter().filter(|change| change.place.is_err()) {
+            push_varint(&mut bytes, suffix(change));
+            bytes.extend_from_slice(change.key[parts.prefix..].get(HEAD..).unwrap_or(&[]));
+        }
+        bytes.shrink_to_fit();
+        self.bytes = bytes;
+    }
+
     fn entries(&self) -> Entries {
         let parts = self.parts();
         let mut entries = Entries::default();
@@ -375,6 +496,39 @@ impl Leaf {
         bytes.extend_from_slice(&tails);
         self.bytes = bytes;
     }
+}
+
+/// What becomes of a key of a leaf.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Change<'a> {
+    pub(crate) key: &'a [u8],
+    /// Where it is, or where it belongs.
+    pub(crate) place: Result<usize, usize>,
+    pub(crate) newest: Newest,
+}
+
+impl Change<'_> {
+    /// False if the leaf cannot hold its state.
+    pub(crate) fn fits(&self) -> bool {
+        Packed::of(&self.newest).revision != WIDE
+    }
+}
+
+/// Copies an array of a leaf with what `new` says, given what was there, at the places of changes.
+fn weave<const W: usize>(
+    old: &[u8],
+    changes: &[Change<'_>],
+    out: &mut Vec<u8>,
+    mut new: impl FnMut(&Change<'_>, Option<[u8; W]>) -> [u8; W],
+) {
+    let (old, mut from) = (old.as_chunks::<W>().0, 0);
+    for change in changes {
+        let (Ok(place) | Err(place)) = change.place;
+        out.extend_from_slice(old[from..place].as_flattened());
+        out.extend_from_slice(&new(change, change.place.ok().map(|at| old[at])));
+        from = place + usize::from(change.place.is_ok());
+    }
+    out.extend_from_slice(old[from..].as_flattened());
 }
 
 /// A state as a leaf has it.

@@ -18,7 +18,7 @@
 //! ```
 //!
 //! No I/O, no clock, no log, no locks: the owner wraps it in one. Reading order: [`revision`],
-//! `packed`, `history` (the ring), `leaf`, `inner`, `map` (the tree), [`walk`], [`changes`], [`sweep`], [`load`].
+//! `packed`, `history` (the ring), `leaf`, `inner`, `map` (the tree), `bulk` (many rows at a time), [`walk`], [`changes`], [`sweep`], [`load`].
 #![forbid(unsafe_code)]
 
 pub mod revision;
@@ -27,11 +27,13 @@ mod history;
 mod leaf;
 mod inner;
 mod map;
+mod bulk;
 pub mod walk;
 pub mod changes;
 pub mod sweep;
 pub mod load;
 
+pub use bulk::Batch;
 pub use changes::Resume;
 pub use load::{LoadError, Loader, Row};
 pub use map::{Index, Stats};

@@ -1,8 +1,12 @@
 //! Building an index from rows: a sorted base, then rows after it.
 
+use crate::bulk::Batch;
 use crate::map::{Index, Write};
 use crate::revision::{Life, Revision};
 use std::fmt;
+
+/// What is few next to the memory of a process, and some forty thousand rows.
+const BATCH_BYTES_MIN: usize = 6 << 20;
 
 /// What a stored row says of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,23 @@ impl Loader {
         self.add(key, at, row)
     }
 
+    /// Takes in the rows of a batch, which come after all before, and empties it. Much cheaper than row by row.
+    /// O(rows log rows), and O(keys) at most.
+    pub fn batch(&mut self, batch: &mut Batch) -> Result<(), LoadError> {
+        if let Some(at) = batch.first().filter(|first| self.last.is_some_and(|last| *first <= last)) {
+            return Err(LoadError { at, why: "is out of order" });
+        }
+        self.last = batch.last().or(self.last);
+        self.index.take(batch);
+        Ok(())
+    }
+
+    /// Bytes of a batch that is worth to be taken in: a small part of what is loaded so far, but enough that a
+    /// leaf gets several of its rows.
+    pub fn batch_bytes(&self) -> usize {
+        BATCH_BYTES_MIN.max(usize::try_from(self.index.stats().bytes).unwrap_or(usize::MAX) / 10)
+    }
+
     /// The newest row of a key so far: its revision, creation and version; 0 is a tombstone's.
     pub fn newest(&self, key: &[u8]) -> Option<(Revision, u64, u64)> {
         self.index.find(key).map(|newest| (newest.at, newest.created, newest.version))
@@ -79,17 +100,31 @@ impl Loader {
     }
 
     fn add(&mut self, key: &[u8], at: Revision, row: Row) -> Result<(), LoadError> {
-        let write = match row {
-            Row::Tombstone => Write::Tombstone,
-            Row::Put { version: 0, .. } => {
-                return Err(LoadError { at, why: "is a put of version 0" });
-            }
-            Row::Put { created, .. } if created > at.main => {
-                return Err(LoadError { at, why: "was created after itself" });
-            }
-            Row::Put { created, version } => Write::Put(Some(Life { created, version })),
-        };
+        let write = row.life(at)?.map_or(Write::Tombstone, |life| Write::Put(Some(life)));
         self.index.write(key, at, write);
+        Ok(())
+    }
+}
+
+impl Row {
+    /// What a put says of its key's life; None of a tombstone.
+    fn life(self, at: Revision) -> Result<Option<Life>, LoadError> {
+        match self {
+            Row::Tombstone => Ok(None),
+            Row::Put { version: 0, .. } => Err(LoadError { at, why: "is a put of version 0" }),
+            Row::Put { created, .. } if created > at.main => Err(LoadError { at, why: "was created after itself" }),
+            Row::Put { created, version } => Ok(Some(Life { created, version })),
+        }
+    }
+}
+
+impl Batch {
+    /// Adds a row.
+    pub fn row(&mut self, key: &[u8], at: Revision, row: Row) -> Result<(), LoadError> {
+        if self.last().is_some_and(|last| at <= last) {
+            return Err(LoadError { at, why: "is out of order" });
+        }
+        self.add(key, at, row.life(at)?);
         Ok(())
     }
 }

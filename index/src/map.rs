@@ -19,7 +19,7 @@ pub(crate) const FANOUT: usize = 64;
 pub(crate) const FANOUT: usize = 4;
 
 /// A leaf of two keys or more is split above this many bytes.
-const LEAF_BYTES_MAX: usize = 32 << 10;
+pub(crate) const LEAF_BYTES_MAX: usize = 32 << 10;
 
 /// The index of one shard.
 #[derive(Debug, Default)]
@@ -28,8 +28,8 @@ pub struct Index {
     pub(crate) beside: Beside,
     /// Tombstones below this main are gone.
     pub(crate) swept: u64,
-    keys: u64,
-    live: u64,
+    pub(crate) keys: u64,
+    pub(crate) live: u64,
 }
 
 /// What an index has beside its tree.
@@ -41,7 +41,7 @@ pub(crate) struct Beside {
     /// The keys whose newest states do not fit a leaf.
     wide: BTreeMap<Box<[u8]>, Newest>,
     /// Bytes that the tree takes.
-    tree_bytes: usize,
+    pub(crate) tree_bytes: usize,
 }
 
 /// A tombstone.
@@ -195,28 +195,49 @@ impl Beside {
 
     /// The state after a write; what it supersedes goes to the ring.
     fn succeed(&mut self, key: &[u8], before: Option<Newest>, at: Revision, write: Write) -> Newest {
-        let mut older = Link::NONE;
-        if let Some(state) = &before {
-            debug_assert!(at > state.at, "{at:?} is not after {:?}", state.at);
-            let live = state.is_live();
-            // A tombstone is reported by its grave, unless the same main buries it: then no
-            // compaction may keep it, as it would at a main of its own.
-            let report = live || state.at.main == at.main;
-            if report && !live {
-                let grave = self.graves.binary_search_by_key(&state.at, |grave| grave.at);
-                if let Some(grave) = grave.ok().and_then(|place| self.graves.get_mut(place)) {
-                    grave.void = true;
-                }
-            }
-            older = self.ring.push(Older { at: state.at, live, older: state.older, superseded: at.main, report });
+        let older = before.as_ref().map_or(Link::NONE, |state| {
+            let superseded = self.superseded(state, at);
+            self.ring.push(superseded)
+        });
+        if matches!(write, Write::Tombstone) {
+            self.graves.push_back(Grave { at, key: key.into(), void: false });
         }
-        let life = match write {
-            Write::Tombstone => {
-                self.graves.push_back(Grave { at, key: key.into(), void: false });
-                Life { created: 0, version: 0 }
+        Newest::after(before.as_ref(), at, write, older)
+    }
+
+    /// A state as the ring keeps it once a row at `at` supersedes it.
+    pub(crate) fn superseded(&mut self, state: &Newest, at: Revision) -> Older {
+        debug_assert!(at > state.at, "{at:?} is not after {:?}", state.at);
+        let live = state.is_live();
+        // A tombstone is reported by its grave, unless the same main buries it: then no
+        // compaction may keep it, as it would at a main of its own.
+        let report = live || state.at.main == at.main;
+        if report && !live {
+            let grave = self.graves.binary_search_by_key(&state.at, |grave| grave.at);
+            if let Some(grave) = grave.ok().and_then(|place| self.graves.get_mut(place)) {
+                grave.void = true;
             }
+        }
+        Older { at: state.at, live, older: state.older, superseded: at.main, report }
+    }
+
+    /// Keeps a state that does not fit its leaf; forgets what did not before.
+    pub(crate) fn keep(&mut self, key: &[u8], newest: &Newest, fits: bool) {
+        if !fits {
+            self.wide.insert(key.into(), *newest);
+        } else if !self.wide.is_empty() {
+            self.wide.remove(key);
+        }
+    }
+}
+
+impl Newest {
+    /// The state after a write to a key that was `before`.
+    pub(crate) fn after(before: Option<&Newest>, at: Revision, write: Write, older: Link) -> Newest {
+        let life = match write {
+            Write::Tombstone => Life { created: 0, version: 0 },
             Write::Put(Some(stored)) => stored,
-            Write::Put(None) => match before.filter(Newest::is_live) {
+            Write::Put(None) => match before.filter(|before| before.is_live()) {
                 Some(before) => Life { created: before.created, version: before.version + 1 },
                 None => Life { created: at.main, version: 1 },
             },
@@ -226,7 +247,7 @@ impl Beside {
 }
 
 impl Child {
-    fn of(node: Node, low: Box<[u8]>, beside: &Beside) -> Self {
+    pub(crate) fn of(node: Node, low: Box<[u8]>, beside: &Beside) -> Self {
         let (live, changed, written) = node.sums(beside);
         Child { low, live, changed, written, node }
     }
@@ -240,7 +261,7 @@ impl Node {
         }
     }
 
-    fn sums(&self, beside: &Beside) -> (u64, u64, u64) {
+    pub(crate) fn sums(&self, beside: &Beside) -> (u64, u64, u64) {
         match self {
             Node::Leaf(leaf) => {
                 let (mut live, mut written) = (0, 0);
@@ -280,11 +301,7 @@ impl Node {
                     Err(place) => leaf.insert(place, key, &newest),
                 };
                 beside.tree_bytes = beside.tree_bytes + leaf.heap_bytes() - bytes;
-                if !fits {
-                    beside.wide.insert(key.into(), newest);
-                } else if !beside.wide.is_empty() {
-                    beside.wide.remove(key);
-                }
+                beside.keep(key, &newest, fits);
                 let was_live = before.is_some_and(|before| before.is_live());
                 let (born, died) = (newest.is_live() && !was_live, was_live && !newest.is_live());
                 let last = place == Err(leaf.len() - 1);
@@ -378,7 +395,7 @@ impl Node {
 
 impl Beside {
     /// Changes which children a node has.
-    fn edit<T>(&mut self, inner: &mut Inner, change: impl FnOnce(&mut Vec<Child>) -> T) -> T {
+    pub(crate) fn edit<T>(&mut self, inner: &mut Inner, change: impl FnOnce(&mut Vec<Child>) -> T) -> T {
         let bytes = inner.heap_bytes();
         let done = inner.edit(change);
         self.tree_bytes = self.tree_bytes + inner.heap_bytes() - bytes;

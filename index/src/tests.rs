@@ -1,7 +1,7 @@
 //! The index against a list of all rows ever written.
 
 use crate::walk::VISITED;
-use crate::{Hit, Index, KeyRange, Life, Loader, Revision, Row, Swept};
+use crate::{Batch, Hit, Index, KeyRange, Life, Loader, Revision, Row, Swept};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -157,6 +157,8 @@ proptest! {
         // From where on mains, and by how much subs, and some do not fit what they are packed in.
         first in prop_oneof![2 => Just(1), 1 => Just((1u64 << 42) - 8)],
         stride in prop_oneof![2 => Just(1u32), 1 => Just(1 << 20)],
+        // Rows that are loaded one by one first, and together then.
+        (alone, together) in (0usize..30, 1usize..40),
     ) {
         let (mut index, mut model, mut main, mut compacted) = (Index::new(), Model::default(), first, 0);
         let mut removed = Vec::new();
@@ -195,12 +197,21 @@ proptest! {
         }
         let from = compacted.max(main.saturating_sub(70));
         check_reads(&index, &model, from, main);
-        // What survives builds the same index again.
-        let mut loader = Loader::new();
-        for (at, (key, row)) in model.rows.iter().filter(|(at, _)| !model.gone.contains(at)) {
+        // What survives builds the same index again, however it is cut.
+        let (mut loader, mut batch) = (Loader::new(), Batch::default());
+        let rows = model.rows.iter().filter(|(at, _)| !model.gone.contains(at));
+        for (nth, (at, (key, row))) in rows.enumerate() {
             let row = row.map_or(Row::Tombstone, |(created, version)| Row::Put { created, version });
-            loader.row(key, *at, row).unwrap();
+            if nth < alone {
+                loader.row(key, *at, row).unwrap();
+                continue;
+            }
+            batch.row(key, *at, row).unwrap();
+            if batch.len() == together {
+                loader.batch(&mut batch).unwrap();
+            }
         }
+        loader.batch(&mut batch).unwrap();
         let mut loaded = loader.finish();
         check_reads(&loaded, &model, from, main);
         let stats = (loaded.stats().keys, loaded.stats().live);

@@ -90,6 +90,8 @@ pub trait DiskFile: Send + Sync + Debug {
     fn preallocate(&self, len: u64) -> Result<()>;
     /// Cuts or extends the file to `len` bytes.
     fn truncate(&self, len: u64) -> Result<()>;
+    /// Begins to read these bytes into memory, if that can be done without waiting: what is read there soon is there.
+    fn will_read(&self, _offset: u64, _len: u64) {}
     /// Maps the file's current length for reading; None if this disk has no mappings (the simulated one).
     fn map(&self) -> Result<Option<Arc<dyn Mapping>>>;
 }

@@ -7,13 +7,17 @@ use super::{Disk, DiskFile, DiskLock, Mapping, OpenMode};
 use crate::error::{Damage, Error, Place, Result};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Linux begins to read no more than this at a time, however much it is asked for.
+const ADVICE_BYTES_MAX: usize = 128 << 10;
 
 /// The operating system's files.
 #[derive(Debug, Default)]
@@ -234,6 +238,15 @@ impl DiskFile for OsFile {
 
     fn truncate(&self, len: u64) -> Result<()> {
         self.file.set_len(len).map_err(self.failed("truncate", None))
+    }
+
+    fn will_read(&self, offset: u64, len: u64) {
+        let end = offset + len;
+        for start in (offset..end).step_by(ADVICE_BYTES_MAX) {
+            let len = NonZeroU64::new((end - start).min(ADVICE_BYTES_MAX as u64));
+            // It is advice: failure is fine.
+            let _advised = rustix::fs::fadvise(&self.file, start, len, Advice::WillNeed);
+        }
     }
 
     fn map(&self) -> Result<Option<Arc<dyn Mapping>>> {

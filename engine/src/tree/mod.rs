@@ -133,6 +133,8 @@ pub trait PageSource: Send + Sync {
     fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>>;
     /// Begins to load the first lines of a page that is asked for next, if that can be done without waiting.
     fn load_ahead(&self, _ptr: PagePtr) {}
+    /// Begins to read pages that are asked for soon, if that can be done without waiting.
+    fn will_read(&self, _pages: &mut dyn Iterator<Item = PagePtr>) {}
     /// The checked body in an overflow extent.
     fn extent(&self, extent: ExtentRef) -> Result<Bytes>;
     /// Bytes of a page.

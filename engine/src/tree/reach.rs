@@ -1,6 +1,6 @@
 //! Everything that a root reaches, once and in order: for the opening scan, `verify` and statistics.
 
-use super::{PageSource, Root};
+use super::{PageRef, PageSource, Root};
 use crate::error::{Damage, Result};
 use crate::ids::{PagePtr, UNIT_BYTES};
 use crate::page::leaf::{BodyAt, Entry};
@@ -32,7 +32,8 @@ pub struct TreeShape {
 }
 
 /// Shows all that `root` reaches. Keys out of order or out of their branch's bounds are damage,
-/// reported with the page through `damaged`. Memory: one page per level.
+/// reported with the page through `damaged`. What a branch leads to begins to be read one branch ahead. Memory: two
+/// pages per level.
 pub fn reach(
     source: &dyn PageSource,
     root: Root,
@@ -42,7 +43,8 @@ pub fn reach(
     let mut shape = TreeShape::default();
     let mut walk = Reach { source, damaged, visit, shape: &mut shape, last: None };
     if let Some(ptr) = root.ptr {
-        walk.node(ptr, root.height, b"", None)?;
+        let page = walk.open(ptr, root.height)?;
+        walk.node((ptr, &page), root.height, b"", None)?;
     }
     if shape.entries != root.entries {
         let damage = Damage::Mismatch { field: "count of entries", expected: root.entries, found: shape.entries };
@@ -67,24 +69,39 @@ struct Reach<'a> {
     last: Option<Vec<u8>>,
 }
 
-impl Reach<'_> {
-    /// Requires: all keys below lie in `[low, high)`.
-    fn node(&mut self, ptr: PagePtr, height: u8, low: &[u8], high: Option<&[u8]>) -> Result<()> {
+impl<'a> Reach<'a> {
+    fn open(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'a>> {
         let page = self.source.page(ptr, height)?;
+        if height > 0 {
+            let branch = Branch::new(&page);
+            self.source.will_read(&mut (0..branch.len()).map(|at| branch.child(at)));
+        }
+        Ok(page)
+    }
+
+    /// Requires: all keys below lie in `[low, high)`.
+    fn node(&mut self, (ptr, page): (PagePtr, &[u8]), height: u8, low: &[u8], high: Option<&[u8]>) -> Result<()> {
         let units = u32::try_from(page.len() / UNIT_BYTES).expect("a page has few units");
         (self.visit)(Reached::Page(Extent { unit: ptr.unit, units }))?;
         if height == 0 {
-            return self.leaf(ptr, &page, low, high);
+            return self.leaf(ptr, page, low, high);
         }
         self.shape.branches += 1;
-        let branch = Branch::new(&page);
+        let branch = Branch::new(page);
         if !is_within(&branch, low, high) {
             return Err((self.damaged)(ptr, OUT_OF_BOUNDS));
         }
+        let mut child = self.open(branch.child(0), height - 1)?;
         for at in 0..branch.len() {
             let from = if at == 0 { low } else { branch.key(at) };
-            let to = if at + 1 < branch.len() { Some(branch.key(at + 1)) } else { high };
-            self.node(branch.child(at), height - 1, from, to)?;
+            let (to, next) = if at + 1 < branch.len() {
+                (Some(branch.key(at + 1)), Some(self.open(branch.child(at + 1), height - 1)?))
+            } else {
+                (high, None)
+            };
+            self.node((branch.child(at), &child), height - 1, from, to)?;
+            let Some(next) = next else { break };
+            child = next;
         }
         Ok(())
     }
