@@ -1,7 +1,8 @@
 //! An inner node: children in key order, found by the first bytes of their bounds.
 
-use crate::leaf::{Leaf, common, head_of};
+use crate::leaf::{HEAD, Leaf, common, head_of};
 use std::cmp::Ordering;
+use std::ops::Range;
 
 #[derive(Debug)]
 pub(crate) enum Node {
@@ -14,7 +15,8 @@ pub(crate) enum Node {
 pub(crate) struct Inner {
     /// What the bounds of all children but the first begin with.
     prefix: Box<[u8]>,
-    /// The 8 bytes of each child's bound after the prefix; 0 for the first.
+    /// The first 8 bytes of each child's bound after the prefix, 0 for the first child; then the next 8 of each.
+    /// Bounds are short: few are alike in both, so they are hardly ever looked at themselves.
     heads: Vec<u64>,
     children: Vec<Child>,
 }
@@ -38,6 +40,14 @@ impl Default for Node {
     }
 }
 
+/// Where the heads equal to `head` are within `range`, of heads that ascend there.
+fn equal_to(head: u64, heads: &[u64], range: Range<usize>) -> (usize, usize) {
+    // Counted without a branch for each.
+    let from = range.start + heads[range.clone()].iter().map(|other| usize::from(*other < head)).sum::<usize>();
+    let same = heads[from..range.end].iter().take_while(|other| **other == head).count();
+    (from, from + same)
+}
+
 impl Inner {
     pub(crate) fn new(children: Vec<Child>) -> Self {
         let mut inner = Inner { children, ..Inner::default() };
@@ -59,13 +69,12 @@ impl Inner {
         let Some(suffix) = key.strip_prefix(&*self.prefix) else {
             return if *key < *self.prefix { 0 } else { self.children.len() - 1 };
         };
-        let head = head_of(suffix);
+        let (first, second) = self.heads.split_at(self.children.len());
+        let (head, next) = (head_of(suffix), head_of(suffix.get(HEAD..).unwrap_or(&[])));
         // The first child is for all that is lower than the others.
-        let mut at: usize = self.heads[1..].iter().map(|other| usize::from(*other < head)).sum();
-        while at + 1 < self.children.len() && self.heads[at + 1] == head && *self.children[at + 1].low <= *key {
-            at += 1;
-        }
-        at
+        let (from, to) = equal_to(head, first, 1..first.len());
+        let (from, to) = equal_to(next, second, from..to);
+        from - 1 + self.children[from..to].partition_point(|child| *child.low <= *key)
     }
 
     /// How many children hold keys below the end of a range.
@@ -97,8 +106,11 @@ impl Inner {
             _ => &[],
         };
         self.heads.clear();
-        self.heads.extend(self.children.first().map(|_| 0));
-        self.heads.extend(bounded.iter().map(|child| head_of(&child.low[prefix.len()..])));
+        for skip in [0, HEAD] {
+            self.heads.extend(self.children.first().map(|_| 0));
+            let suffix = |child: &Child| head_of(child.low.get(prefix.len() + skip..).unwrap_or(&[]));
+            self.heads.extend(bounded.iter().map(suffix));
+        }
         self.prefix = prefix.into();
     }
 

@@ -18,7 +18,8 @@ use std::cmp::Ordering;
 use std::ops::{ControlFlow, Range};
 
 const HEADER: usize = 8;
-const HEAD: usize = 8;
+/// Bytes of a key that are compared as one number.
+pub(crate) const HEAD: usize = 8;
 const LIVES: u16 = 1;
 
 /// A leaf.
@@ -158,21 +159,26 @@ impl Leaf {
         };
         let head = head_of(suffix);
         let heads = self.heads(parts);
-        let mut at: usize = heads.iter().map(|other| usize::from(u64::from_le_bytes(*other) < head)).sum();
-        while at < parts.keys && u64::from_le_bytes(heads[at]) == head {
+        let at: usize = heads.iter().map(|other| usize::from(u64::from_le_bytes(*other) < head)).sum();
+        let same = heads[at..].iter().take_while(|other| u64::from_le_bytes(**other) == head).count();
+        // Equal heads: who ends within the head is a prefix of the other.
+        let order = |at: usize| {
             let (len, tail) = self.tail(parts, at);
-            // Equal heads: who ends within the head is a prefix of the other.
-            let order = match suffix.get(HEAD..) {
+            match suffix.get(HEAD..) {
                 Some(wanted) if len > HEAD => tail.cmp(wanted),
                 _ => len.cmp(&suffix.len()),
-            };
-            match order {
-                Ordering::Less => at += 1,
-                Ordering::Equal => return Ok(at),
-                Ordering::Greater => return Err(at),
+            }
+        };
+        let (mut low, mut high) = (at, at + same);
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            match order(middle) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal => return Ok(middle),
+                Ordering::Greater => high = middle,
             }
         }
-        Err(at)
+        Err(low)
     }
 
     /// The place of the first key that is not below `key`.
@@ -307,6 +313,17 @@ impl Leaf {
         let mut entries = self.entries();
         entries.list.remove(at);
         self.build(&entries, false);
+    }
+
+    /// Where to split it: in the middle, or not far from it where neighbours have the least in common, so that
+    /// what stays together begins alike. Requires: two keys or more.
+    pub(crate) fn middle(&self) -> usize {
+        let entries = self.entries();
+        let keys: Vec<&[u8]> = entries.list.iter().map(|entry| entries.key(entry)).collect();
+        let middle = keys.len().div_ceil(2);
+        let about = keys.len().div_ceil(4)..=(keys.len() * 3 / 4).max(middle);
+        let alike = |at: &usize| (common(keys[at - 1], keys[*at]), at.abs_diff(middle));
+        about.min_by_key(alike).unwrap_or(middle)
     }
 
     /// Moves the keys from `at` on to a leaf of their own.

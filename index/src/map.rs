@@ -309,7 +309,9 @@ impl Node {
             }
             Node::Inner(inner) => {
                 let which = inner.child_of(key);
-                inner.lower(key);
+                if which == 0 {
+                    inner.lower(key);
+                }
                 let child = inner.child_mut(which);
                 let (newest, change) = child.node.write(key, at, write, beside);
                 child.written = child.written.max(at.main);
@@ -340,7 +342,7 @@ impl Node {
                     return None;
                 }
                 let bytes = leaf.heap_bytes();
-                let at = if change.last { len - 1 } else { len.div_ceil(2) };
+                let at = if change.last { len - 1 } else { leaf.middle() };
                 let right = leaf.split_off(at);
                 beside.tree_bytes = beside.tree_bytes + leaf.heap_bytes() + right.heap_bytes() - bytes;
                 let (mut below, mut first) = (Vec::new(), Vec::new());
