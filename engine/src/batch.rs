@@ -104,7 +104,8 @@ pub struct TreeEdit {
 
 pub use crate::tree::Edit;
 
-/// Changes of one space that become durable together or not at all.
+/// Changes of one space that become durable together or not at all. May be filled again once it was applied, so
+/// that nothing is allocated for each.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// The space.
@@ -116,7 +117,14 @@ pub struct Batch {
     /// batch gets the position of the one before it. Unused under [`Durability::Batch`].
     pub record: Bytes,
     /// The space's state after this batch; opaque, at most [`limits::STATE_BYTES_MAX`] bytes.
-    pub state: Bytes,
+    pub state: Vec<u8>,
+}
+
+impl Batch {
+    /// One without changes.
+    pub fn new(space: SpaceId) -> Self {
+        Batch { space, edits: Vec::new(), record: Bytes::new(), state: Vec::new() }
+    }
 }
 
 /// What a batch will take: asked for before it is applied, so that applying cannot fail (R5).

@@ -91,6 +91,16 @@ impl TreeBuffer {
         out.extend(merge(rising, rest, |a, b| a > b).take(max).map(|(key, edit)| (key.clone(), edit.clone())));
     }
 
+    /// Shows all entries, ascending: as they lie, if keys only rose. Whoever adds one meanwhile waits.
+    pub fn show<T>(&self, see: impl FnOnce(&[(Bytes, Edit)]) -> T) -> T {
+        let entries = self.entries.read();
+        if entries.rest.is_empty() {
+            return see(&entries.rising);
+        }
+        drop(entries);
+        see(&self.sorted())
+    }
+
     /// All entries, ascending.
     pub fn sorted(&self) -> Vec<(Bytes, Edit)> {
         let mut all = Vec::with_capacity(self.len());
@@ -168,7 +178,8 @@ mod tests {
                 model.insert(Bytes::copy_from_slice(&[key]), edit);
             }
             let whole: Vec<_> = model.clone().into_iter().collect();
-            prop_assert_eq!(buffer.sorted(), whole);
+            prop_assert_eq!(buffer.sorted(), &whole[..]);
+            prop_assert!(buffer.show(|entries| entries == &whole[..]));
             prop_assert_eq!(buffer.get(&[probe]), model.get(&[probe][..]).cloned());
             let probes: Vec<[u8; 1]> = (0..40).filter(|key| key % 3 != probe % 3).map(|key| [key]).collect();
             let mut many = Vec::new();

@@ -215,7 +215,7 @@ pub struct Space {
 #[derive(Debug, Default)]
 pub struct SpaceWrite {
     /// The owner's state after the last batch.
-    pub state: Bytes,
+    pub state: Vec<u8>,
     /// The position of its last record.
     pub last: Position,
     /// True if something was applied since the last cut.
@@ -233,7 +233,7 @@ impl std::fmt::Debug for Space {
 impl Space {
     /// A space as the manifest has it.
     pub fn new(entry: &SpaceEntry, trees: Vec<Arc<Tree>>) -> Self {
-        let write = SpaceWrite { state: entry.state.clone(), last: entry.replayed_to, ..SpaceWrite::default() };
+        let write = SpaceWrite { state: entry.state.to_vec(), last: entry.replayed_to, ..SpaceWrite::default() };
         Space {
             id: entry.id,
             name: entry.name.clone(),
@@ -253,7 +253,7 @@ impl Space {
             id: self.id,
             name: self.name.clone(),
             config: self.config.clone(),
-            state: self.write.lock().state.clone(),
+            state: Bytes::copy_from_slice(&self.write.lock().state),
             trees: trees.collect(),
         }
     }

@@ -106,7 +106,7 @@ pub fn cut(core: &Core) -> Cut {
             }
         }
         cut.last = cut.last.max(write.last);
-        let (state, last) = (write.state.clone(), write.last);
+        let (state, last) = (Bytes::copy_from_slice(&write.state), write.last);
         drop(write);
         cut.spaces.push(CutSpace { space, state, last });
     }
@@ -282,10 +282,12 @@ fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
     let old_end = free.end();
     let root = tree.published().root;
     let mut writer = tree.file.writer(free, epoch)?;
-    let edits = frozen.sorted();
-    let root = tree::edit(&*tree.file, &mut writer, root, &edits)?;
+    let (root, removes) = frozen.show(|edits| {
+        let root = tree::edit(&*tree.file, &mut writer, root, edits)?;
+        Ok::<_, Error>((root, edits.iter().any(|(_, edit)| matches!(edit, Edit::Remove))))
+    })?;
     let written = writer.finish()?;
-    if edits.iter().any(|(_, edit)| matches!(edit, Edit::Remove)) {
+    if removes {
         core.counters.leaves_cleaned.fetch_add(written.freed.len() as u64, Ordering::Relaxed);
     }
     let reused = written.taken.iter().filter(|extent| extent.unit < old_end).count();

@@ -293,7 +293,7 @@ fn replay_journal(
                 tree.active().set(edit.key, edit.edit);
             }
         }
-        write.state = done.state;
+        write.state = done.state.into();
         write.last = position;
         write.dirty = true;
         Ok(())
@@ -314,7 +314,7 @@ fn settle(core: &Core, clean: bool, replay: &mut dyn Replay) -> Result<()> {
         let info = space.info();
         if let Some(state) = replay.settled(&info, &info.state, clean)? {
             let mut write = space.write.lock();
-            write.state = state;
+            write.state = state.into();
             write.dirty = true;
         }
     }

@@ -325,16 +325,17 @@ impl Store {
     }
 
     /// Applies an admitted batch: its edits are in the buffers and its record is sealed when this
-    /// returns. Cannot fail and does no I/O. Batches of one space must come one at a time.
+    /// returns. Cannot fail and does no I/O. Batches of one space must come one at a time. Leaves no edits in the
+    /// batch, and the state before it.
     ///
     /// # Panics
     /// If the space or a tree is not one of this store's.
-    pub fn apply(&self, mut admission: Admission, batch: Batch) -> Position {
+    pub fn apply(&self, mut admission: Admission, batch: &mut Batch) -> Position {
         let core = &self.core;
         let space = core.catalog.space(batch.space).expect("a batch names a space of its store");
         let mut write = space.write.lock();
         let mut buffer: Option<(TreeId, Arc<crate::buffer::TreeBuffer>)> = None;
-        for edit in batch.edits {
+        for edit in batch.edits.drain(..) {
             if buffer.as_ref().is_none_or(|(tree, _)| *tree != edit.tree) {
                 let tree = space.trees.iter().find(|tree| tree.id == edit.tree);
                 buffer = Some((edit.tree, tree.expect("a batch names trees of its space").active()));
@@ -345,7 +346,7 @@ impl Store {
         }
         let bytes = std::mem::take(&mut admission.bytes);
         write.charged += bytes;
-        write.state = batch.state;
+        std::mem::swap(&mut write.state, &mut batch.state);
         write.dirty = true;
         if core.options.durability == Durability::Sync {
             if !batch.record.is_empty()

@@ -137,9 +137,9 @@ impl Driven {
         for _ in 0..10_000 {
             match self.store.admit(cost) {
                 Ok(admission) => {
-                    let state = Bytes::copy_from_slice(&batch.to_be_bytes());
-                    let batch = Batch { space: info.id, edits, record: record.into(), state };
-                    let position = self.store.apply(admission, batch);
+                    let state = batch.to_be_bytes().to_vec();
+                    let mut batch = Batch { space: info.id, edits, record: record.into(), state };
+                    let position = self.store.apply(admission, &mut batch);
                     return Some(self.store.ticket(position));
                 }
                 Err(AdmitError::Refused(error)) => {

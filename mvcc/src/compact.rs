@@ -102,8 +102,9 @@ impl Core {
             return Ok(false);
         }
         let begun = self.clock.monotonic();
-        let batch = Batch { space: self.id, edits, record: Bytes::new(), state: writer.state.encode() };
-        self.store.apply(admission, batch);
+        let mut batch = Batch { edits, ..Batch::new(self.id) };
+        writer.state.encode_into(&mut batch.state);
+        self.store.apply(admission, &mut batch);
         drop(writer);
         self.counters.tree_steps.add(self.clock.monotonic().saturating_sub(begun));
         self.counters.swept.fetch_add(count, Ordering::Relaxed);

@@ -6,6 +6,8 @@
 //! Lock order: `writer`, then `lessor`, then a shard's index, then the publisher's. Readers take an
 //! index lock for a bounded run of keys and hold nothing while they read rows.
 
+pub(crate) use crate::change::Found;
+use crate::change::Scratch;
 use crate::error::{Refusal, Result};
 use crate::lease::Lessor;
 use crate::options::{Durability, Face, Options};
@@ -25,7 +27,7 @@ use polybolt_engine::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering
 use polybolt_engine::sync::{Mutex, RwLock};
 use polybolt_engine::view::View;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
-use polybolt_index::{Hit, Index, KeyRange, Revision};
+use polybolt_index::{Index, KeyRange, Revision};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -68,6 +70,8 @@ pub(crate) struct Writer {
     pub(crate) state: State,
     /// The newest position anything was computed from.
     pub(crate) last: Position,
+    /// What the next commit is made in.
+    pub(crate) scratch: Scratch,
     /// Under `Batch`: mains up to here are reserved durably, in both slots of the manifest; and more is being.
     pub(crate) reserved: u64,
     pub(crate) reserving: Option<Reserving>,
@@ -213,16 +217,6 @@ impl std::fmt::Debug for Core {
 
 /// Views of shards.
 pub(crate) type Views = Vec<(TreeId, View)>;
-
-/// A key found in an index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub(crate) key: Bytes,
-    pub(crate) hit: Hit,
-    pub(crate) shard: usize,
-    /// The change of the running txn that it comes from.
-    pub(crate) own: Option<usize>,
-}
 
 /// A revision that a reader may read at, pinned.
 #[derive(Debug)]

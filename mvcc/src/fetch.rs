@@ -103,7 +103,9 @@ impl Core {
             }
             LentBody::Shared(body) => {
                 row.check(tree_key, lent.head, body).map_err(damaged)?;
-                Value::Shared(body.slice_ref(row.value_in(body).map_err(damaged)?))
+                let value = row.value_in(body).map_err(damaged)?;
+                // Of a small one the memory may be shared with others, which it would keep alive.
+                if value.len() > SHARED_VALUE_MAX { Value::Shared(body.slice_ref(value)) } else { Value::Lent(value) }
             }
         };
         if row.key_in(lent.body()).map_err(damaged)? != found.key {

@@ -86,7 +86,9 @@ impl Filling<'_> {
                 Err(AdmitError::Refused(error)) => return Err(error.into()),
             }
         };
-        store.apply(admission, Batch { space: self.info.id, edits, record: Bytes::new(), state: state.encode() });
+        let mut batch = Batch { edits, ..Batch::new(self.info.id) };
+        state.encode_into(&mut batch.state);
+        store.apply(admission, &mut batch);
         Ok(())
     }
 }

@@ -43,7 +43,7 @@
 //! # }
 //! ```
 //!
-//! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `routes` (key prefixes to shards), `publish` (what anybody may
+//! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `change` (what a commit changes), `routes` (key prefixes to shards), `publish` (what anybody may
 //! see), `core` (an open keyspace from the inside), `fetch` (rows of what was found), `read`, `txn` and `write` (the paths of a
 //! request), `history` and `watcher`, `compact`, `snapshot`, [`command`], `reopen`, `install`, `house`
 //! (background work), and [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
@@ -56,6 +56,8 @@ pub mod event;
 pub mod options;
 pub mod routes;
 mod record;
+mod slab;
+mod change;
 mod pins;
 pub mod stats;
 mod watch;

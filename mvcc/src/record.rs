@@ -34,6 +34,8 @@ const KEY_IN_BODY: u8 = 2;
 /// The longest key that stays in the leaf.
 const INLINE_KEY_MAX: usize = limits::HEAD_BYTES_MAX - HEAD_BYTES;
 const RECORD_VERSION: u8 = 1;
+/// The most memory of a record that stays for the next.
+const RECORD_KEPT_MAX: usize = 16 << 10;
 const STATE_VERSION: u8 = 1;
 /// No keyspace gets there; the rest of the numbers is for what is reserved ahead.
 const REVISION_MAX: u64 = 1 << 62;
@@ -291,14 +293,14 @@ pub(crate) struct RecordHead {
 #[derive(Debug, Default)]
 pub(crate) struct RecordBuilder {
     bytes: Vec<u8>,
-    rows: Vec<RowPlace>,
 }
 
 impl RecordBuilder {
-    pub(crate) fn with_capacity(bytes: usize) -> Self {
-        let mut buffer = Vec::with_capacity(bytes + 160);
-        buffer.push(RECORD_VERSION);
-        RecordBuilder { bytes: buffer, rows: Vec::new() }
+    /// Begins a record in the memory of the one before.
+    pub(crate) fn begin(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(RECORD_KEPT_MAX);
+        self.bytes.push(RECORD_VERSION);
     }
 
     /// Adds a row: head length, body length, then the row itself.
@@ -310,7 +312,6 @@ impl RecordBuilder {
         let body = u32::try_from(place.end - place.body).expect("requests are bounded by max_request_bytes");
         self.bytes[lengths..lengths + 2].copy_from_slice(&head.to_le_bytes());
         self.bytes[lengths + 2..lengths + 6].copy_from_slice(&body.to_le_bytes());
-        self.rows.push(place);
         place
     }
 
@@ -320,7 +321,7 @@ impl RecordBuilder {
     }
 
     /// The whole record.
-    pub(crate) fn finish(mut self, head: &RecordHead) -> Bytes {
+    pub(crate) fn finish(&mut self, head: &RecordHead) -> &[u8] {
         let rows_end = u32::try_from(self.bytes.len()).expect("a record is below RECORD_BYTES_MAX");
         let out = &mut self.bytes;
         for word in [head.main, head.applied_index, head.compacted.cast_unsigned(), head.reserve] {
@@ -335,7 +336,7 @@ impl RecordBuilder {
         }
         // Last, where it is found without knowing the rows.
         out.extend_from_slice(&rows_end.to_le_bytes());
-        self.bytes.into()
+        out
     }
 }
 
@@ -472,7 +473,14 @@ impl State {
     }
 
     pub(crate) fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(96 + 8 * self.floors.len());
+        let mut out = Vec::new();
+        self.encode_into(&mut out);
+        out.into()
+    }
+
+    /// The same, in place of what is in `out`.
+    pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
+        out.clear();
         out.push(STATE_VERSION);
         for word in [self.main, self.compacted.cast_unsigned(), self.applied_index, self.reserve] {
             out.extend_from_slice(&word.to_le_bytes());
@@ -484,7 +492,6 @@ impl State {
         }
         out.push(u8::from(self.unfinished));
         out.extend_from_slice(&[0; 15]); // room
-        out.into()
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Damage> {
@@ -526,7 +533,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_record_survives(keys in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..900), any::<bool>(), any::<i64>()), 0..5), main in 1u64.., compacted in -1i64..) {
-            let mut builder = RecordBuilder::with_capacity(0);
+            let mut builder = RecordBuilder::default();
+            builder.begin();
             let mut places = Vec::new();
             for (sub, (key, put, lease)) in keys.iter().enumerate() {
                 let put = put.then_some(NewPut { value: &key[..key.len() / 2], created: 3, version: 4, lease: *lease });
@@ -534,7 +542,7 @@ mod tests {
             }
             let meta = vec![MetaEdit { key: Bytes::from_static(b"k"), value: None }];
             let head = RecordHead { main, applied_index: 7, compacted, reserve: 9, history: 1 << 90, meta };
-            let bytes = builder.finish(&head);
+            let bytes = Bytes::copy_from_slice(builder.finish(&head));
             let record = Record::decode(&bytes).unwrap();
             prop_assert_eq!(&record.head, &head);
             for (((key, put, lease), place), row) in keys.iter().zip(&places).zip(&record.rows) {

@@ -1,5 +1,6 @@
 //! Opening: journal records back to edits, rows back to indexes.
 
+use crate::change::Scratch;
 use crate::check::{self, Life};
 use crate::core::{Core, Gate, Shard, Sweep, Writer};
 use crate::error::Result;
@@ -351,6 +352,7 @@ fn open_keyspace(
             state,
             last: durable,
             reserving: None,
+            scratch: Scratch::new(info.id),
         }),
         in_line: AtomicUsize::new(0),
         lessor: Mutex::new(lessor),

@@ -4,6 +4,7 @@
 //! in order over that state with the txn's own changes laid over it (TXN-15); a read error leaves
 //! nothing behind. Plain puts and deletes are evaluated by the same code.
 
+use crate::change::{Change, Put};
 use crate::core::{Core, Found};
 use crate::error::{Refusal, Result};
 use crate::read::{self, Source};
@@ -16,25 +17,6 @@ use polybolt_index::{Hit, Life, Revision};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// One change, numbered by its place in the list.
-#[derive(Debug, Clone)]
-pub(crate) struct Change {
-    pub(crate) key: Bytes,
-    /// None is a delete.
-    pub(crate) put: Option<Put>,
-    /// What was there before.
-    pub(crate) before: Option<Found>,
-}
-
-/// A put, as it will be stored.
-#[derive(Debug, Clone)]
-pub(crate) struct Put {
-    pub(crate) value: Bytes,
-    pub(crate) lease: i64,
-    pub(crate) created: u64,
-    pub(crate) version: u64,
-}
-
 /// A txn under evaluation. Requires: the writer is held, unless it only reads.
 pub(crate) struct Evaluation<'a> {
     core: &'a Core,
@@ -44,8 +26,9 @@ pub(crate) struct Evaluation<'a> {
     at: u64,
     compacted: i64,
     pub(crate) changes: Vec<Change>,
-    /// The last change of each key.
+    /// The last change of each key, of as many changes as were looked at.
     own: BTreeMap<Bytes, usize>,
+    learned: usize,
 }
 
 /// Which branch runs, decided before anything does.
@@ -55,13 +38,14 @@ struct Plan<'a> {
 }
 
 impl<'a> Evaluation<'a> {
-    pub(crate) fn new(core: &'a Core, begin: u64, compacted: i64) -> Self {
-        Evaluation { core, begin, at: u64::MAX, compacted, changes: Vec::new(), own: BTreeMap::new() }
+    /// Its changes go to `changes`, which is empty.
+    pub(crate) fn new(core: &'a Core, begin: u64, compacted: i64, changes: Vec<Change>) -> Self {
+        Evaluation { core, begin, at: u64::MAX, compacted, changes, own: BTreeMap::new(), learned: 0 }
     }
 
     /// One that only reads, at a pinned revision: needs no writer.
     pub(crate) fn reading(core: &'a Core, at: u64, compacted: i64) -> Self {
-        Evaluation { core, begin: at, at, compacted, changes: Vec::new(), own: BTreeMap::new() }
+        Evaluation { at, ..Evaluation::new(core, at, compacted, Vec::new()) }
     }
 
     /// The main of its changes.
@@ -136,7 +120,8 @@ impl<'a> Evaluation<'a> {
         if request.lease != 0 && !self.core.lessor.lock().exists(request.lease) {
             return Err(Refusal::LeaseNotFound.into());
         }
-        if (request.ignore_value || request.ignore_lease) && self.stored(&request.key).is_none() {
+        let needs_row = request.ignore_value || request.ignore_lease;
+        if needs_row && self.stored(&request.key, self.core.routes.shard_of(&request.key)).is_none() {
             return Err(Refusal::KeyNotFound.into());
         }
         Ok(())
@@ -145,6 +130,7 @@ impl<'a> Evaluation<'a> {
     fn run(&mut self, plan: &Plan<'_>) -> Result<TxnResponse> {
         let mut responses = Vec::with_capacity(plan.ops.len());
         for (op, nested) in &plan.ops {
+            self.learn();
             responses.push(match (op, nested) {
                 (Op::Range(range), _) => OpResponse::Range(self.range(range)?),
                 (Op::Put(put), _) => OpResponse::Put(self.put(put)?),
@@ -170,7 +156,8 @@ impl<'a> Evaluation<'a> {
 
     /// Runs a put (PUT-5..7). Requires: `check_put`.
     pub(crate) fn put(&mut self, request: &PutRequest) -> Result<PutResponse> {
-        let before = self.current(&request.key);
+        let shard = self.core.routes.shard_of(&request.key);
+        let before = self.current(&request.key, shard);
         let needs_row = request.prev_kv || request.ignore_value || request.ignore_lease;
         let old = match &before {
             Some(found) if needs_row => Some(self.kv_of(found)?),
@@ -187,7 +174,7 @@ impl<'a> Evaluation<'a> {
         let life = before.as_ref().map(|found| found.hit.life.expect("the newest state of a key has its life"));
         let (created, version) = life.map_or((self.main(), 1), |life| (life.created, life.version + 1));
         let put = Put { value, lease, created, version };
-        self.push(Change { key: request.key.clone(), put: Some(put), before });
+        self.changes.push(Change { key: request.key.clone(), shard, put: Some(put), before });
         let prev_kv = if request.prev_kv { old } else { None };
         Ok(PutResponse { revision: self.main().cast_signed(), prev_kv })
     }
@@ -195,7 +182,10 @@ impl<'a> Evaluation<'a> {
     /// Runs a delete (DEL-1..5).
     pub(crate) fn delete(&mut self, request: &DeleteRequest) -> Result<DeleteResponse> {
         let found = match &request.span.end {
-            SpanEnd::Single => self.current(&request.span.key).into_iter().collect(),
+            SpanEnd::Single => {
+                let shard = self.core.routes.shard_of(&request.span.key);
+                self.current(&request.span.key, shard).into_iter().collect()
+            }
             _ => {
                 let segments = self.core.routes.cut(&request.span);
                 let base = read::Pinned { core: self.core, segments, at: u64::MAX };
@@ -205,29 +195,32 @@ impl<'a> Evaluation<'a> {
         let prev_kvs = if request.prev_kv { self.kvs_of(&found, false)? } else { Vec::new() };
         let deleted = found.len() as u64;
         for found in found {
-            self.push(Change { key: found.key.clone(), put: None, before: Some(found) });
+            self.changes.push(Change { key: found.key.clone(), shard: found.shard, put: None, before: Some(found) });
         }
         Ok(DeleteResponse { revision: self.revision().cast_signed(), deleted: deleted.cast_signed(), prev_kvs })
     }
 
-    fn push(&mut self, change: Change) {
-        self.own.insert(change.key.clone(), self.changes.len());
-        self.changes.push(change);
+    /// Makes the changes so far seen by what comes next.
+    fn learn(&mut self) {
+        for (at, change) in self.changes.iter().enumerate().skip(self.learned) {
+            self.own.insert(change.key.clone(), at);
+        }
+        self.learned = self.changes.len();
     }
 
     /// The newest state of a key, own changes left out.
-    fn stored(&self, key: &[u8]) -> Option<Found> {
-        let shard = self.core.routes.shard_of(key);
+    fn stored(&self, key: &Bytes, shard: usize) -> Option<Found> {
         let index = self.core.shards[shard].index.read();
         let hit = if self.at == u64::MAX { index.latest(key) } else { index.get(key, self.at) }?;
-        Some(Found { key: Bytes::copy_from_slice(key), hit, shard, own: None })
+        Some(Found { key: key.clone(), hit, shard, own: None })
     }
 
     /// The newest state of a key, own changes included.
-    fn current(&self, key: &Bytes) -> Option<Found> {
+    fn current(&self, key: &Bytes, shard: usize) -> Option<Found> {
+        debug_assert_eq!(self.learned, self.changes.len());
         match self.own.get(key) {
             Some(&at) => self.own_found(at),
-            None => self.stored(key),
+            None => self.stored(key, shard),
         }
     }
 
@@ -238,8 +231,7 @@ impl<'a> Evaluation<'a> {
         let sub = u32::try_from(at).expect("a txn has few changes");
         let life = Life { created: put.created, version: put.version };
         let hit = Hit { modified: Revision::new(self.main(), sub), life: Some(life) };
-        let shard = self.core.routes.shard_of(&change.key);
-        Some(Found { key: change.key.clone(), hit, shard, own: Some(at) })
+        Some(Found { key: change.key.clone(), hit, shard: change.shard, own: Some(at) })
     }
 
     pub(crate) fn kv_of(&self, found: &Found) -> Result<KeyValue> {
@@ -272,7 +264,10 @@ impl<'a> Evaluation<'a> {
     fn holds(&self, compare: &Compare) -> Result<bool> {
         let segments = self.core.routes.cut(&compare.span);
         let found = match &compare.span.end {
-            SpanEnd::Single => self.stored(&compare.span.key).into_iter().collect(),
+            SpanEnd::Single => {
+                let shard = self.core.routes.shard_of(&compare.span.key);
+                self.stored(&compare.span.key, shard).into_iter().collect()
+            }
             _ => read::Pinned { core: self.core, segments, at: self.at }.keys(usize::MAX, true),
         };
         if found.is_empty() {
@@ -329,8 +324,9 @@ impl Source for Overlaid<'_> {
     fn count(&self) -> i64 {
         let mut count = self.base.count();
         for (key, at) in self.txn.own.iter().filter(|(key, _)| self.span.contains(key)) {
-            let was = self.txn.stored(key).is_some();
-            let is = self.txn.changes[*at].put.is_some();
+            let change = &self.txn.changes[*at];
+            let was = self.txn.stored(key, change.shard).is_some();
+            let is = change.put.is_some();
             count += i64::from(is) - i64::from(was);
         }
         count

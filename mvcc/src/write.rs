@@ -5,18 +5,19 @@
 //! record is sealed as the last act, and the answer waits for it to be durable. An answer without
 //! changes waits for the newest position it was computed from.
 
+use crate::change::{Change, Scratch};
 use crate::core::{Core, Gate, Reserving, Turn, Writer};
 use crate::error::{Error, Refusal, Result};
 use crate::event::{Event, EventKind};
 use crate::options::Face;
 use crate::pending::{Pending, Slot};
-use crate::record::{MetaEdit, NewPut, NewRow, RecordBuilder, RecordHead, RowPlace, State, next_history};
+use crate::record::{MetaEdit, NewPut, NewRow, RecordHead, RowPlace, State, next_history};
 use crate::request::KeyValue;
-use crate::txn::{Change, Evaluation};
+use crate::txn::Evaluation;
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::sync::atomic::Ordering;
-use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, Ticket, TreeEdit, Watermark};
+use polybolt_engine::{Admission, AdmitError, Batch, Cost, Edit, Position, Ticket, TreeEdit, Watermark};
 use polybolt_index::Revision;
 use std::sync::Arc;
 
@@ -73,15 +74,12 @@ const LINE_BYTES_MIN: usize = 4 << 20;
 /// are what makes room.
 const LINE_RESERVE: usize = 1 << 20;
 
-/// Encoded changes.
+/// Encoded changes; their edits and their record are in the scratch.
 struct Encoded {
-    record: Bytes,
-    edits: Vec<TreeEdit>,
+    admission: Admission,
     events: Vec<Event>,
     /// Bytes that any of the events keeps alive.
     kept_bytes: usize,
-    volatile: bool,
-    history: u128,
 }
 
 impl Core {
@@ -192,15 +190,20 @@ impl Core {
         extra: Extra,
         evaluate: impl FnOnce(&mut Evaluation<'_>) -> Result<T>,
     ) -> Result<T, NotNow> {
-        let mut evaluation = Evaluation::new(self, writer.state.main, writer.state.compacted);
-        let answer = evaluate(&mut evaluation)?;
+        let changes = std::mem::take(&mut writer.scratch.changes);
+        let mut evaluation = Evaluation::new(self, writer.state.main, writer.state.compacted, changes);
+        let answer = evaluate(&mut evaluation);
         let changes = std::mem::take(&mut evaluation.changes);
-        self.commit(writer, &changes, extra)?;
-        Ok(answer)
+        let answer = match answer {
+            Ok(answer) => self.commit(writer, &changes, extra).map(|()| answer),
+            Err(error) => Err(error.into()),
+        };
+        writer.scratch.take_back(changes);
+        answer
     }
 
     /// Numbers, encodes, admits, applies and seals. Cost follows the changes.
-    pub(crate) fn commit(&self, writer: &mut Writer, changes: &[Change], extra: Extra) -> Result<(), NotNow> {
+    pub(crate) fn commit(&self, writer: &mut Writer, changes: &[Change], mut extra: Extra) -> Result<(), NotNow> {
         let nothing = changes.is_empty() && extra.meta.is_empty();
         if nothing && extra.applied_index.is_none() && extra.compacted.is_none() {
             return Ok(());
@@ -210,42 +213,38 @@ impl Core {
             Gate::Frozen(thaw) => return Err(NotNow::Short(thaw.ticket(Position(1)))),
             Gate::Replaced(_) => return Err(NotNow::Short(self.answer_at(Position(0)))),
         }
-        let frees_space = extra.frees_space || changes.iter().all(|change| change.put.is_none());
+        extra.frees_space |= changes.iter().all(|change| change.put.is_none());
         let quota_cost = quota_cost(changes, &extra);
         // Replicas differ in their files but not in what they apply: there the frontend asks before it proposes.
-        if self.options.face == Face::Standalone && !frees_space && !self.has_room(quota_cost) {
+        if self.options.face == Face::Standalone && !extra.frees_space && !self.has_room(quota_cost) {
             return Err(Error::from(Refusal::NoSpace).into());
         }
         let main = writer.state.main + u64::from(!changes.is_empty());
         // First: it may seal a state of its own, which this one follows.
         self.reserve(writer, main)?;
-        let mut next = State { main, ..writer.state.clone() };
+        // The list of floors is lent, not copied.
+        let floors = std::mem::take(&mut writer.state.floors);
+        let mut next = State { main, floors, ..writer.state.clone() };
         next.applied_index = extra.applied_index.unwrap_or(next.applied_index);
         next.compacted = extra.compacted.unwrap_or(next.compacted);
         if self.reserves() && next.main > next.reserve {
             next.reserve = next.main + self.options.reserve_ahead;
         }
-        let Encoded { record, edits, events, kept_bytes, volatile, history } =
-            self.encode(&next, changes, &extra, writer)?;
-        next.history = history;
-        if volatile {
-            self.check_volatile(changes)?;
-        }
-        let cost = Cost {
-            edit_bytes: edits.iter().map(|edit| (edit.key.len() + edit.edit.len()) as u64).sum(),
-            edits: edits.len() as u64,
-            record_bytes: record.len() as u64,
-            frees_space,
-            volatile,
+        let Encoded { admission, events, kept_bytes } = match self.encode(&mut next, changes, &extra, writer) {
+            Ok(encoded) => encoded,
+            Err(why) => {
+                writer.state.floors = next.floors;
+                writer.scratch.clear();
+                return Err(why);
+            }
         };
-        let admission = self.store.admit(cost)?;
 
         // From here nothing fails.
         self.take_room(quota_cost);
         let put = |change: &Change| change.put.as_ref().map_or(0, |put| change.key.len() + put.value.len());
         self.counters.put_bytes.fetch_add(changes.iter().map(put).sum::<usize>() as u64, Ordering::Relaxed);
         let (main, compacted) = (next.main, next.compacted);
-        let batch = Batch { space: self.id, edits, record, state: next.encode() };
+        let batch = &mut writer.scratch.batch;
         let apply = || {
             for (sub, change) in changes.iter().enumerate() {
                 self.apply_change(main, sub, change);
@@ -261,6 +260,7 @@ impl Core {
             writer.last = seal();
         }
         writer.state = next;
+        writer.scratch.clear();
         Ok(())
     }
 
@@ -287,9 +287,10 @@ impl Core {
             state.reserve = main + self.options.reserve_ahead;
             let admission = self.store.admit(Cost { frees_space: true, ..Cost::default() })?;
             let upto = state.reserve;
-            let batch = Batch { space: self.id, edits: Vec::new(), record: Bytes::new(), state: state.encode() };
+            let mut batch = Batch::new(self.id);
+            state.encode_into(&mut batch.state);
             let (main, compacted) = (state.main, state.compacted);
-            let position = self.publisher.seal(main, compacted, || self.store.apply(admission, batch));
+            let position = self.publisher.seal(main, compacted, || self.store.apply(admission, &mut batch));
             writer.state = state;
             writer.last = position;
             writer.reserving = Some(Reserving { upto, at: position, in_one_slot: None });
@@ -303,14 +304,21 @@ impl Core {
         Err(NotNow::Short(self.store.flush()))
     }
 
-    fn encode(&self, next: &State, changes: &[Change], extra: &Extra, writer: &Writer) -> Result<Encoded, NotNow> {
-        let sizes = |change: &Change| 64 + change.key.len() + change.put.as_ref().map_or(0, |put| put.value.len());
-        let mut builder = RecordBuilder::with_capacity(changes.iter().map(sizes).sum());
-        let mut aside = RecordBuilder::with_capacity(0);
-        let mut places = Vec::with_capacity(changes.len());
+    /// Encodes into the scratch, and takes room for it.
+    fn encode(
+        &self,
+        next: &mut State,
+        changes: &[Change],
+        extra: &Extra,
+        writer: &mut Writer,
+    ) -> Result<Encoded, NotNow> {
+        let Writer { state, scratch: Scratch { record, aside, places, batch, slab, .. }, .. } = writer;
+        record.begin();
+        aside.begin();
+        let mut any_volatile = false;
         for (sub, change) in changes.iter().enumerate() {
-            let shard = self.routes.shard_of(&change.key);
-            let volatile = self.shards[shard].volatile;
+            let volatile = self.shards[change.shard].volatile;
+            any_volatile |= volatile;
             let at = Revision::new(next.main, u32::try_from(sub).expect("a txn has few changes"));
             let put = change.put.as_ref().map(|put| NewPut {
                 value: &put.value,
@@ -319,42 +327,52 @@ impl Core {
                 lease: put.lease,
             });
             let row = NewRow { at, key: &change.key, put };
-            let place = if volatile { aside.row(row) } else { builder.row(row) };
-            places.push((shard, volatile, place));
+            places.push((volatile, if volatile { aside.row(row) } else { record.row(row) }));
         }
-        let rows = builder.rows_bytes();
-        let history = if rows.is_empty() { writer.state.history } else { next_history(writer.state.history, rows) };
+        let rows = record.rows_bytes();
         let journaled = !rows.is_empty()
             || !extra.meta.is_empty()
             || extra.applied_index.is_some()
             || extra.compacted.is_some()
-            || next.reserve != writer.state.reserve;
+            || next.reserve != state.reserve;
+        next.history = if rows.is_empty() { state.history } else { next_history(state.history, rows) };
         let head = RecordHead {
             main: next.main,
             applied_index: next.applied_index,
             compacted: next.compacted,
             reserve: next.reserve,
-            history,
+            history: next.history,
             meta: extra.meta.clone(),
         };
-        let (record, aside) = (builder.finish(&head), aside.finish(&RecordHead::default()));
-        let mut edits = Vec::with_capacity(places.len() + extra.meta.len());
-        let mut events = Vec::new();
         let watched = self.hub.is_watched();
-        for (sub, (shard, volatile, place)) in places.iter().enumerate() {
+        // An event keeps its record alive for as long as its watcher likes: no other with it.
+        let record = slab.keep(record.finish(&head), watched);
+        let aside = if any_volatile { slab.keep(aside.finish(&RecordHead::default()), watched) } else { Bytes::new() };
+        let mut events = Vec::new();
+        for (sub, (volatile, place)) in places.iter().enumerate() {
             let bytes = if *volatile { &aside } else { &record };
             debug_assert!(place.len() >= crate::record::ROW_KEY_BYTES);
             let edit = Edit::Put { head: place.head(bytes), body: place.body(bytes) };
-            edits.push(TreeEdit { tree: self.shards[*shard].tree, key: place.key(bytes), edit });
+            batch.edits.push(TreeEdit { tree: self.shards[changes[sub].shard].tree, key: place.key(bytes), edit });
             if watched {
                 events.extend(self.event(changes, sub, next.main, place, bytes)?);
             }
         }
         let kept_bytes = record.len() + aside.len();
-        edits.extend(extra.meta.iter().map(|edit| self.meta_edit(edit)));
-        let volatile = places.iter().any(|(_, volatile, _)| *volatile);
-        let record = if journaled { record } else { Bytes::new() };
-        Ok(Encoded { record, edits, events, kept_bytes, volatile, history })
+        batch.edits.extend(extra.meta.iter().map(|edit| self.meta_edit(edit)));
+        batch.record = if journaled { record } else { Bytes::new() };
+        next.encode_into(&mut batch.state);
+        if any_volatile {
+            self.check_volatile(changes)?;
+        }
+        let admission = self.store.admit(Cost {
+            edit_bytes: batch.edits.iter().map(|edit| (edit.key.len() + edit.edit.len()) as u64).sum(),
+            edits: batch.edits.len() as u64,
+            record_bytes: batch.record.len() as u64,
+            frees_space: extra.frees_space,
+            volatile: any_volatile,
+        })?;
+        Ok(Encoded { admission, events, kept_bytes })
     }
 
     /// The edit of the meta tree.
@@ -411,7 +429,7 @@ impl Core {
 
     fn apply_change(&self, main: u64, sub: usize, change: &Change) {
         let at = Revision::new(main, u32::try_from(sub).expect("a txn has few changes"));
-        let shard = &self.shards[self.routes.shard_of(&change.key)];
+        let shard = &self.shards[change.shard];
         let mut index = shard.index.write();
         let lease = match &change.put {
             Some(put) => {
@@ -434,7 +452,7 @@ impl Core {
     /// A Volatile shard's full disk fails only what touches it (R4).
     fn check_volatile(&self, changes: &[Change]) -> Result<()> {
         for change in changes {
-            let shard = &self.shards[self.routes.shard_of(&change.key)];
+            let shard = &self.shards[change.shard];
             if shard.volatile
                 && let Some(error) = self.store.tree_failure(shard.tree)
             {

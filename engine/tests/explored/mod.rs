@@ -52,7 +52,7 @@ pub(crate) fn write(store: &Store, space: &SpaceInfo, bytes: usize) -> std::resu
     let edit = Edit::Put { head: Bytes::new(), body: Bytes::from(vec![0; bytes - 1]) };
     let edits = vec![TreeEdit { tree: space.trees[0].id, key: Bytes::from_static(b"k"), edit }];
     let record = Bytes::from_static(b"some");
-    Ok(store.apply(admission, Batch { space: space.id, edits, record, state: Bytes::new() }))
+    Ok(store.apply(admission, &mut Batch { space: space.id, edits, record, state: Vec::new() }))
 }
 
 /// Runs a job as a thread does, until it has nothing to do now and `done` says so. No time passes: whoever
