@@ -1,6 +1,6 @@
 //! The spaces and trees that are open, and what is published of each.
 //!
-//! Lock order: a space's `write`, then a tree's `published`. A tree's `room` is held by whoever
+//! Lock order: a space's `write`, then a tree's `views`. A tree's `room` is held by whoever
 //! builds pages for it or scans it, never together with `write`.
 
 use crate::batch::{DurableListener, SpaceInfo, TreeClass, TreeInfo, TreeSpec};
@@ -16,8 +16,10 @@ use crate::sync::{Mutex, RwLock};
 use crate::ticket::Position;
 use crate::tree::Root;
 use crate::view::{Published, View};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
 /// An open tree.
@@ -33,7 +35,7 @@ pub struct Tree {
     /// True if it is Volatile and begins this session empty.
     pub emptied: bool,
 
-    published: RwLock<Arc<Published>>,
+    published: ArcSwap<Published>,
     // What was published and may still be looked at, oldest first, by commit.
     views: Mutex<VecDeque<(u64, Weak<Published>)>>,
     /// Its free units, and those that wait to be free.
@@ -83,7 +85,7 @@ impl Tree {
             spec: entry.spec.clone(),
             file,
             emptied,
-            published: RwLock::new(Arc::new(published)),
+            published: ArcSwap::from_pointee(published),
             views: Mutex::default(),
             room: Mutex::new(Room {
                 free: FreeSpace::unknown(end),
@@ -122,12 +124,12 @@ impl Tree {
 
     /// What is published now.
     pub fn published(&self) -> Arc<Published> {
-        Arc::clone(&self.published.read())
+        self.published.load_full()
     }
 
     /// The buffer that takes new entries. Requires: the space's `write` is held.
     pub fn active(&self) -> Arc<TreeBuffer> {
-        Arc::clone(&self.published.read().active)
+        Arc::clone(&self.published.load().active)
     }
 
     /// Swaps in a new buffer and gives the full one. Swaps pointers, nothing else, unless an
@@ -161,9 +163,8 @@ impl Tree {
     }
 
     fn replace(&self, next: Published) {
-        let mut slot = self.published.write();
-        let old = std::mem::replace(&mut *slot, Arc::new(next));
         let mut views = self.views.lock();
+        let old = self.published.swap(Arc::new(next));
         views.push_back((old.commit, Arc::downgrade(&old)));
         while views.front().is_some_and(|(_, view)| view.strong_count() == 0) {
             views.pop_front();
@@ -172,8 +173,8 @@ impl Tree {
 
     /// The lowest commit that a live view is of.
     pub fn oldest_view(&self) -> u64 {
-        let current = self.published.read().commit;
         let views = self.views.lock();
+        let current = self.published.load().commit;
         let alive = views.iter().filter(|(_, view)| view.strong_count() > 0).map(|(commit, _)| *commit);
         let oldest = alive.min().unwrap_or(current).min(current);
         // The counts are read relaxed: what readers of a view did comes before what is done to its pages.
@@ -189,6 +190,22 @@ impl Tree {
     /// A Volatile tree could not be written (or could again).
     pub fn set_failure(&self, error: Option<Error>) {
         *self.failed.lock() = error;
+    }
+}
+
+/// A tree for those who look up a key at a time: it is not searched for, and no count is touched that others touch.
+#[derive(Debug, Clone)]
+pub struct Reader(Arc<Tree>);
+
+impl Reader {
+    /// Reads from this tree.
+    pub fn new(tree: Arc<Tree>) -> Self {
+        Reader(tree)
+    }
+
+    /// What is published now, for one short look. As a view it keeps its pages while it lives.
+    pub fn glance(&self) -> impl Deref<Target = Arc<Published>> + use<> {
+        self.0.published.load()
     }
 }
 

@@ -16,9 +16,10 @@ use crate::page::layout::{self, HEADER_BYTES};
 use crate::page::leaf::ExtentRef;
 use crate::page::{self, Head, Kind, Stamp};
 use crate::space::{Extent, FreeSpace};
-use crate::sync::RwLock;
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tree::{PageRef, PageSink, PageSource};
+use arc_swap::{ArcSwapOption, Guard};
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,13 +56,23 @@ pub struct TreeFile {
     page_bytes: usize,
     mode: ReadMode,
     cache: PageCache,
-    opened: RwLock<Option<Arc<Opened>>>,
+    opened: ArcSwapOption<Opened>,
+    /// Held while it is opened.
+    opening: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Opened {
     file: Arc<dyn DiskFile>,
-    mapped: RwLock<Option<Arc<Mapped>>>,
+    mapped: ArcSwapOption<Mapped>,
+    /// Held while it is mapped.
+    mapping: Mutex<()>,
+}
+
+impl Opened {
+    fn new(file: Arc<dyn DiskFile>) -> Arc<Self> {
+        Arc::new(Opened { file, mapped: ArcSwapOption::empty(), mapping: Mutex::new(()) })
+    }
 }
 
 /// A mapping, and which units in it begin a page that was checked.
@@ -116,7 +127,7 @@ impl TreeFile {
         let tree = TreeFile::new(disk, spec, mode);
         file.write_at(&tree.header(), 0)?;
         file.sync_data()?;
-        *tree.opened.write() = Some(Arc::new(Opened { file, mapped: RwLock::new(None) }));
+        tree.opened.store(Some(Opened::new(file)));
         Ok(tree)
     }
 
@@ -134,7 +145,8 @@ impl TreeFile {
             page_bytes: spec.page_bytes,
             mode,
             cache: PageCache::new(cache_bytes),
-            opened: RwLock::new(None),
+            opened: ArcSwapOption::empty(),
+            opening: Mutex::new(()),
         }
     }
 
@@ -145,12 +157,12 @@ impl TreeFile {
 
     /// True while the file is open.
     pub fn is_open(&self) -> bool {
-        self.opened.read().is_some()
+        self.opened.load().is_some()
     }
 
     /// Closes the file and drops its mapping and cache; the next use opens it again.
     pub fn close_idle(&self) {
-        *self.opened.write() = None;
+        self.opened.store(None);
         self.cache.clear();
     }
 
@@ -181,7 +193,7 @@ impl TreeFile {
     /// Opens the file whatever its header says: every page says itself whose it is.
     pub fn open_unchecked(&self) -> Result<()> {
         let file = self.disk.open(&self.path, OpenMode::Read)?;
-        *self.opened.write() = Some(Arc::new(Opened { file, mapped: RwLock::new(None) }));
+        self.opened.store(Some(Opened::new(file)));
         Ok(())
     }
 
@@ -202,7 +214,7 @@ impl TreeFile {
     /// Cuts the file behind `end` units.
     pub fn cut(&self, end: u32) -> Result<()> {
         let opened = self.opened()?;
-        *opened.mapped.write() = None;
+        opened.mapped.store(None);
         opened.file.truncate(u64::from(end) * UNIT_BYTES as u64)
     }
 
@@ -226,12 +238,12 @@ impl TreeFile {
     }
 
     fn opened(&self) -> Result<Arc<Opened>> {
-        if let Some(opened) = self.opened.read().as_ref() {
-            return Ok(Arc::clone(opened));
+        if let Some(opened) = self.opened.load_full() {
+            return Ok(opened);
         }
-        let mut slot = self.opened.write();
-        if let Some(opened) = slot.as_ref() {
-            return Ok(Arc::clone(opened));
+        let _one = self.opening.lock();
+        if let Some(opened) = self.opened.load_full() {
+            return Ok(opened);
         }
         let file = match self.disk.open(&self.path, OpenMode::Write) {
             // A read-only directory is no reason not to read.
@@ -241,8 +253,8 @@ impl TreeFile {
         let mut unit = vec![0; UNIT_BYTES];
         file.read_at(&mut unit, 0)?;
         self.check_header(&unit)?;
-        let opened = Arc::new(Opened { file, mapped: RwLock::new(None) });
-        *slot = Some(Arc::clone(&opened));
+        let opened = Opened::new(file);
+        self.opened.store(Some(Arc::clone(&opened)));
         Ok(opened)
     }
 
@@ -305,12 +317,13 @@ impl TreeFile {
         if self.mode != ReadMode::Mapped {
             return Ok(None);
         }
-        if let Some(mapped) = opened.mapped.read().as_ref().filter(|mapped| mapped.mapping.bytes().len() >= end) {
-            return Ok(Some(Arc::clone(mapped)));
+        let reaches = || opened.mapped.load_full().filter(|mapped| mapped.mapping.bytes().len() >= end);
+        if let Some(mapped) = reaches() {
+            return Ok(Some(mapped));
         }
-        let mut slot = opened.mapped.write();
-        if let Some(mapped) = slot.as_ref().filter(|mapped| mapped.mapping.bytes().len() >= end) {
-            return Ok(Some(Arc::clone(mapped)));
+        let _one = opened.mapping.lock();
+        if let Some(mapped) = reaches() {
+            return Ok(Some(mapped));
         }
         let Some(mapping) = opened.file.map()? else {
             return Ok(None);
@@ -320,8 +333,8 @@ impl TreeFile {
             let damage = Damage::Truncated { needed: end as u64, found: found as u64 };
             return Err(Error::corrupt(&self.path, Place::File, damage));
         }
-        let mapped = Arc::new(Mapped::new(mapping, slot.as_deref()));
-        *slot = Some(Arc::clone(&mapped));
+        let mapped = Arc::new(Mapped::new(mapping, opened.mapped.load().as_deref()));
+        opened.mapped.store(Some(Arc::clone(&mapped)));
         Ok(Some(mapped))
     }
 
@@ -343,8 +356,10 @@ impl TreeFile {
 
     /// The file for one read of several pages: what is looked up once for all of them.
     pub fn pages(&self) -> Result<Pages<'_>> {
-        let opened = self.opened()?;
-        let mapped = opened.mapped.read().clone();
+        let mapped = match self.opened.load().as_ref() {
+            Some(opened) => opened.mapped.load(),
+            None => self.opened()?.mapped.load(),
+        };
         Ok(Pages { file: self, mapped })
     }
 }
@@ -353,7 +368,7 @@ impl TreeFile {
 #[derive(Debug)]
 pub struct Pages<'a> {
     file: &'a TreeFile,
-    mapped: Option<Arc<Mapped>>,
+    mapped: Guard<Option<Arc<Mapped>>>,
 }
 
 impl PageSource for Pages<'_> {
@@ -480,7 +495,7 @@ impl TreeWriter<'_> {
     fn flush(&mut self) -> Result<()> {
         self.pages.sort_unstable_by_key(|(unit, _)| *unit);
         self.collected = 0;
-        if let Some(mapped) = self.opened.mapped.read().as_ref() {
+        if let Some(mapped) = self.opened.mapped.load().as_ref() {
             // These units hold other pages now; they are checked again before they are used.
             self.pages.iter().for_each(|(unit, _)| mapped.set_checked(*unit, false));
         }

@@ -6,7 +6,7 @@
 use crate::batch::{
     AdmitError, Batch, Cost, Durability, DurableListener, Replay, SpaceInfo, SpaceSpec, TreeClass, TreeInfo, TreeSpec,
 };
-use crate::catalog::{Space, Tree};
+use crate::catalog::{Reader, Space, Tree};
 use crate::checkpoint::{self, CheckpointJob};
 use crate::core::{Committer, Core};
 use crate::defect::{Defect, is_on};
@@ -395,6 +395,11 @@ impl Store {
     /// A view of a tree.
     pub fn view(&self, tree: TreeId) -> Result<View> {
         self.tree(tree).map(|tree| tree.view())
+    }
+
+    /// A tree for looking up a key at a time.
+    pub fn reader(&self, tree: TreeId) -> Result<Reader> {
+        self.tree(tree).map(Reader::new)
     }
 
     /// The opening scan: shows every entry of a tree once, ascending, without bodies, and learns

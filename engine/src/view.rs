@@ -72,15 +72,7 @@ impl View {
 
     /// Shows the value of a key where it lies, its body only if `with_body`. O(log n), and nothing is allocated.
     pub fn show<T>(&self, key: &[u8], with_body: bool, show: impl FnOnce(Lent<'_>) -> T) -> Result<Option<T>> {
-        if let Some(edit) = self.buffered(key) {
-            return Ok(Lent::of_edit(&edit, with_body).map(show));
-        }
-        let Some(pages) = self.pages()? else {
-            return Ok(None);
-        };
-        let shown =
-            tree::find(&pages, self.published.root, key, |lent| Lent::of_tree(&pages, lent, with_body).map(show));
-        shown?.transpose()
+        self.published.show(key, with_body, show)
     }
 
     /// Looks up keys given in ascending order and shows each with its place in `keys`, where it lies. Bodies in
@@ -157,14 +149,32 @@ impl View {
         walk.run(visit)
     }
 
+    fn pages(&self) -> Result<Option<Pages<'_>>> {
+        self.published.pages()
+    }
+}
+
+impl Published {
+    /// As [`View::show`].
+    pub fn show<T>(&self, key: &[u8], with_body: bool, show: impl FnOnce(Lent<'_>) -> T) -> Result<Option<T>> {
+        if let Some(edit) = self.buffered(key) {
+            return Ok(Lent::of_edit(&edit, with_body).map(show));
+        }
+        let Some(pages) = self.pages()? else {
+            return Ok(None);
+        };
+        let shown = tree::find(&pages, self.root, key, |lent| Lent::of_tree(&pages, lent, with_body).map(show));
+        shown?.transpose()
+    }
+
     /// The pages of the tree; None if it has none: then the file is not even opened.
     fn pages(&self) -> Result<Option<Pages<'_>>> {
-        let file = self.published.file.as_deref().filter(|_| self.published.root.ptr.is_some());
+        let file = self.file.as_deref().filter(|_| self.root.ptr.is_some());
         file.map(TreeFile::pages).transpose()
     }
 
     fn buffered(&self, key: &[u8]) -> Option<Edit> {
-        self.published.active.get(key).or_else(|| self.published.frozen.as_ref()?.get(key))
+        self.active.get(key).or_else(|| self.frozen.as_ref()?.get(key))
     }
 }
 

@@ -99,6 +99,7 @@ fn check_reads(index: &Index, model: &Model, from: u64, newest: u64) {
                 let range = KeyRange { start, end };
                 let want = model.live(range, at);
                 assert_eq!(index.count(range, at), want.len() as u64, "{range:?} at {at}");
+                assert_eq!(counted_in_parts(index, range, at), want.len() as u64, "{range:?} at {at}");
                 assert_eq!(walked(index, range, at, usize::MAX, true), want, "{range:?} at {at}");
                 let back: Vec<_> = want.iter().rev().take(2).cloned().collect();
                 assert_eq!(walked(index, range, at, 2, false), back);
@@ -303,6 +304,17 @@ fn a_delete_and_a_put_under_one_main_keep_the_put() {
 const KEYS: u64 = if cfg!(miri) { 120 } else { 20_000 };
 
 /// B4: what counts and limits cost.
+/// The count, a few keys at a time.
+fn counted_in_parts(index: &Index, range: KeyRange<'_>, at: u64) -> u64 {
+    let (mut count, mut resume) = index.count_some(range, at, 3);
+    while let Some(start) = resume {
+        let (more, next) = index.count_some(KeyRange { start: &start, ..range }, at, 3);
+        assert!(next.as_ref().is_none_or(|next| *next > start), "each part gets on");
+        (count, resume) = (count + more, next);
+    }
+    count
+}
+
 #[test]
 fn counts_and_limits_cost_what_they_return() {
     let mut index = Index::new();

@@ -37,7 +37,18 @@ impl Index {
     /// How many keys of `range` are live at main `at`. O(log n) at the newest revision; at an older
     /// one it looks into what was born or died since.
     pub fn count(&self, range: KeyRange<'_>, at: u64) -> u64 {
-        if range.is_empty() { 0 } else { self.count_in(&self.root, range, at) }
+        self.count_some(range, at, usize::MAX).0
+    }
+
+    /// Counts as [`Index::count`] does, but looks at about `budget` keys one by one at the most, so that it takes no
+    /// longer; then the count goes on at the key that is returned.
+    pub fn count_some(&self, range: KeyRange<'_>, at: u64, budget: usize) -> (u64, Option<Vec<u8>>) {
+        if range.is_empty() {
+            return (0, None);
+        }
+        let mut looks = Looks { left: budget, resume: None };
+        let count = self.count_in(&self.root, range, at, &mut looks);
+        (count, looks.resume)
     }
 
     fn ascend(
@@ -85,11 +96,12 @@ impl Index {
         places.filter_map(move |place| Some((place, self.beside.ring.state_at(&self.beside.state(leaf, place), at)?)))
     }
 
-    fn count_in(&self, node: &Node, range: KeyRange<'_>, at: u64) -> u64 {
+    fn count_in(&self, node: &Node, range: KeyRange<'_>, at: u64, looks: &mut Looks) -> u64 {
         visited();
         match node {
             Node::Leaf(leaf) => {
                 let places = inside(leaf, range);
+                looks.left = looks.left.saturating_sub(places.len().max(1));
                 let live = leaf.all_packed(places.clone()).zip(places).filter(|(packed, place)| {
                     if *packed != WIDE && main_of(*packed) <= at {
                         return packed & 1 == 0;
@@ -105,13 +117,29 @@ impl Index {
                 for (which, child) in covered.iter().enumerate() {
                     // All but the outermost lie inside the range; those may stick out.
                     let whole = (which > 0 || *child.low >= *range.start) && (which < last || range.end.is_none());
-                    count +=
-                        if whole && child.changed <= at { child.live } else { self.count_in(&child.node, range, at) };
+                    if whole && child.changed <= at {
+                        count += child.live;
+                        continue;
+                    }
+                    if looks.left == 0 {
+                        looks.resume = Some(child.low.to_vec());
+                        break;
+                    }
+                    count += self.count_in(&child.node, range, at, looks);
+                    if looks.resume.is_some() {
+                        break;
+                    }
                 }
                 count
             }
         }
     }
+}
+
+/// How many keys a count may still look at, and where it goes on once these are none.
+struct Looks {
+    left: usize,
+    resume: Option<Vec<u8>>,
 }
 
 /// The places of a leaf whose keys are in the range.

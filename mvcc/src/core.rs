@@ -8,6 +8,7 @@
 
 pub(crate) use crate::change::Found;
 use crate::change::Scratch;
+use crate::counts::Counts;
 use crate::error::{Refusal, Result};
 use crate::lease::Lessor;
 use crate::options::{Durability, Face, Options};
@@ -20,6 +21,7 @@ use crate::stats::Counters;
 use crate::watch::Hub;
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
+use polybolt_engine::catalog::Reader;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
@@ -42,6 +44,7 @@ pub(crate) const KEYS_PER_RUN: usize = 512;
 pub(crate) struct Shard {
     pub(crate) name: String,
     pub(crate) tree: TreeId,
+    pub(crate) reader: Reader,
     pub(crate) volatile: bool,
     pub(crate) index: RwLock<Index>,
     /// The lowest revision that its segments answer, apart from the compacted one.
@@ -183,6 +186,7 @@ pub(crate) struct Core {
     pub(crate) hub: Arc<Hub>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) sweep: Mutex<Sweep>,
+    pub(crate) counts: Counts,
     /// Up to which compacted revision everything was swept.
     pub(crate) swept: Arc<Watermark>,
     /// With `remember_hashes`: compactions that have no round yet, and the newest hashes.
@@ -300,8 +304,13 @@ impl Core {
 
     /// The lowest revision that `segments` answer.
     pub(crate) fn floor(&self, segments: &[Segment]) -> i64 {
-        let floors = segments.iter().map(|segment| self.shards[segment.shard].floor.load(Ordering::Acquire));
-        self.publisher.compacted().max(floors.max().unwrap_or(0).cast_signed())
+        let floors = segments.iter().map(|segment| self.floor_of(segment.shard));
+        floors.max().unwrap_or_else(|| self.publisher.compacted())
+    }
+
+    /// The lowest revision that a shard answers.
+    pub(crate) fn floor_of(&self, shard: usize) -> i64 {
+        self.publisher.compacted().max(self.shards[shard].floor.load(Ordering::Acquire).cast_signed())
     }
 
     /// Pins a revision.
@@ -406,9 +415,13 @@ impl Core {
     pub(crate) fn count(&self, segments: &[Segment], at: u64) -> u64 {
         let newest = is_on(Defect::CountAtApplied) && at == self.publisher.visible();
         let at = if newest { u64::MAX } else { at };
+        let newest = at >= self.publisher.visible();
         let in_segment = |segment: &Segment| {
-            let range = KeyRange { start: &segment.start, end: segment.end.as_deref() };
-            self.shards[segment.shard].index.read().count(range, at)
+            let index = &self.shards[segment.shard].index;
+            if !newest {
+                return self.counts.count(index, segment, at);
+            }
+            index.read().count(KeyRange { start: &segment.start, end: segment.end.as_deref() }, at)
         };
         segments.iter().map(in_segment).sum()
     }

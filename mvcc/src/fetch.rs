@@ -42,13 +42,18 @@ impl Core {
         if let [found] = found {
             let shard = &self.shards[found.shard];
             let key = record::row_key(found.hit.modified);
-            let view = view_of(shard)?;
-            pause("read: view");
-            let row = view.show(&key, !keys_only, |lent| {
+            let open = |lent: Lent<'_>| {
                 let (mut kv, value) = self.open(found, &key, &lent)?;
                 kv.value = value.into_bytes();
                 Ok::<_, Error>(kv)
-            })?;
+            };
+            let row = if views.is_empty() {
+                let now = shard.reader.glance();
+                pause("read: view");
+                now.show(&key, !keys_only, open)?
+            } else {
+                view_of(shard)?.show(&key, !keys_only, open)?
+            };
             return Ok(vec![row.unwrap_or_else(|| Err(self.missing(shard)))?]);
         }
         let mut kvs = vec![KeyValue::default(); found.len()];

@@ -11,7 +11,7 @@ use crate::read::{self, Pinned, RangeStream};
 use crate::record::State;
 use crate::request::{
     DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, ShardStatus, TxnRequest, TxnResponse, WatchRequest,
+    RangeRequest, RangeResponse, ShardStatus, SpanEnd, TxnRequest, TxnResponse, WatchRequest,
 };
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
@@ -83,6 +83,12 @@ impl Keyspace {
         let core = self.core();
         let early = is_on(Defect::ViewBeforeVisible).then(|| core.views());
         pause("read: begins");
+        if request.span.end == SpanEnd::Single
+            && early.is_none()
+            && let Some(response) = read::single(&core, request)
+        {
+            return response;
+        }
         let segments = core.routes.cut(&request.span);
         let point = core.read_point(&segments, request.revision)?;
         let source = Pinned { core: &core, segments, at: point.at };
@@ -260,7 +266,7 @@ impl Keyspace {
         if request.start_revision < 0 {
             return Err(Refusal::Compacted { revision: 0 }.into());
         }
-        if let crate::request::SpanEnd::Before(end) = &request.span.end
+        if let SpanEnd::Before(end) = &request.span.end
             && *end <= request.span.key
         {
             return Err(Refusal::EmptyWatchRange.into());

@@ -59,6 +59,7 @@ mod record;
 mod slab;
 mod change;
 mod pins;
+mod counts;
 pub mod stats;
 mod watch;
 mod publish;

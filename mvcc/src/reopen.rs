@@ -3,6 +3,7 @@
 use crate::change::Scratch;
 use crate::check::{self, Life};
 use crate::core::{Core, Gate, Shard, Sweep, Writer};
+use crate::counts::Counts;
 use crate::error::Result;
 use crate::lease::Lessor;
 use crate::meta::{self, StoredLease};
@@ -314,6 +315,7 @@ fn open_keyspace(
         shards.push(Shard {
             name: tree.spec.name.clone(),
             tree: tree.id,
+            reader: store.reader(tree.id)?,
             volatile: tree.spec.class == TreeClass::Volatile,
             index: RwLock::new(scanned.index),
             floor: AtomicU64::new(*floor),
@@ -360,6 +362,7 @@ fn open_keyspace(
         hub,
         pins: Arc::default(),
         sweep: Mutex::new(Sweep::default()),
+        counts: Counts::default(),
         swept: Arc::new(Watermark::new(Position(0))),
         rounds: Mutex::default(),
         hashes: Mutex::default(),
