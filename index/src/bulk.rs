@@ -8,7 +8,7 @@
 
 use crate::history::Older;
 use crate::inner::{Child, Inner, Node};
-use crate::leaf::{self, head_of};
+use crate::leaf::{self, HEAD, head_of};
 use crate::map::{Beside, FANOUT, Grave, Index, LEAF_BYTES_MAX, Write};
 use crate::packed::{Link, Newest};
 use crate::revision::{Life, Revision};
@@ -16,7 +16,6 @@ use crate::revision::{Life, Revision};
 /// Keys that begin alike are compared one by one if there are so few, or if they do for long.
 const SORTED_AT_ONCE: usize = 12;
 const HEADS_MAX: usize = 64;
-const HEAD: usize = 8;
 
 /// Rows that wait to be taken into an index together, in the order of their revisions.
 #[derive(Debug, Default)]
@@ -25,6 +24,8 @@ pub struct Batch {
     /// Their keys, one behind the other.
     keys: Vec<u8>,
     order: Vec<Place>,
+    /// The keys once more, in that order: what is used together lies together.
+    sorted: Vec<u8>,
     older: Vec<Option<Older>>,
 }
 
@@ -40,9 +41,11 @@ struct Waiting {
 /// A row's place in the order of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
-    /// Bytes of the key in which those that are sorted together may differ first.
+    /// While rows are sorted, bytes of the key in which those that are sorted together may differ first; then
+    /// where the key lies among the sorted ones.
     head: u64,
     row: u32,
+    len: u32,
 }
 
 impl Batch {
@@ -59,7 +62,7 @@ impl Batch {
     /// Bytes that the rows and what is needed to take them in use.
     pub fn bytes(&self) -> usize {
         let a_row = size_of::<Waiting>() + size_of::<Place>() + size_of::<Option<Older>>() + size_of::<Link>();
-        self.keys.len() + self.rows.len() * a_row
+        2 * self.keys.len() + self.rows.len() * a_row
     }
 
     /// The revision of the first row.
@@ -82,9 +85,15 @@ impl Batch {
         &self.rows[place.row as usize]
     }
 
-    fn key(&self, place: &Place) -> &[u8] {
+    /// The key of a place while rows are sorted.
+    fn unsorted_key(&self, place: &Place) -> &[u8] {
         let row = self.waiting(place);
         &self.keys[row.from..row.from + row.len]
+    }
+
+    /// The key of a place in the finished order.
+    fn key(&self, place: &Place) -> &[u8] {
+        &self.sorted[place.head as usize..][..place.len as usize]
     }
 
     /// The rows by key, those of one key by revision.
@@ -92,15 +101,23 @@ impl Batch {
         let mut order = std::mem::take(&mut self.order);
         order.clear();
         let rows = u32::try_from(self.rows.len()).expect("a batch has few rows");
-        order.extend((0..rows).map(|row| Place { head: 0, row }));
+        let len = |row: &Waiting| u32::try_from(row.len).expect("keys are below 4 GiB");
+        order.extend((0..rows).zip(&self.rows).map(|(at, row)| Place { head: 0, row: at, len: len(row) }));
         self.sort_from(0, HEADS_MAX, &mut order);
-        self.order = order;
+        let mut sorted = std::mem::take(&mut self.sorted);
+        sorted.clear();
+        sorted.reserve(self.keys.len());
+        for place in &mut order {
+            place.head = sorted.len() as u64;
+            sorted.extend_from_slice(self.unsorted_key(place));
+        }
+        (self.order, self.sorted) = (order, sorted);
     }
 
     /// Sorts places whose keys have the first `depth` bytes in common, by a head of each at a time.
     fn sort_from(&self, depth: usize, heads: usize, places: &mut [Place]) {
         let Some((first, rest)) = places.split_first() else { return };
-        let suffix = |place: &Place| self.key(place).get(depth..).unwrap_or_default();
+        let suffix = |place: &Place| self.unsorted_key(place).get(depth..).unwrap_or_default();
         if places.len() <= SORTED_AT_ONCE || heads == 0 {
             return places.sort_unstable_by(|a, b| suffix(a).cmp(suffix(b)).then(a.row.cmp(&b.row)));
         }
@@ -111,13 +128,13 @@ impl Batch {
         });
         let mut short = false;
         for place in &mut *places {
-            let suffix = &self.key(place)[depth + common..];
+            let suffix = &self.unsorted_key(place)[depth + common..];
             short |= suffix.len() < HEAD;
             place.head = head_of(suffix);
         }
         if short {
             // A head does not tell an end from zeros.
-            let key = |place: &Place| &self.key(place)[depth + common..];
+            let key = |place: &Place| &self.unsorted_key(place)[depth + common..];
             return places
                 .sort_unstable_by(|a, b| a.head.cmp(&b.head).then_with(|| key(a).cmp(key(b))).then(a.row.cmp(&b.row)));
         }
@@ -236,9 +253,11 @@ impl Taking<'_> {
     fn write_leaf(&mut self, leaf: &mut leaf::Leaf, places: &[Place], sums: &mut Sums) -> Vec<Child> {
         let batch = self.batch;
         let mut changes = Vec::with_capacity(places.len());
+        let mut first = 0;
         for of_key in places.chunk_by(|a, b| batch.key(a) == batch.key(b)) {
             let key = batch.key(&of_key[0]);
-            let place = leaf.search(key);
+            let place = leaf.search_from(first, key);
+            first = place.unwrap_or_else(|at| at);
             let before = place.ok().map(|at| self.beside.state(leaf, at));
             let newest = self.succeed(before, of_key, sums);
             let (is, was) = (newest.is_live(), before.is_some_and(|before| before.is_live()));
@@ -363,8 +382,15 @@ impl Taking<'_> {
 impl Batch {
     /// How many of `places`, the first of which is in child `which`, are in it.
     fn end_of(&self, inner: &Inner, which: usize, places: &[Place]) -> usize {
-        let next = inner.children().get(which + 1);
-        next.map_or(places.len(), |next| places.partition_point(|place| *self.key(place) < *next.low).max(1))
+        let Some(next) = inner.children().get(which + 1) else { return places.len() };
+        let is_before = |place: &Place| *self.key(place) < *next.low;
+        // There are few, as a rule: in steps that double, from the front.
+        let (mut end, mut step) = (1, 1);
+        while places.get(end + step - 1).is_some_and(is_before) {
+            end += step;
+            step *= 2;
+        }
+        end + places[end..(end + step).min(places.len())].partition_point(is_before)
     }
 }
 

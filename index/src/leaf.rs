@@ -152,6 +152,11 @@ impl Leaf {
 
     /// Where the key is, or where it belongs.
     pub(crate) fn search(&self, key: &[u8]) -> Result<usize, usize> {
+        self.search_from(0, key)
+    }
+
+    /// The same, if no key before the `first`th is as high.
+    pub(crate) fn search_from(&self, first: usize, key: &[u8]) -> Result<usize, usize> {
         let parts = self.parts();
         let prefix = self.prefix(parts);
         let Some(suffix) = key.strip_prefix(prefix) else {
@@ -159,7 +164,8 @@ impl Leaf {
         };
         let head = head_of(suffix);
         let heads = self.heads(parts);
-        let at: usize = heads.iter().map(|other| usize::from(u64::from_le_bytes(*other) < head)).sum();
+        let lower = heads[first..].iter().map(|other| usize::from(u64::from_le_bytes(*other) < head));
+        let at = first + lower.sum::<usize>();
         let same = heads[at..].iter().take_while(|other| u64::from_le_bytes(**other) == head).count();
         // Equal heads: who ends within the head is a prefix of the other.
         let order = |at: usize| {

@@ -5,9 +5,6 @@ use crate::map::{Index, Write};
 use crate::revision::{Life, Revision};
 use std::fmt;
 
-/// What is few next to the memory of a process, and some forty thousand rows.
-const BATCH_BYTES_MIN: usize = 6 << 20;
-
 /// What a stored row says of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Row {
@@ -83,10 +80,10 @@ impl Loader {
         Ok(())
     }
 
-    /// Bytes of a batch that is worth to be taken in: a small part of what is loaded so far, but enough that a
-    /// leaf gets several of its rows.
-    pub fn batch_bytes(&self) -> usize {
-        BATCH_BYTES_MIN.max(usize::try_from(self.index.stats().bytes).unwrap_or(usize::MAX) / 10)
+    /// Bytes of a batch that is worth to be taken in: as many as may be had in any case, or a small part of what
+    /// is loaded so far, so that a leaf gets several of its rows.
+    pub fn batch_bytes(&self, bytes: usize) -> usize {
+        bytes.max(usize::try_from(self.index.stats().bytes).unwrap_or(usize::MAX) / 10)
     }
 
     /// The newest row of a key so far: its revision, creation and version; 0 is a tombstone's.

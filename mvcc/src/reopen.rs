@@ -21,11 +21,11 @@ use polybolt_engine::sync::{Mutex, RwLock};
 use polybolt_engine::{
     Damage, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeId, TreeSpec, Watermark,
 };
-use polybolt_index::{Index, Loader, Row};
+use polybolt_index::{Batch, Index, LoadError, Loader, Revision, Row};
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// A core that another has replaced, whose files stay while somebody reads them.
@@ -199,17 +199,28 @@ pub(crate) fn open_keyspaces(
     hub: Option<&Arc<Hub>>,
 ) -> Result<Vec<Arc<Core>>> {
     let routes: Vec<Routes> = spaces.iter().map(decode_routes).collect::<Result<_, _>>()?;
-    let tasks: Vec<(usize, usize)> = spaces
+    let mut tasks: Vec<(usize, usize)> = spaces
         .iter()
         .enumerate()
         .flat_map(|(space, info)| (0..info.trees.len().saturating_sub(1)).map(move |shard| (space, shard)))
         .collect();
+    if threads > 1 {
+        // The largest first, or all wait for one in the end.
+        let rows = |&(space, shard): &(usize, usize)| {
+            shared.store.tree_stats(spaces[space].trees[shard].id).map_or(0, |stats| stats.entries)
+        };
+        tasks.sort_by_cached_key(|task| std::cmp::Reverse(rows(task)));
+    }
+    let lanes = threads.min(tasks.len()).max(1);
+    // Two batches of each lane: what was replayed has left the write buffers, and half of their room is enough.
+    let buffers = usize::try_from(shared.options.buffer_bytes).unwrap_or(usize::MAX);
+    let lane = Lane { batch_bytes: buffers / 4 / lanes, aside: threads > 1 };
     let next = AtomicUsize::new(0);
     let found: Mutex<HashMap<(usize, usize), Scanned>> = Mutex::default();
     let failed: Mutex<Option<crate::error::Error>> = Mutex::default();
     let run = || {
         while let Some(&(space, shard)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match scan(&shared.store, &spaces[space], &routes[space], shard, rows) {
+            match scan(&shared.store, &spaces[space], &routes[space], shard, rows, lane) {
                 Ok(scanned) => drop(found.lock().insert((space, shard), scanned)),
                 Err(error) => {
                     failed.lock().get_or_insert(error);
@@ -218,13 +229,14 @@ pub(crate) fn open_keyspaces(
             }
         }
     };
-    if threads <= 1 || tasks.len() <= 1 {
+    if lanes == 1 {
         run();
     } else {
         std::thread::scope(|scope| {
-            for _ in 0..threads.min(tasks.len()) {
+            for _ in 1..lanes {
                 scope.spawn(run);
             }
+            run();
         });
     }
     if let Some(error) = failed.into_inner() {
@@ -239,11 +251,100 @@ pub(crate) fn open_keyspaces(
     Ok(cores)
 }
 
-fn scan(store: &Store, space: &SpaceInfo, routes: &Routes, shard: usize, rows: Rows) -> Result<Scanned> {
+/// How a shard is scanned.
+#[derive(Debug, Clone, Copy)]
+struct Lane {
+    /// Bytes of rows that are taken into the index together.
+    batch_bytes: usize,
+    /// The index of many rows is built on a thread of its own while they are read.
+    aside: bool,
+}
+
+/// Reads a shard's rows into an index.
+fn scan(store: &Store, space: &SpaceInfo, routes: &Routes, shard: usize, rows: Rows, lane: Lane) -> Result<Scanned> {
+    let Lane { batch_bytes, aside } = lane;
+    let scan = |take: &mut Take<'_>| scan_rows(store, space, routes, shard, take);
+    if rows == Rows::Foreign {
+        let state = State::decode(&space.state).map_err(|damage| damaged(space, damage))?;
+        let floor = state.floors.get(shard).copied().unwrap_or(0).max(state.compacted.max(0).cast_unsigned());
+        let mut loader = Loader::new();
+        let leased = scan(&mut |key, at, row| {
+            let before = loader.newest(key).map(|(at, created, version)| Life { at, created, version });
+            let life = Life { at, created: row.created, version: row.version };
+            match check::wrong(before, life, floor) {
+                Some(what) => Err(Damage::Malformed { what }),
+                None => loader.row(key, at, kind_of(row)).map_err(not_allowed),
+            }
+        })?;
+        return Ok(Scanned { index: loader.finish(), leased });
+    }
+    if !aside || store.tree_stats(space.trees[shard].id)?.entries < ROWS_ASIDE {
+        let (mut loader, mut batch) = (Loader::new(), Batch::default());
+        let leased = scan(&mut |key, at, row| {
+            if batch.bytes() >= loader.batch_bytes(batch_bytes) {
+                loader.batch(&mut batch).map_err(not_allowed)?;
+            }
+            batch.row(key, at, kind_of(row)).map_err(not_allowed)
+        })?;
+        loader.batch(&mut batch).map_err(|error| damaged(space, not_allowed(error)))?;
+        return Ok(Scanned { index: loader.finish(), leased });
+    }
+    std::thread::scope(|scope| {
+        let (full, batches) = mpsc::sync_channel::<Batch>(0);
+        let (emptied, empty) = mpsc::channel();
+        let reader = scope.spawn(move || -> Result<_> {
+            // Two batches: one fills while the other is taken in.
+            let (mut batch, mut spare, mut bytes_max) = (Batch::default(), Some(Batch::default()), batch_bytes);
+            let gone = |_| Damage::Malformed { what: "an index could not be built" };
+            let leased = scan(&mut |key, at, row| {
+                if batch.bytes() >= bytes_max {
+                    let next = spare.take().map_or_else(|| empty.recv(), |next| Ok((next, bytes_max)));
+                    let (next, bytes) = next.map_err(|_| gone(()))?;
+                    bytes_max = bytes;
+                    full.send(std::mem::replace(&mut batch, next)).map_err(|_| gone(()))?;
+                }
+                batch.row(key, at, kind_of(row)).map_err(not_allowed)
+            })?;
+            full.send(batch).map_err(|_| damaged(space, gone(())))?;
+            Ok(leased)
+        });
+        // On this thread the index, so that it takes memory that the replay before it has let go.
+        let mut loader = Loader::new();
+        for mut batch in batches {
+            if let Err(error) = loader.batch(&mut batch) {
+                return Err(damaged(space, not_allowed(error)).into());
+            }
+            // Nobody waits for it once the last row is read.
+            drop(emptied.send((batch, loader.batch_bytes(batch_bytes))));
+        }
+        let leased = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(Scanned { index: loader.finish(), leased })
+    })
+}
+
+/// So many rows are worth a thread.
+const ROWS_ASIDE: u64 = 50_000;
+
+/// Takes a row of a key.
+type Take<'a> = dyn FnMut(&[u8], Revision, &RowHead<'_>) -> Result<(), Damage> + 'a;
+
+fn kind_of(row: &RowHead<'_>) -> Row {
+    if row.tombstone { Row::Tombstone } else { Row::Put { created: row.created, version: row.version } }
+}
+
+fn not_allowed(_: LoadError) -> Damage {
+    Damage::Malformed { what: "a row that no history allows" }
+}
+
+/// Shows the rows of a shard, ascending; returns the keys whose newest version names a lease.
+fn scan_rows(
+    store: &Store,
+    space: &SpaceInfo,
+    routes: &Routes,
+    shard: usize,
+    take: &mut Take<'_>,
+) -> Result<HashMap<Bytes, i64>> {
     let tree = space.trees[shard].id;
-    let state = State::decode(&space.state).map_err(|damage| damaged(space, damage))?;
-    let floor = state.floors.get(shard).copied().unwrap_or(0).max(state.compacted.max(0).cast_unsigned());
-    let mut loader = Loader::new();
     let mut leased: HashMap<Bytes, i64> = HashMap::new();
     let path = store.tree_stats(tree)?.path;
     let view = store.view(tree)?;
@@ -264,16 +365,7 @@ fn scan(store: &Store, space: &SpaceInfo, routes: &Routes, shard: usize, rows: R
         if routes.shard_of(key) != shard {
             return Ok(());
         }
-        if rows == Rows::Foreign {
-            let before = loader.newest(key).map(|(at, created, version)| Life { at, created, version });
-            let life = Life { at, created: row.created, version: row.version };
-            if let Some(what) = check::wrong(before, life, floor) {
-                return Err(damaged(Damage::Malformed { what }));
-            }
-        }
-        let kind = if row.tombstone { Row::Tombstone } else { Row::Put { created: row.created, version: row.version } };
-        let what = |_| damaged(Damage::Malformed { what: "a row that no history allows" });
-        loader.row(key, at, kind).map_err(what)?;
+        take(key, at, &row).map_err(damaged)?;
         if row.lease != 0 && !row.tombstone {
             leased.insert(Bytes::copy_from_slice(key), row.lease);
         } else if !leased.is_empty() {
@@ -281,7 +373,7 @@ fn scan(store: &Store, space: &SpaceInfo, routes: &Routes, shard: usize, rows: R
         }
         Ok(())
     })?;
-    Ok(Scanned { index: loader.finish(), leased })
+    Ok(leased)
 }
 
 fn open_keyspace(
