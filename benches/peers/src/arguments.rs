@@ -17,7 +17,7 @@ Rows (of a store that was closed and opened again, unless they fill one):
   16  reopen after SIGKILL             17  a watcher far behind, and puts beside it
   18  bytes written, bytes of files    (19: growth, which `plot` prints of runs of several sizes)
 
-Peers; none compresses, every durable write is synced:
+Peers; no tables are compressed, every durable write is synced:
   polybolt  default options, routes for Kubernetes
   lmdb      default flags, no WRITEMAP, rows appended
   redb      immediate durability, a cache of 2 GiB
