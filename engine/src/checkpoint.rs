@@ -22,6 +22,7 @@ use crate::core::{Committer, Core};
 use crate::defect::{Defect, is_on};
 use crate::error::{Error, Result};
 use crate::file::Written;
+use crate::ids::UNIT_BYTES;
 use crate::manifest::{JournalStart, Manifest};
 use crate::run::{Job, Next, Signal};
 use crate::sync::MutexGuard;
@@ -176,14 +177,23 @@ impl Cut {
         Ok(())
     }
 
-    /// Gives back every page that was built, so that the cut can be built again.
+    /// Gives back every page that was built, and to the disk what files grew by, so that the cut can be built again:
+    /// then maybe in other places, or of another tree first.
     fn unbuild(&mut self) {
         for cut in &mut self.trees {
-            let Some(built) = cut.built.take() else { continue };
             let mut room = cut.tree.room.lock();
-            room.building.clear();
-            built.written.taken.into_iter().for_each(|extent| room.free.release(extent));
-            room.free.trim();
+            if let Some(built) = cut.built.take() {
+                room.building.clear();
+                built.written.taken.into_iter().for_each(|extent| room.free.release(extent));
+            }
+            if room.free.is_known() && !cut.space.is_dropped() {
+                let (file, end) = (&cut.tree.file, room.free.trim());
+                let len = file.disk_file().and_then(|file| file.len());
+                if len.is_ok_and(|len| len > u64::from(end) * UNIT_BYTES as u64) {
+                    // If it cannot be cut it is as long as it was.
+                    file.cut(end).ok();
+                }
+            }
         }
     }
 
@@ -276,7 +286,10 @@ fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
     if cut.space.is_dropped() {
         return Ok(None);
     }
-    let low = room.vacuumed || core.full.load(Ordering::Acquire);
+    if core.full.load(Ordering::Acquire) {
+        core.was_full.store(true, Ordering::Release);
+    }
+    let low = room.vacuumed || core.was_full.load(Ordering::Acquire);
     let free = &mut room.free;
     free.prefer_low(low);
     let old_end = free.end();

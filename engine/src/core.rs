@@ -96,6 +96,8 @@ pub struct Core {
     pub short: AtomicBool,
     /// True while the disk is full: only what frees space is admitted.
     pub full: AtomicBool,
+    /// True once it was, until the store is opened again: files do not grow while they have free pages.
+    pub was_full: AtomicBool,
 
     /// Counts requests for a checkpoint.
     pub flush_wanted: AtomicU64,
@@ -232,6 +234,7 @@ impl Core {
             uncut_batches: AtomicU64::new(0),
             short: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            was_full: AtomicBool::new(false),
             flush_wanted: AtomicU64::new(0),
             flushed,
             durable,

@@ -214,7 +214,10 @@ impl TreeFile {
     /// Cuts the file behind `end` units.
     pub fn cut(&self, end: u32) -> Result<()> {
         let opened = self.opened()?;
-        opened.mapped.store(None);
+        {
+            let _one = opened.mapping.lock();
+            opened.mapped.store(None);
+        }
         opened.file.truncate(u64::from(end) * UNIT_BYTES as u64)
     }
 
@@ -495,9 +498,13 @@ impl TreeWriter<'_> {
     fn flush(&mut self) -> Result<()> {
         self.pages.sort_unstable_by_key(|(unit, _)| *unit);
         self.collected = 0;
-        if let Some(mapped) = self.opened.mapped.load().as_ref() {
-            // These units hold other pages now; they are checked again before they are used.
-            self.pages.iter().for_each(|(unit, _)| mapped.set_checked(*unit, false));
+        {
+            // Not while marks are taken over into a longer mapping.
+            let _one = self.opened.mapping.lock();
+            if let Some(mapped) = self.opened.mapped.load().as_ref() {
+                // These units hold other pages now; they are checked again before they are used.
+                self.pages.iter().for_each(|(unit, _)| mapped.set_checked(*unit, false));
+            }
         }
         let mut run: Vec<u8> = Vec::new();
         let mut start = 0;

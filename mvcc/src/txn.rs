@@ -156,6 +156,7 @@ impl<'a> Evaluation<'a> {
 
     /// Runs a put (PUT-5..7). Requires: `check_put`.
     pub(crate) fn put(&mut self, request: &PutRequest) -> Result<PutResponse> {
+        self.learn();
         let shard = self.core.routes.shard_of(&request.key);
         let before = self.current(&request.key, shard);
         let needs_row = request.prev_kv || request.ignore_value || request.ignore_lease;
@@ -181,6 +182,7 @@ impl<'a> Evaluation<'a> {
 
     /// Runs a delete (DEL-1..5).
     pub(crate) fn delete(&mut self, request: &DeleteRequest) -> Result<DeleteResponse> {
+        self.learn();
         let found = match &request.span.end {
             SpanEnd::Single => {
                 let shard = self.core.routes.shard_of(&request.span.key);
