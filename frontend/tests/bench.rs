@@ -94,6 +94,9 @@ fn every_load(url: &str) {
     assert_eq!((ran.count("list"), ran.number("/filled"), ran.revisions), (40, 90, 90));
     assert_eq!(asked(url, "/list/").1, 90);
 
+    let limited = "list --list-keys 30 --limit 7 --total 40 --clients 3 --key-space-size 100 --prefix /list/";
+    assert_eq!(Ran::new(url, limited).count("list"), 40);
+
     let ran = Ran::new(url, "txn --total 100 --key-space-size 20 --prefix /txn/");
     assert_eq!((ran.count("update"), ran.number("/conflicts"), ran.revisions), (100, 0, 120));
     // Many clients on few keys are in each other's way, and no more is written than they say.

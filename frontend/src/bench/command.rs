@@ -33,11 +33,14 @@ enum Subject {
         #[command(flatten)]
         common: Common,
     },
-    /// Lists all keys of a prefix with each request, values included.
+    /// Lists keys of a prefix with each request, values included.
     List {
         /// How many keys a prefix has.
         #[arg(long, default_value_t = 500)]
         list_keys: u64,
+        /// The most that are listed, beside the count of all; 0 is all.
+        #[arg(long, default_value_t = 0)]
+        limit: u32,
         #[command(flatten)]
         reading: Reading,
         #[command(flatten)]
@@ -181,8 +184,8 @@ impl Bench {
             Subject::Put(common) => (Load::Put, common),
             Subject::Overwrite(common) => (Load::Overwrite, common),
             Subject::Range { reading, common } => (Load::Range { serializable: reading.serializable() }, common),
-            Subject::List { list_keys, reading, common } => {
-                (Load::List { list_keys, serializable: reading.serializable() }, common)
+            Subject::List { list_keys, limit, reading, common } => {
+                (Load::List { list_keys, limit: limit.into(), serializable: reading.serializable() }, common)
             }
             Subject::Txn(common) => (Load::Txn, common),
             Subject::Watch { streams, watch_per_stream, common } => (Load::Watch { streams, watch_per_stream }, common),

@@ -51,7 +51,7 @@ impl Connection {
         WatchClient::with_interceptor(self.channel.clone(), self.login.clone()).max_decoding_message_size(usize::MAX)
     }
 
-    pub(super) fn refused(&self, doing: &'static str) -> impl Fn(Status) -> Error {
+    pub(super) fn refused(&self, doing: &'static str) -> impl Fn(Status) -> Error + Send + 'static + use<> {
         let endpoint = self.endpoint.clone();
         move |status| Error::Refused { endpoint: endpoint.clone(), doing, status: Box::new(status) }
     }

@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn keys_have_their_size_and_are_in_order() {
-        for load in [Load::Put, Load::List { list_keys: 30, serializable: false }] {
+        for load in [Load::Put, Load::List { list_keys: 30, limit: 0, serializable: false }] {
             let keys = keys(load, 1000, 20).unwrap();
             let all: Vec<_> = (0..keys.count).map(|n| keys.key(n)).collect();
             assert!(all.iter().all(|key| key.len() == 20), "{all:?}");
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_group_is_a_prefix_and_groups_are_whole() {
-        let keys = keys(Load::List { list_keys: 30, serializable: false }, 1000, 32).unwrap();
+        let keys = keys(Load::List { list_keys: 30, limit: 0, serializable: false }, 1000, 32).unwrap();
         assert_eq!((keys.count, keys.groups()), (990, 33));
         for group in 0..keys.groups() {
             let (start, end) = keys.group(group);
@@ -225,7 +225,7 @@ mod tests {
         );
         assert!(keys(Load::Put, 10_000, 11).is_ok());
         assert!(keys(Load::Put, 0, 32).is_err());
-        assert!(keys(Load::List { list_keys: 2000, serializable: false }, 1000, 32).is_err());
+        assert!(keys(Load::List { list_keys: 2000, limit: 0, serializable: false }, 1000, 32).is_err());
     }
 
     #[test]

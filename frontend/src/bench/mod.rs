@@ -23,6 +23,6 @@ mod command;
 pub use command::Bench;
 pub use error::Error;
 pub use options::{Load, Options};
-pub use run::run;
+pub use run::{Ready, prepare, run};
 pub use schedule::Rate;
 pub use tally::{Failures, Latency, Operation, Report, Watched};

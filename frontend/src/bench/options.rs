@@ -19,10 +19,12 @@ pub enum Load {
         /// From what the asked member knows, without asking the others.
         serializable: bool,
     },
-    /// All keys of a prefix, with their values.
+    /// Keys of a prefix, with their values and the count of all.
     List {
         /// How many keys a prefix has.
         list_keys: u64,
+        /// The most that are listed; 0 is all.
+        limit: u64,
         /// As above.
         serializable: bool,
     },
@@ -124,7 +126,7 @@ pub struct Options {
     /// How long an answer may take.
     #[serde(serialize_with = "seconds")]
     pub timeout: Duration,
-    /// Wrong answers are failures. Not for a server that answers with nothing.
+    /// Wrong answers are failures. If not, for a server that does nothing, keys are not put before either.
     pub check: bool,
 }
 

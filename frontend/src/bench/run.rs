@@ -27,6 +27,24 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// Runs a load until its end, or until `stop` is cancelled, and tells what came of it. Keys that the load needs
 /// are put first where they are not there. `bar` shows how far it is.
 pub async fn run(options: &Options, bar: &ProgressBar, stop: &CancellationToken) -> Result<Report, Error> {
+    Ok(prepare(options, bar, stop).await?.run(bar, stop).await)
+}
+
+/// A load that can begin: connected, with the keys that it needs, and with its watchers.
+#[derive(Debug)]
+pub struct Ready {
+    shared: Arc<Shared>,
+    connections: Vec<Connection>,
+    watchers: Option<Watchers>,
+    server: String,
+    filled: u64,
+}
+
+/// All of a run that comes before its requests.
+///
+/// # Errors
+/// What makes no sense, whom nobody reaches, and what the server refused.
+pub async fn prepare(options: &Options, bar: &ProgressBar, stop: &CancellationToken) -> Result<Ready, Error> {
     options.validate()?;
     let keys = Keys::new(options)?;
     let connections = connect(options).await?;
@@ -45,32 +63,41 @@ pub async fn run(options: &Options, bar: &ProgressBar, stop: &CancellationToken)
         known: Vec::new(),
         tally: Tally::new(options.clients),
     };
-    let filled = if options.load.needs_keys() { fill(&connections, &shared, bar, stop).await? } else { 0 };
+    let filled =
+        if options.check && options.load.needs_keys() { fill(&connections, &shared, bar, stop).await? } else { 0 };
     if matches!(options.load, Load::Txn | Load::Mixed { .. }) {
-        shared.known = revisions(first, &shared.keys).await?;
+        shared.known = revisions(first, &shared).await?;
     }
     let shared = Arc::new(shared);
     let watchers = match options.load.watchers() {
         Some((streams, each)) => Some(Watchers::start(&connections, streams, each, &shared).await?),
         None => None,
     };
+    Ok(Ready { shared, connections, watchers, server, filled })
+}
 
-    let (turns, pacer) = Turns::begin(options.plan(), options.clients, stop.clone());
-    let progress = tokio::spawn(show(bar.clone(), Arc::clone(&shared), Arc::clone(&turns)));
-    let mut clients = JoinSet::new();
-    for (id, connection) in (0..options.clients).zip(connections.iter().cycle()) {
-        clients.spawn(Client::new(id, connection.kv(), Arc::clone(&shared), Arc::clone(&turns)).run());
+impl Ready {
+    /// Makes the requests, until the end or until `stop` is cancelled.
+    pub async fn run(self, bar: &ProgressBar, stop: &CancellationToken) -> Report {
+        let Ready { shared, connections, watchers, server, filled } = self;
+        let options = &shared.options;
+        let (turns, pacer) = Turns::begin(options.plan(), options.clients, stop.clone());
+        let progress = tokio::spawn(show(bar.clone(), Arc::clone(&shared), Arc::clone(&turns)));
+        let mut clients = JoinSet::new();
+        for (id, connection) in (0..options.clients).zip(connections.iter().cycle()) {
+            clients.spawn(Client::new(id, connection.kv(), Arc::clone(&shared), Arc::clone(&turns)).run());
+        }
+        clients.join_all().await;
+        let unsent = turns.unsent();
+        drop(pacer);
+        progress.abort();
+        let watch = match watchers {
+            Some(watchers) => Some(watchers.finish(&shared, stop).await),
+            None => None,
+        };
+        bar.finish_and_clear();
+        Report { server, filled, unsent, watch, ..shared.tally.report(options, options.warmup) }
     }
-    clients.join_all().await;
-    let unsent = turns.unsent();
-    drop(pacer);
-    progress.abort();
-    let watch = match watchers {
-        Some(watchers) => Some(watchers.finish(&shared, stop).await),
-        None => None,
-    };
-    bar.finish_and_clear();
-    Ok(Report { server, filled, unsent, watch, ..shared.tally.report(options, options.warmup) })
 }
 
 /// How many keys of the load are there.
@@ -90,7 +117,7 @@ async fn fill(
 ) -> Result<u64, Error> {
     let (first, keys) = (&connections[0], &shared.keys);
     let wanted = i64::try_from(keys.count).unwrap_or(i64::MAX);
-    if shared.options.check && count(first, keys).await? == wanted {
+    if count(first, keys).await? == wanted {
         return Ok(0);
     }
     bar.set_length(keys.count);
@@ -120,19 +147,20 @@ async fn fill(
     while let Some(done) = fillers.join_next().await {
         done.unwrap_or_else(|_| Err(first.refused("a put")(Status::aborted("its task ended"))))?;
     }
-    if shared.options.check {
-        let found = count(first, keys).await?;
-        if found != wanted {
-            let (endpoint, prefix) = (first.endpoint.clone(), shared.options.prefix.clone());
-            return Err(Error::Foreign { endpoint, prefix, expected: keys.count, found });
-        }
+    let found = count(first, keys).await?;
+    if found != wanted {
+        let (endpoint, prefix) = (first.endpoint.clone(), shared.options.prefix.clone());
+        return Err(Error::Foreign { endpoint, prefix, expected: keys.count, found });
     }
     Ok(keys.count)
 }
 
-/// The revision that each key was last changed at.
-async fn revisions(connection: &Connection, keys: &Keys) -> Result<Vec<AtomicI64>, Error> {
-    let (mut key, range_end) = keys.all();
+/// The revision that each key was last changed at; 0 if answers mean nothing.
+async fn revisions(connection: &Connection, shared: &Shared) -> Result<Vec<AtomicI64>, Error> {
+    if !shared.options.check {
+        return Ok((0..shared.keys.count).map(|_| AtomicI64::new(0)).collect());
+    }
+    let (mut key, range_end) = shared.keys.all();
     let mut known = Vec::new();
     loop {
         let request = pb::RangeRequest {

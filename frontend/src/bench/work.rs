@@ -99,11 +99,11 @@ impl Client {
         match self.shared.options.load {
             Load::Put | Load::Overwrite | Load::Watch { .. } => (Operation::Put, self.put(turn).await),
             Load::Range { serializable } => (Operation::Get, self.get(turn, serializable).await),
-            Load::List { serializable, .. } => (Operation::List, self.list(turn, serializable).await),
+            Load::List { limit, serializable, .. } => (Operation::List, self.list(turn, limit, serializable).await),
             Load::Txn => (Operation::Update, self.update(turn).await),
             Load::Mixed { .. } => match self.numbers.below(100) {
                 0..50 => (Operation::Get, self.get(turn, false).await),
-                50..60 => (Operation::List, self.list(turn, false).await),
+                50..60 => (Operation::List, self.list(turn, 0, false).await),
                 60..90 => (Operation::Update, self.update(turn).await),
                 90..95 => (Operation::Create, self.create(turn).await),
                 _ => match self.created.pop_front() {
@@ -164,15 +164,23 @@ impl Client {
         }
     }
 
-    async fn list(&mut self, turn: Turn, serializable: bool) -> Answer {
+    async fn list(&mut self, turn: Turn, limit: u64, serializable: bool) -> Answer {
         let group = self.pick(turn, self.shared.keys.groups());
         let (key, range_end) = self.shared.keys.group(group);
-        let request = pb::RangeRequest { key: key.clone(), range_end, serializable, ..Default::default() };
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let request = pb::RangeRequest { key: key.clone(), range_end, limit: most, serializable, ..Default::default() };
         let answer = self.kv.range(request).await?.into_inner();
-        let expected = self.shared.keys.group;
-        if self.shared.options.check && (answer.kvs.len() as u64 != expected || answer.more) {
-            let found = answer.kvs.len();
-            return wrong(format!("a list of {} was answered with {found} keys of {expected}", key.escape_ascii()));
+        if !self.shared.options.check {
+            return Ok(());
+        }
+        let (found, count) = (answer.kvs.len() as u64, answer.count.cast_unsigned());
+        let all = self.shared.keys.group;
+        let expected = if limit == 0 { all } else { limit.min(all) };
+        if (found, count, answer.more) != (expected, all, expected < all) {
+            let key = key.escape_ascii();
+            return wrong(format!(
+                "a list of {key} was answered with {found} keys of {count}, not {expected} of {all}"
+            ));
         }
         Ok(())
     }
