@@ -55,6 +55,40 @@ pub(crate) struct Shard {
 /// there may be.
 pub(crate) type Turn = Box<dyn FnMut(&Core, &mut Writer, Duration) -> Option<Ticket> + Send>;
 
+/// Requests that wait for room, in the order in which they came, and the bytes that each holds.
+#[derive(Default)]
+pub(crate) struct Line {
+    turns: VecDeque<(Turn, usize)>,
+    bytes: usize,
+}
+
+impl Line {
+    pub(crate) fn len(&self) -> usize {
+        self.turns.len()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn join(&mut self, turn: Turn, bytes: usize) {
+        self.bytes += bytes;
+        self.turns.push_back((turn, bytes));
+    }
+
+    pub(crate) fn take_first(&mut self) -> Option<(Turn, usize)> {
+        let (turn, bytes) = self.turns.pop_front()?;
+        self.bytes -= bytes;
+        Some((turn, bytes))
+    }
+
+    /// Back to the head of it.
+    pub(crate) fn put_back(&mut self, turn: Turn, bytes: usize) {
+        self.bytes += bytes;
+        self.turns.push_front((turn, bytes));
+    }
+}
+
 /// Whether a core takes writes.
 pub(crate) enum Gate {
     Open,
@@ -67,9 +101,7 @@ pub(crate) enum Gate {
 /// What only the writer touches.
 pub(crate) struct Writer {
     pub(crate) gate: Gate,
-    /// Requests that wait for room, in the order in which they came, and the bytes that each holds.
-    pub(crate) line: VecDeque<(Turn, usize)>,
-    pub(crate) line_bytes: usize,
+    pub(crate) line: Line,
     pub(crate) state: State,
     /// The newest position anything was computed from.
     pub(crate) last: Position,

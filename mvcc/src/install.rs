@@ -149,8 +149,8 @@ fn swap(old: &Arc<Core>, new: &Arc<Core>, current: &Current) -> Arc<Watermark> {
     let mut from = old.writer.lock();
     let mut to = new.writer.lock();
     to.line = std::mem::take(&mut from.line);
-    new.in_line.store(to.line.len(), Ordering::Release);
-    old.in_line.store(0, Ordering::Release);
+    new.line_moved(&to);
+    old.line_moved(&from);
     if old.lessor.lock().is_primary() {
         let now = new.clock.monotonic();
         new.lessor.lock().promote(now, new.options.lease_extend);

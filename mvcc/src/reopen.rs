@@ -441,7 +441,6 @@ fn open_keyspace(
         writer: Mutex::new(Writer {
             gate: Gate::Open,
             line: Default::default(),
-            line_bytes: 0,
             reserved: state.reserve,
             state,
             last: durable,

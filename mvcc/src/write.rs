@@ -100,7 +100,7 @@ impl Core {
             }
             let most = core.line_bytes_max() + if bytes == 0 { LINE_RESERVE } else { 0 };
             let bytes = bytes + LINE_OVERHEAD;
-            if !writer.line.is_empty() && writer.line_bytes + bytes > most {
+            if writer.line.len() > 0 && writer.line.bytes() + bytes > most {
                 return Pending::answered(core, Err(Refusal::TooManyRequests.into()), None);
             }
             let slot: Slot<T> = Arc::default();
@@ -123,8 +123,7 @@ impl Core {
                     Err(ticket) => Some(ticket),
                 }
             });
-            writer.line_bytes += bytes;
-            writer.line.push_back((turn, bytes));
+            writer.line.join(turn, bytes);
             core.line_moved(writer);
             core.work.raise();
             Pending::in_line(core, slot, short.unwrap_or_else(|| core.answer_at(Position(0))), ticket)
@@ -158,24 +157,24 @@ impl Core {
 
     fn move_line_of(&self, writer: &mut Writer) -> Option<Ticket> {
         let mut short = None;
-        if is_on(Defect::WaitInsideWriter) && !writer.line.is_empty() {
+        if is_on(Defect::WaitInsideWriter) && writer.line.len() > 0 {
             return Some(self.answer_at(Position(0)));
         }
-        while let Some((mut turn, bytes)) = writer.line.pop_front() {
+        while let Some((mut turn, bytes)) = writer.line.take_first() {
             short = turn(self, writer, self.clock.monotonic());
             if short.is_some() {
-                writer.line.push_front((turn, bytes));
+                writer.line.put_back(turn, bytes);
                 break;
             }
-            writer.line_bytes -= bytes;
         }
         self.line_moved(writer);
         short
     }
 
-    fn line_moved(&self, writer: &Writer) {
+    /// Shows what is in line to those without the writer's lock.
+    pub(crate) fn line_moved(&self, writer: &Writer) {
         self.in_line.store(writer.line.len(), Ordering::Release);
-        self.counters.line_bytes.store(writer.line_bytes as u64, Ordering::Relaxed);
+        self.counters.line_bytes.store(writer.line.bytes() as u64, Ordering::Relaxed);
     }
 
     /// The most bytes of requests in line: as many as write buffers may hold.

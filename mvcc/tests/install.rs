@@ -536,3 +536,38 @@ fn an_install_that_is_dropped_leaves_the_old_state() {
     }
     assert!(outcomes.iter().all(|count| *count > 2), "{outcomes:?}");
 }
+
+/// Requests that stand in line when the new state takes its place are served by it, and their bytes leave
+/// the line with them.
+#[test]
+fn requests_in_line_go_over_to_an_installed_snapshot() {
+    let (snapshot, _) = snapshot_at(80, 0);
+    let disk = SimDisk::new(9);
+    disk.create_dir("/data".as_ref()).unwrap();
+    let mut driven = open_sim(&disk, Durability::Sync, 9).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::parse("low=a,mid=m").unwrap()).unwrap();
+    driven.finish(ks.apply(log(1..=30))).unwrap();
+    let mut install = driven.engine.install("ks", &snapshot[..], Older::Refuse).unwrap();
+    let mut asked = Vec::new();
+    let mut most_waited = 0;
+    for step in 0.. {
+        if Pin::new(&mut install).poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            break;
+        }
+        // Not at each step: time goes on when nobody has anything to do.
+        if step % 8 == 0 {
+            asked.push(ks.table_write(table(step)));
+            most_waited = most_waited.max(ks.stats().waiting);
+        }
+        if !driven.jobs.step_one() {
+            driven.jobs.advance(Duration::from_millis(5));
+        }
+        assert!(step < 100_000, "no answer came");
+    }
+    assert!(most_waited > 1, "an install that nobody waits for shows nothing");
+    for answer in asked {
+        driven.finish(answer).unwrap();
+    }
+    let stats = ks.stats();
+    assert_eq!((stats.waiting, stats.waiting_bytes), (0, 0));
+}
