@@ -75,28 +75,38 @@ impl Opened {
     }
 }
 
-/// A mapping, and which units in it begin a page that was checked.
+/// A mapping, and which units in it begin a page that was checked. A mapping that takes the place of a shorter one
+/// has the marks themselves of that one, no copies: who takes a mark away while the file is mapped anew takes it away
+/// in both.
 #[derive(Debug)]
 struct Mapped {
     mapping: Arc<dyn Mapping>,
-    checked: Vec<AtomicU64>,
+    checked: Vec<Arc<[AtomicU64]>>,
 }
+
+/// Words of marks, of a unit a bit, that are allocated together.
+const MARK_WORDS: usize = 64;
 
 impl Mapped {
     fn new(mapping: Arc<dyn Mapping>, before: Option<&Mapped>) -> Self {
-        let words = mapping.bytes().len().div_ceil(UNIT_BYTES * 64);
-        let old = |at: usize| before?.checked.get(at).map(|word| word.load(Ordering::Acquire));
-        let checked = (0..words).map(|at| AtomicU64::new(old(at).unwrap_or(0))).collect();
+        let blocks = mapping.bytes().len().div_ceil(UNIT_BYTES * 64 * MARK_WORDS);
+        let mut checked = before.map_or_else(Vec::new, |before| before.checked.clone());
+        checked.resize_with(blocks.max(checked.len()), || (0..MARK_WORDS).map(|_| AtomicU64::new(0)).collect());
         Mapped { mapping, checked }
     }
 
+    /// The marks that `unit` is among.
+    fn marks(&self, unit: u32) -> Option<&AtomicU64> {
+        let word = unit as usize / 64;
+        self.checked.get(word / MARK_WORDS)?.get(word % MARK_WORDS)
+    }
+
     fn is_checked(&self, unit: u32) -> bool {
-        let word = self.checked.get(unit as usize / 64);
-        word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (unit % 64)) != 0)
+        self.marks(unit).is_some_and(|word| word.load(Ordering::Acquire) & (1 << (unit % 64)) != 0)
     }
 
     fn set_checked(&self, unit: u32, checked: bool) {
-        let Some(word) = self.checked.get(unit as usize / 64) else {
+        let Some(word) = self.marks(unit) else {
             return;
         };
         if checked {
@@ -498,13 +508,9 @@ impl TreeWriter<'_> {
     fn flush(&mut self) -> Result<()> {
         self.pages.sort_unstable_by_key(|(unit, _)| *unit);
         self.collected = 0;
-        {
-            // Not while marks are taken over into a longer mapping.
-            let _one = self.opened.mapping.lock();
-            if let Some(mapped) = self.opened.mapped.load().as_ref() {
-                // These units hold other pages now; they are checked again before they are used.
-                self.pages.iter().for_each(|(unit, _)| mapped.set_checked(*unit, false));
-            }
+        if let Some(mapped) = self.opened.mapped.load().as_ref() {
+            // These units hold other pages now; they are checked again before they are used.
+            self.pages.iter().for_each(|(unit, _)| mapped.set_checked(*unit, false));
         }
         let mut run: Vec<u8> = Vec::new();
         let mut start = 0;
@@ -650,6 +656,28 @@ mod tests {
         let other = FileSpec { page_bytes: 8192, ..spec("/s/t".into()) };
         let error = TreeFile::new(&disk, other, ReadMode::default()).open().unwrap_err();
         assert!(error.to_string().contains("pages of 4096 bytes"), "{error}");
+    }
+
+    /// Marks were copied: one that a writer took away while the file was mapped anew came back, and what lay in its
+    /// unit then passed unchecked.
+    #[test]
+    fn a_mark_that_is_taken_away_while_the_file_is_mapped_anew_is_gone() {
+        #[derive(Debug)]
+        struct Zeros(Vec<u8>);
+        impl Mapping for Zeros {
+            fn bytes(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let zeros = |units: usize| Arc::new(Zeros(vec![0; units * UNIT_BYTES]));
+        let before = Mapped::new(zeros(100), None);
+        before.set_checked(70, true);
+        let after = Mapped::new(zeros(5000), Some(&before));
+        assert!(after.is_checked(70) && !after.is_checked(71));
+        before.set_checked(70, false);
+        assert!(!after.is_checked(70));
+        after.set_checked(4999, true);
+        assert!(after.is_checked(4999) && !before.is_checked(4999));
     }
 
     #[test]
