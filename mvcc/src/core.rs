@@ -26,7 +26,7 @@ use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
 use polybolt_engine::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use polybolt_engine::sync::{Mutex, RwLock};
+use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::view::View;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Index, KeyRange, Revision};
@@ -46,7 +46,7 @@ pub(crate) struct Shard {
     pub(crate) tree: TreeId,
     pub(crate) reader: Reader,
     pub(crate) volatile: bool,
-    pub(crate) index: RwLock<Index>,
+    pub(crate) index: ManyReaders<Index>,
     /// The lowest revision that its segments answer, apart from the compacted one.
     pub(crate) floor: AtomicU64,
 }

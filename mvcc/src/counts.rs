@@ -7,7 +7,7 @@
 
 use crate::routes::Segment;
 use bytes::Bytes;
-use polybolt_engine::sync::{Mutex, RwLock};
+use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_index::{Index, KeyRange};
 use std::collections::VecDeque;
 
@@ -42,7 +42,7 @@ impl Kept {
 
 impl Counts {
     /// Live keys of a segment at `at`, which is visible, and which `index`, its shard's, still knows.
-    pub(crate) fn count(&self, index: &RwLock<Index>, segment: &Segment, at: u64) -> u64 {
+    pub(crate) fn count(&self, index: &ManyReaders<Index>, segment: &Segment, at: u64) -> u64 {
         if segment.end.as_ref().is_some_and(|end| *end <= segment.start) {
             return 0;
         }
@@ -71,7 +71,7 @@ impl Counts {
 }
 
 /// Counts in runs, so that the lock is never held for long.
-fn walked(index: &RwLock<Index>, start: &[u8], end: Option<&[u8]>, at: u64) -> u64 {
+fn walked(index: &ManyReaders<Index>, start: &[u8], end: Option<&[u8]>, at: u64) -> u64 {
     let (mut count, mut resume) = index.read().count_some(KeyRange { start, end }, at, KEYS_PER_RUN);
     while let Some(start) = resume {
         let (more, next) = index.read().count_some(KeyRange { start: &start, end }, at, KEYS_PER_RUN);
@@ -102,7 +102,7 @@ mod tests {
         for n in (0..6000).step_by(3) {
             index.tombstone(&key(n), Revision { main: 7000 + n, sub: 0 });
         }
-        let (index, counts) = (RwLock::new(index), Counts::default());
+        let (index, counts) = (ManyReaders::new(index), Counts::default());
         let plain = |segment: &Segment, at| {
             let range = KeyRange { start: &segment.start, end: segment.end.as_deref() };
             index.read().count(range, at)

@@ -17,7 +17,7 @@ use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
 use polybolt_engine::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use polybolt_engine::sync::{Mutex, RwLock};
+use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::{
     Damage, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeId, TreeSpec, Watermark,
 };
@@ -409,7 +409,7 @@ fn open_keyspace(
             tree: tree.id,
             reader: store.reader(tree.id)?,
             volatile: tree.spec.class == TreeClass::Volatile,
-            index: RwLock::new(scanned.index),
+            index: ManyReaders::new(scanned.index),
             floor: AtomicU64::new(*floor),
         });
     }
