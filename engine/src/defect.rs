@@ -43,6 +43,8 @@ pub enum Defect {
     ViewBeforeVisible,
     /// A reader compares with the floor first and pins after.
     PinAfterCheck,
+    /// A get without a pin does not look at the floor again.
+    TrustUnpinned,
     /// Whoever waits for room keeps the writer: nobody else moves the line.
     WaitInsideWriter,
     /// A Volatile tree that cannot be written fails the checkpoint.
@@ -62,7 +64,7 @@ pub enum Defect {
 }
 
 /// Every defect.
-pub const ALL: [Defect; 24] = [
+pub const ALL: [Defect; 25] = [
     Defect::SkipSync,
     Defect::PublishBeforeDurable,
     Defect::SealBeforeIndex,
@@ -79,6 +81,7 @@ pub const ALL: [Defect; 24] = [
     Defect::CountAtApplied,
     Defect::ViewBeforeVisible,
     Defect::PinAfterCheck,
+    Defect::TrustUnpinned,
     Defect::WaitInsideWriter,
     Defect::VolatileErrorFailsCheckpoint,
     Defect::CutTailUnderView,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use polybolt_engine::run::pause;
 use polybolt_engine::view::{Lent, LentBody};
 use polybolt_engine::{Damage, Error as EngineError};
-use polybolt_index::Life;
+use polybolt_index::{Life, Revision};
 use std::ops::Range;
 
 /// The most bytes of values that share their memory.
@@ -43,7 +43,7 @@ impl Core {
             let shard = &self.shards[found.shard];
             let key = record::row_key(found.hit.modified);
             let open = |lent: Lent<'_>| {
-                let (mut kv, value) = self.open(found, &key, &lent)?;
+                let (mut kv, value) = self.open((found.shard, &found.key, found.hit.modified), &key, &lent)?;
                 kv.value = value.into_bytes();
                 Ok::<_, Error>(kv)
             };
@@ -71,7 +71,8 @@ impl Core {
                 let opened = lent.map_or_else(
                     || Err(self.missing(shard)),
                     |lent| {
-                        let (kv, value) = self.open(&found[place], &keys[which], &lent)?;
+                        let Found { shard, key, hit, .. } = &found[place];
+                        let (kv, value) = self.open((*shard, key, hit.modified), &keys[which], &lent)?;
                         kvs[place] = kv;
                         match value {
                             Value::Lent(value) => values.copy(value, place, wanted.len() - which, &mut kvs),
@@ -94,12 +95,17 @@ impl Core {
         Ok(kvs)
     }
 
-    /// A row as it lies in its tree: checked, without its value, and the value. Under `keys_only` there is none,
-    /// and nothing that its checksum is of.
-    fn open<'a>(&self, found: &Found, tree_key: &[u8], lent: &'a Lent<'_>) -> Result<(KeyValue, Value<'a>)> {
-        let damaged = |damage| self.damaged(&self.shards[found.shard], damage);
+    /// The row of a shard's key as it lies in the tree: checked, without its value, and the value. Under `keys_only`
+    /// there is none, and nothing that its checksum is of.
+    pub(crate) fn open<'a>(
+        &self,
+        (shard, key, modified): (usize, &Bytes, Revision),
+        tree_key: &[u8],
+        lent: &'a Lent<'_>,
+    ) -> Result<(KeyValue, Value<'a>)> {
+        let damaged = |damage| self.damaged(&self.shards[shard], damage);
         let row = RowHead::decode(lent.head).map_err(damaged)?;
-        let kv = key_only(found, Life { created: row.created, version: row.version }, row.lease);
+        let kv = key_only(key, modified, Life { created: row.created, version: row.version }, row.lease);
         let value = match &lent.body {
             LentBody::Unread => return Ok((kv, Value::Lent(&[]))),
             LentBody::Joined(both) => {
@@ -113,13 +119,13 @@ impl Core {
                 if value.len() > SHARED_VALUE_MAX { Value::Shared(body.slice_ref(value)) } else { Value::Lent(value) }
             }
         };
-        if row.key_in(lent.body()).map_err(damaged)? != found.key {
+        if row.key_in(lent.body()).map_err(damaged)? != *key {
             return Err(damaged(Damage::Malformed { what: "a row is not of the key that the index has it for" }).into());
         }
         Ok((kv, value))
     }
 
-    fn missing(&self, shard: &Shard) -> Error {
+    pub(crate) fn missing(&self, shard: &Shard) -> Error {
         self.damaged(shard, Damage::Malformed { what: "a row that the index names is not there" }).into()
     }
 
@@ -135,12 +141,12 @@ impl Core {
     }
 }
 
-/// A found key without its value.
-pub(crate) fn key_only(found: &Found, life: Life, lease: i64) -> KeyValue {
+/// A key without its value.
+pub(crate) fn key_only(key: &Bytes, modified: Revision, life: Life, lease: i64) -> KeyValue {
     KeyValue {
-        key: found.key.clone(),
+        key: key.clone(),
         create_revision: life.created.cast_signed(),
-        mod_revision: found.hit.modified.main.cast_signed(),
+        mod_revision: modified.main.cast_signed(),
         version: life.version.cast_signed(),
         value: Bytes::new(),
         lease,
@@ -148,13 +154,13 @@ pub(crate) fn key_only(found: &Found, life: Life, lease: i64) -> KeyValue {
 }
 
 /// A value where it lies.
-enum Value<'a> {
+pub(crate) enum Value<'a> {
     Lent(&'a [u8]),
     Shared(Bytes),
 }
 
 impl Value<'_> {
-    fn into_bytes(self) -> Bytes {
+    pub(crate) fn into_bytes(self) -> Bytes {
         match self {
             Value::Lent(value) => Bytes::copy_from_slice(value),
             Value::Shared(value) => value,

@@ -3,6 +3,7 @@
 use crate::command::{self, Applied, Entry, TableEdit};
 use crate::core::{Core, Current};
 use crate::error::{Error, Refusal, Result};
+use crate::get;
 use crate::hash;
 use crate::lease::Renewal;
 use crate::meta;
@@ -83,12 +84,14 @@ impl Keyspace {
         let core = self.core();
         let early = is_on(Defect::ViewBeforeVisible).then(|| core.views());
         pause("read: begins");
-        if request.span.end == SpanEnd::Single
+        if get::suits(request)
             && early.is_none()
-            && let Some(response) = read::single(&core, request)
+            && let Some(response) = get::get(&core, request)
         {
-            return response;
+            return Ok(response);
         }
+        // What it is now: another may have taken its place.
+        let core = self.core();
         let segments = core.routes.cut(&request.span);
         let point = core.read_point(&segments, request.revision)?;
         let source = Pinned { core: &core, segments, at: point.at };

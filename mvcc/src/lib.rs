@@ -69,6 +69,7 @@ mod core;
 mod fetch;
 mod rows;
 mod read;
+mod get;
 mod txn;
 mod pending;
 mod write;

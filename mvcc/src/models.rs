@@ -12,8 +12,8 @@ use crate::watch::{Hub, Take};
 use bytes::Bytes;
 use loom::thread;
 use polybolt_engine::run::Signal;
-use polybolt_engine::sync::Mutex;
 use polybolt_engine::sync::atomic::{AtomicU64, Ordering};
+use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::{DurableListener, Position, Watermark};
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -202,6 +202,27 @@ fn a_reader_sees_the_compacted_revision_or_the_sweep_sees_its_pin() {
             assert_eq!(swept.load(Ordering::Relaxed), 0, "what a reader pins stays");
         }
         drop(pin);
+    });
+}
+
+#[test]
+fn what_a_sweep_took_out_shows_no_earlier_than_the_compacted_revision() {
+    explore(3, || {
+        let (shared, index) = (Shared::new(), Arc::new(ManyReaders::new(true)));
+        let compaction = thread::spawn({
+            let (shared, index) = (Arc::clone(&shared), Arc::clone(&index));
+            move || {
+                shared.publisher.seal(1, 1, || Position(0));
+                // As `compact.rs`, which is on another thread but takes the compacted revision from the publisher.
+                if shared.publisher.compacted() > 0 {
+                    *index.write() = false;
+                }
+            }
+        });
+        // As `get.rs`: read without a pin, checked after. It reads at 0, which goes with revision 1.
+        let there = *index.read();
+        assert!(there || shared.publisher.compacted() > 0, "a get misses what is not compacted");
+        compaction.join().unwrap();
     });
 }
 

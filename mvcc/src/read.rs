@@ -144,50 +144,6 @@ impl Source for Pinned<'_> {
     }
 }
 
-/// One key of a shard at a revision that nothing holds back.
-struct Single<'a> {
-    core: &'a Core,
-    shard: usize,
-    key: &'a Bytes,
-    at: u64,
-}
-
-impl Source for Single<'_> {
-    fn count(&self) -> i64 {
-        self.keys(1, true).len().cast_signed() as i64
-    }
-
-    fn keys(&self, _max: usize, _up: bool) -> Vec<Found> {
-        self.core.key_in(self.shard, self.key, self.at).into_iter().collect()
-    }
-
-    fn lives(&self, found: &[Found]) -> Result<Vec<Life>> {
-        self.core.lives(found)
-    }
-
-    fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
-        self.core.fetch(found, keys_only)
-    }
-}
-
-/// Answers a range of one key without a pin, which all readers would have to share. The sweep takes out only what no
-/// read at the compacted revision or later sees, and that is raised before: if it is still not above the revision
-/// that was read, nothing of that was taken out. None if it is, or already was: then a pin has to hold it.
-pub(crate) fn single(core: &Core, request: &RangeRequest) -> Option<Result<RangeResponse>> {
-    if core.check_open().is_err() {
-        return None;
-    }
-    let visible = core.publisher.visible();
-    let at = if request.revision <= 0 { visible } else { request.revision.cast_unsigned() };
-    let shard = core.routes.shard_of(&request.span.key);
-    let is_answered = || at <= visible && core.floor_of(shard) <= at.cast_signed();
-    if !is_answered() {
-        return None;
-    }
-    let response = range(&Single { core, shard, key: &request.span.key, at }, request, visible);
-    is_answered().then_some(response)
-}
-
 /// [`Defect::ViewBeforeVisible`](polybolt_engine::defect::Defect::ViewBeforeVisible).
 pub(crate) struct Early<'a> {
     pub(crate) source: Pinned<'a>,

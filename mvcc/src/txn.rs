@@ -251,7 +251,7 @@ impl<'a> Evaluation<'a> {
                 None => rows.next().ok_or(Refusal::KeyNotFound)?,
                 Some(put) => {
                     let life = Life { created: put.created, version: put.version };
-                    let mut kv = crate::fetch::key_only(found, life, put.lease);
+                    let mut kv = crate::fetch::key_only(&found.key, found.hit.modified, life, put.lease);
                     if !keys_only {
                         kv.value = put.value.clone();
                     }

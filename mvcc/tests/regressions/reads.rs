@@ -39,6 +39,35 @@ fn a_read_of_the_current_revision_is_never_compacted() {
     }
 }
 
+/// A get pins nothing: all that it looks for may go while it does.
+#[test]
+fn a_get_beside_a_sweep_is_whole_or_of_a_compacted_revision() {
+    for (place, revision) in [("read: visible", 0), ("read: view", 0), ("read: visible", 2), ("read: view", 2)] {
+        let driven = open(&new_disk(1), options()).unwrap();
+        let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+        driven.put(&ks, "k", vec![1]).unwrap();
+        let (jobs, clock, other) = (Rc::clone(&driven.jobs), driven.clock.clone(), ks.clone());
+        let writes = move || {
+            drop(other.put(PutRequest::new("k", "2")));
+            drop(other.compact(3, true));
+            for _ in 0..400 {
+                if !jobs.borrow_mut().step_one() {
+                    clock.advance(Duration::from_millis(5));
+                }
+            }
+            assert_eq!(other.status().shards[0].revisions, 1, "it was swept");
+        };
+        let request = RangeRequest { revision, ..RangeRequest::new(Span::key("k")) };
+        let found = with_other_at(place, writes, || ks.range(&request));
+        if revision > 0 {
+            assert!(matches!(found, Err(Error::Refused(Refusal::Compacted { revision: 3 }))), "{place}: {found:?}");
+        } else {
+            let found = found.unwrap();
+            assert_eq!((found.revision, found.count, found.kvs[0].mod_revision), (3, 1, 3), "{place}");
+        }
+    }
+}
+
 /// A sweep took the tombstone out while a snapshot was being read that had the row before it already.
 #[test]
 fn a_deleted_key_does_not_come_back_in_a_snapshot_beside_a_sweep() {
