@@ -7,7 +7,7 @@ mod restarts;
 mod room;
 
 use polybolt::disk::Disk;
-use polybolt::disk::sim::{Fault, ReadFault, SimDisk, Survive};
+use polybolt::disk::sim::{Fault, Fired, ReadFault, SimDisk, Survive};
 use polybolt::run::seeded::{Seeded, meanwhile};
 use polybolt::run::{Clock, ManualClock};
 use polybolt::{

@@ -221,3 +221,42 @@ fn a_compaction_stands_in_a_line_that_is_full() {
     assert!(!refused.is_empty(), "the line has no bound");
     assert!(refused.iter().all(|error| matches!(error, Error::Refused(Refusal::TooManyRequests))), "{refused:?}");
 }
+
+/// A full store looks for room at the ends of its files: an error there of a Volatile file left it without writes
+/// (seed 109435).
+#[test]
+fn a_volatile_file_that_cannot_be_cut_fails_nothing_else() {
+    let mut cuts = 0;
+    for call in 1..60 {
+        let disk = new_disk(1);
+        let driven = open(&disk, options()).unwrap();
+        let ks = driven.engine.create_keyspace("ks", volatile()).unwrap();
+        for n in 0..20 {
+            driven.put(&ks, &format!("m{n:02}"), vec![n; 2000]).unwrap();
+        }
+        driven.pass(Duration::from_millis(100));
+        driven.finish(ks.delete_range(DeleteRequest { span: Span::prefix("m"), prev_kv: false })).unwrap();
+        driven.finish(ks.compact(ks.revision(), true)).unwrap();
+        // Its root goes to where it was empty: behind that there is nothing.
+        for n in 0..4 {
+            driven.put(&ks, "m", vec![n]).unwrap();
+            driven.pass(Duration::from_millis(100));
+        }
+        disk.set_capacity(Some(disk.used()));
+        disk.fail_at(disk.calls() + call, 1, Fault::Eio);
+        for n in 0..40 {
+            drop(driven.put(&ks, &format!("a{n:02}"), vec![n; 2000]));
+        }
+        driven.pass(Duration::from_secs(1));
+        let is_cut = |fired: &Fired| fired.op == "truncate" && fired.path.to_string_lossy().contains(".mid.");
+        if !disk.fired().iter().any(is_cut) {
+            continue;
+        }
+        cuts += 1;
+        disk.heal();
+        disk.set_capacity(None);
+        driven.pass(Duration::from_secs(3));
+        driven.put(&ks, "a", vec![1]).unwrap_or_else(|error| panic!("call {call}: {error}"));
+    }
+    assert!(cuts > 0, "no file was cut");
+}
