@@ -185,6 +185,13 @@ impl LookedUp {
         all.gauge(&mvcc("pending_events_total"), "Events in watchers' queues.", stats.pending_events as f64);
         all.counter(&mvcc("events_total"), "Events that watchers took.", stats.events as f64);
         all.counter(&mvcc("db_compaction_keys_total"), "Revisions removed by compactions.", stats.swept as f64);
+        all.gauge(
+            "polybolt_compaction_left",
+            "Revisions that compactions have yet to remove.",
+            stats.sweep_left as f64,
+        );
+        let seconds = stats.sweep_time_left.map_or(0.0, |left| left.as_secs_f64());
+        all.gauge("polybolt_compaction_seconds_left", "How long that will take, if it is known.", seconds);
         let ended = stats.sweep_ended as f64;
         all.gauge(&mvcc("db_compaction_last"), "When a compaction was done last, since the Unix epoch.", ended);
         for (name, help, timings) in [

@@ -23,6 +23,7 @@ impl Inspect for InspectService {
 pub fn shards(engine: &Engine, keyspace: &Keyspace) -> pb::ShardsResponse {
     let status = keyspace.status();
     let stats = engine.stats();
+    let activity = keyspace.stats();
     let shard = |shard: polybolt::ShardStatus| pb::Shard {
         name: shard.name,
         file: shard.file.display().to_string(),
@@ -49,6 +50,8 @@ pub fn shards(engine: &Engine, keyspace: &Keyspace) -> pb::ShardsResponse {
         journal_groups: stats.journal_groups,
         scrub_rounds: stats.scrub_rounds,
         scrub_bytes: stats.scrub_bytes,
+        compaction_left: activity.sweep_left,
+        compaction_seconds_left: activity.sweep_time_left.map_or(0, |left| left.as_secs()),
         damage: status.damage.iter().map(ToString::to_string).collect(),
     }
 }

@@ -1,7 +1,7 @@
 //! `polybolt serve`: flags with etcd's names where etcd has the thing.
 
 use clap::{ArgAction, Args, ValueEnum};
-use polybolt::{Durability, Engine, Options, Refusal, Routes};
+use polybolt::{CompactionPace, Durability, Engine, Options, Refusal, Routes};
 use polybolt_frontend::access::Access;
 use polybolt_frontend::auto_compact::{self, Retention};
 use polybolt_frontend::listen;
@@ -97,6 +97,13 @@ pub(crate) struct Serve {
     /// The pause between steps of a compaction.
     #[arg(long, default_value = "10ms", value_parser = duration, alias = "experimental-compaction-sleep-interval")]
     compaction_sleep_interval: Duration,
+    /// By how many percent the 99th percentile of reads and writes beside a compaction may rise before it slows
+    /// down, to a third of what the two above allow at most; "off" is full speed always.
+    #[arg(long, default_value = "10", value_parser = budget)]
+    compaction_budget_percent: Budget,
+    /// A compaction speeds up again to be done so long after it began; 0 is none.
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    compaction_deadline: Duration,
     /// Remember the hashes of compacted revisions for HashKV; reads every row once more at each compaction.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         env = "ETCD_EXPERIMENTAL_COMPACT_HASH_CHECK_ENABLED")]
@@ -205,6 +212,20 @@ fn gate(text: &str) -> Result<(Gate, bool), String> {
     Ok((gate, on))
 }
 
+/// --compaction-budget-percent.
+#[derive(Debug, Clone, Copy)]
+struct Budget(Option<u32>);
+
+fn budget(text: &str) -> Result<Budget, String> {
+    match text {
+        "off" => Ok(Budget(None)),
+        _ => text
+            .parse()
+            .map(|percent| Budget(Some(percent)))
+            .map_err(|_| format!("{text:?} is neither a number nor off")),
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; try 100ms, 5s or 1h"))?;
     if duration > DURATION_MAX {
@@ -264,8 +285,12 @@ impl Serve {
         Options {
             durability,
             buffer_bytes: self.buffer_bytes,
-            compaction_batch_limit: self.compaction_batch_limit,
-            compaction_sleep_interval: self.compaction_sleep_interval,
+            compaction_pace: CompactionPace {
+                batch_limit: self.compaction_batch_limit,
+                sleep_interval: self.compaction_sleep_interval,
+                budget_percent: self.compaction_budget_percent.0,
+                deadline: Some(self.compaction_deadline).filter(|deadline| !deadline.is_zero()),
+            },
             max_txn_ops: self.max_txn_ops,
             max_request_bytes: self.max_request_bytes.into(),
             quota_bytes: u64::try_from(self.quota()).ok(),

@@ -109,6 +109,10 @@ fn print(response: &ShardsResponse) {
         response.checkpoints,
         response.sync_calls
     );
+    if response.compaction_left > 0 {
+        let (left, seconds) = (response.compaction_left, response.compaction_seconds_left);
+        println!("compaction: about {left} revisions left, {seconds} s");
+    }
     println!("scrub {} read, {} rounds", HumanBytes(response.scrub_bytes), response.scrub_rounds);
     for damage in &response.damage {
         println!("damaged: {damage}");

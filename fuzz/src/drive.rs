@@ -27,8 +27,7 @@ pub fn options() -> Options {
         journal_bytes: 96 << 10,
         space_reserve_bytes: 8192,
         checkpoint_interval: Duration::from_millis(80),
-        compaction_batch_limit: 20,
-        compaction_sleep_interval: Duration::from_millis(1),
+        compaction_pace: polybolt::CompactionPace { batch_limit: 20, sleep_interval: Duration::from_millis(1), ..Default::default() },
         reserve_ahead: 50,
         ..Options::default()
     }

@@ -117,6 +117,20 @@ impl Ring {
         self.len
     }
 
+    /// How many states were superseded at `main` or before. O(log n).
+    pub(crate) fn superseded_by(&self, main: u64) -> usize {
+        let (mut low, mut high) = (0, self.len);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.at_place(middle).is_some_and(|state| state.superseded <= main) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
     pub(crate) fn heap_bytes(&self) -> usize {
         let blocks = self.blocks.len() * BLOCK * size_of::<[u64; 2]>() + self.blocks.capacity() * size_of::<Block>();
         blocks + self.wide.len() * size_of::<(u64, Older)>() * 3 / 2

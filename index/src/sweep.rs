@@ -19,8 +19,17 @@ pub enum Swept {
 
 impl Index {
     /// Removes up to `budget` revisions that no read at `upto` or later can see and appends them to
-    /// `removed`. Cost follows what is removed. Reads at `upto` and later answer as before.
+    /// `removed`: superseded ones first. Cost follows what is removed. Reads at `upto` and later answer as before.
     pub fn sweep(&mut self, upto: u64, budget: usize, removed: &mut Vec<Revision>) -> Swept {
+        let before = removed.len();
+        match self.sweep_superseded(upto, budget, removed) {
+            Swept::More => Swept::More,
+            Swept::Done => self.sweep_tombstones(upto, budget - (removed.len() - before), removed),
+        }
+    }
+
+    /// The first half of [`Index::sweep`]: rows that others superseded, in the order in which that was.
+    pub fn sweep_superseded(&mut self, upto: u64, budget: usize, removed: &mut Vec<Revision>) -> Swept {
         let full = removed.len() + budget;
         while self.beside.ring.oldest().is_some_and(|older| older.superseded <= upto) {
             if removed.len() >= full {
@@ -31,6 +40,12 @@ impl Index {
                 removed.push(older.at);
             }
         }
+        Swept::Done
+    }
+
+    /// The second half: tombstones. Nothing that they hide may be left, so the first half is over for the same `upto`.
+    pub fn sweep_tombstones(&mut self, upto: u64, budget: usize, removed: &mut Vec<Revision>) -> Swept {
+        let full = removed.len() + budget;
         while self.beside.graves.front().is_some_and(|grave| grave.at.main < upto) {
             if removed.len() >= full {
                 return Swept::More;
@@ -52,5 +67,10 @@ impl Index {
     pub fn has_garbage(&self, upto: u64) -> bool {
         self.beside.ring.oldest().is_some_and(|older| older.superseded <= upto)
             || self.beside.graves.front().is_some_and(|grave| grave.at.main < upto)
+    }
+
+    /// About how many revisions a sweep up to `upto` would remove: some tombstones are counted twice. O(log n).
+    pub fn garbage(&self, upto: u64) -> usize {
+        self.beside.ring.superseded_by(upto) + self.beside.graves.partition_point(|grave| grave.at.main < upto)
     }
 }

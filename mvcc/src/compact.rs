@@ -1,21 +1,28 @@
 //! The sweep: taking out what compaction left behind, a bounded step at a time.
 //!
-//! The compacted revision is durable and visible before anything goes. A step takes at most
-//! `compaction_batch_limit` revisions out of one shard's index and hands their rows to the tree's
-//! buffer as removals; these need no record, since a restart finds what is superseded again. Rows
-//! that a tombstone hides go before it (`polybolt_index::sweep`), so no crash brings one back.
+//! The compacted revision is durable and visible before anything goes. Revisions are taken out of one shard's
+//! index first, up to [`TAKEN_MAX`], and their rows then out of its tree in the order in which they lie there, at
+//! most `batch_limit` a step, as removals in the tree's buffer: so a checkpoint rewrites few leaves, and each of
+//! them once for all that goes out of it. The removals need no record, since a restart finds what is superseded
+//! again. Rows that a tombstone hides go before it, so no crash brings one back.
 
-use crate::core::{Core, Gate, Pass, Round, Sweep};
+use crate::core::{Core, Gate, Half, Pass, Round, Sweep};
 use crate::error::Result;
 use crate::hash;
+use crate::pace::{CompactionPace, Progress};
 use crate::record;
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::sync::atomic::Ordering;
 use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, TreeEdit};
-use polybolt_index::Swept;
+use polybolt_index::{Revision, Swept};
 use std::time::Duration;
 
+/// Revisions that are taken out of an index before their rows go; each was as long in there.
+const TAKEN_MAX: usize = 1 << 20;
+/// Those that are taken under one lock of an index, and those that go under one of the writer.
+const TAKEN_AT_ONCE: usize = 128;
+const REMOVED_AT_ONCE: usize = 64;
 /// How soon a sweep that a pin has held back looks again.
 const PINNED_INTERVAL: Duration = Duration::from_millis(100);
 /// How soon one looks again that found no room in the buffers.
@@ -25,7 +32,7 @@ impl Core {
     /// True if a sweep has something to do.
     pub(crate) fn wants_sweep(&self) -> bool {
         let sweep = self.sweep.lock();
-        !sweep.left.is_empty() || sweep.done < self.publisher.compacted()
+        !sweep.taken.is_empty() || sweep.done < self.publisher.compacted()
     }
 
     /// When the sweep goes on, if it has something to do.
@@ -33,83 +40,157 @@ impl Core {
         self.wants_sweep().then(|| self.sweep.lock().not_before.max(now))
     }
 
-    /// One step of the sweep; true if more may be left.
-    pub(crate) fn sweep_step(&self, now: Duration) -> Result<bool> {
+    /// One step of the sweep; how long the next is to wait.
+    pub(crate) fn sweep_step(&self, now: Duration) -> Result<Duration> {
         let mut sweep = self.sweep.lock();
         let compacted = self.publisher.compacted();
-        if self.dropped.load(Ordering::Acquire) || (sweep.left.is_empty() && sweep.done >= compacted) {
-            return Ok(false);
+        if self.dropped.load(Ordering::Acquire) || (sweep.taken.is_empty() && sweep.done >= compacted) {
+            return Ok(Duration::ZERO);
         }
         if !sweep.begun {
             // A compaction that comes meanwhile is for the next round: this one may be past its shards.
             self.begin_round(&mut sweep, compacted);
             sweep.since = now;
+            self.counters.swept_before.store(self.counters.swept.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.counters.sweep_began.store(millis(now).max(1), Ordering::Relaxed);
         }
+        let pace = self.paces.of(sweep.next_shard);
         if let Some(pass) = &mut sweep.hashing {
-            if pass.step(self, self.options.compaction_batch_limit.max(1))? {
+            if pass.step(self, pace.batch_limit.max(1))? {
                 sweep.hashed = Some(pass.hash());
                 sweep.hashing = None;
             }
-            return Ok(true);
+            return Ok(pace.sleep_interval);
         }
-        // After the compacted revision: a reader pins first and looks at the floor after.
-        let oldest = {
-            let lowest = compacted.max(0).cast_unsigned().saturating_sub(self.options.pin_revisions_max);
-            self.pins.oldest(now, lowest).unwrap_or(u64::MAX)
-        };
-        let round = sweep.round.max(0).cast_unsigned();
-        if sweep.left.is_empty() {
-            let upto = round.min(oldest);
-            sweep.held |= upto < round;
-            let shard = &self.shards[sweep.next_shard];
-            let mut removed = Vec::new();
+        self.beside.sweeps(true);
+        if !sweep.complete {
+            self.take(&mut sweep, now, pace.batch_limit.max(1));
+        }
+        let removed = if sweep.complete { self.remove(&mut sweep, now, &pace)? } else { 0 };
+        if sweep.complete && sweep.gone == sweep.taken.len() {
+            self.next_half(&mut sweep, now);
+        }
+        self.counters.taken.store((sweep.taken.len() - sweep.gone) as u64, Ordering::Relaxed);
+        Ok(sweep.speed.pause(&pace, removed))
+    }
+
+    /// Takes up to `most` revisions out of the index.
+    fn take(&self, sweep: &mut Sweep, now: Duration, most: usize) {
+        let upto = *sweep.upto.get_or_insert_with(|| {
+            // After the compacted revision: a reader pins first and looks at the floor after.
+            let compacted = self.publisher.compacted().max(0).cast_unsigned();
+            let lowest = compacted.saturating_sub(self.options.pin_revisions_max);
+            let oldest = self.pins.oldest(now, lowest).unwrap_or(u64::MAX);
+            let round = sweep.round.max(0).cast_unsigned();
+            sweep.held |= oldest < round;
+            round.min(oldest)
+        });
+        let (shard, taken) = (&self.shards[sweep.next_shard], &mut sweep.taken);
+        let full = (taken.len() + most).min(TAKEN_MAX);
+        let before = taken.len();
+        let mut swept = Swept::More;
+        while swept == Swept::More && taken.len() < full {
+            let budget = (full - taken.len()).min(TAKEN_AT_ONCE);
             let begun = self.clock.monotonic();
-            let swept = shard.index.write().sweep(upto, self.options.compaction_batch_limit.max(1), &mut removed);
+            let mut index = shard.index.write();
+            swept = match sweep.half {
+                Half::Superseded => index.sweep_superseded(upto, budget, taken),
+                Half::Tombstones => index.sweep_tombstones(upto, budget, taken),
+            };
+            drop(index);
             self.counters.index_steps.add(self.clock.monotonic().saturating_sub(begun));
+        }
+        taken[before..].sort_unstable();
+        sweep.last = swept == Swept::Done;
+        if is_on(Defect::DropTombstoneFirst) && sweep.last && sweep.half == Half::Superseded {
+            (sweep.half, sweep.last) = (Half::Tombstones, false);
+        }
+        if sweep.last || sweep.taken.len() >= TAKEN_MAX {
+            sweep.complete = true;
+            // Mostly runs that are sorted already.
+            sweep.taken.sort();
             if is_on(Defect::DropTombstoneFirst) {
-                // The last goes first.
-                sweep.left.extend(removed.chunks(1).map(|part| (shard.tree, part.to_vec())));
-            } else if !removed.is_empty() {
-                sweep.left.push((shard.tree, removed));
+                sweep.taken.reverse();
             }
-            if swept == Swept::Done {
+        }
+    }
+
+    /// Takes a step's rows out of the tree; how many.
+    fn remove(&self, sweep: &mut Sweep, now: Duration, pace: &CompactionPace) -> Result<usize> {
+        let (beside, began) = (&self.beside, sweep.since);
+        sweep.speed.look(pace, beside, now, || Progress { began, left: self.garbage() });
+        let tree = self.shards[sweep.next_shard].tree;
+        let mut batch = Batch::new(self.id);
+        let to = (sweep.gone + sweep.speed.step(pace)).min(sweep.taken.len());
+        let from = sweep.gone;
+        while sweep.gone < to {
+            let part = if is_on(Defect::DropTombstoneFirst) { 1 } else { REMOVED_AT_ONCE };
+            let part = &sweep.taken[sweep.gone..to.min(sweep.gone + part)];
+            let edit = |at: &Revision| {
+                let key = Bytes::copy_from_slice(&record::row_key(*at));
+                TreeEdit { tree, key, edit: Edit::Remove }
+            };
+            batch.edits.extend(part.iter().map(edit));
+            let edits = part.len() as u64;
+            let edit_bytes = edits * record::ROW_KEY_BYTES as u64;
+            let cost = Cost { edit_bytes, edits, frees_space: true, ..Cost::default() };
+            let admission = match self.store.admit(cost) {
+                Ok(admission) => admission,
+                Err(AdmitError::Short(_)) => {
+                    sweep.not_before = now + SHORT_INTERVAL;
+                    break;
+                }
+                Err(AdmitError::Refused(error)) => return Err(error.into()),
+            };
+            let writer = self.writer.lock();
+            if matches!(writer.gate, Gate::Replaced(_)) {
+                break;
+            }
+            let begun = self.clock.monotonic();
+            writer.state.encode_into(&mut batch.state);
+            self.store.apply(admission, &mut batch);
+            drop(writer);
+            self.counters.tree_steps.add(self.clock.monotonic().saturating_sub(begun));
+            self.counters.swept.fetch_add(edits, Ordering::Relaxed);
+            sweep.gone += usize::try_from(edits).unwrap_or(usize::MAX);
+        }
+        Ok(sweep.gone - from)
+    }
+
+    /// Goes on with what comes after all that was taken is gone.
+    fn next_half(&self, sweep: &mut Sweep, now: Duration) {
+        (sweep.complete, sweep.gone) = (false, 0);
+        sweep.taken.clear();
+        if !sweep.last {
+            return;
+        }
+        match sweep.half {
+            Half::Superseded => sweep.half = Half::Tombstones,
+            Half::Tombstones => {
+                (sweep.half, sweep.upto) = (Half::Superseded, None);
+                sweep.taken.shrink_to(0);
                 sweep.next_shard += 1;
-            }
-            if sweep.left.is_empty() {
-                return Ok(self.end_round(&mut sweep, now));
+                if sweep.next_shard == self.shards.len() {
+                    self.end_round(sweep, now);
+                }
             }
         }
-        let Some((tree, removed)) = sweep.left.last() else {
-            return Ok(true);
-        };
-        let edits: Vec<TreeEdit> = removed
-            .iter()
-            .map(|at| TreeEdit { tree: *tree, key: Bytes::copy_from_slice(&record::row_key(*at)), edit: Edit::Remove })
-            .collect();
-        let count = edits.len() as u64;
-        let edit_bytes = count * record::ROW_KEY_BYTES as u64;
-        let cost = Cost { edit_bytes, edits: count, frees_space: true, ..Cost::default() };
-        let admission = match self.store.admit(cost) {
-            Ok(admission) => admission,
-            Err(AdmitError::Short(_)) => {
-                sweep.not_before = now + SHORT_INTERVAL;
-                return Ok(true);
-            }
-            Err(AdmitError::Refused(error)) => return Err(error.into()),
-        };
-        let writer = self.writer.lock();
-        if matches!(writer.gate, Gate::Replaced(_)) {
-            return Ok(false);
-        }
-        let begun = self.clock.monotonic();
-        let mut batch = Batch { edits, ..Batch::new(self.id) };
-        writer.state.encode_into(&mut batch.state);
-        self.store.apply(admission, &mut batch);
-        drop(writer);
-        self.counters.tree_steps.add(self.clock.monotonic().saturating_sub(begun));
-        self.counters.swept.fetch_add(count, Ordering::Relaxed);
-        sweep.left.pop();
-        Ok(self.end_round(&mut sweep, now))
+    }
+
+    /// How long the sweep under way will take for so many more revisions, if it goes on as it has.
+    pub(crate) fn time_for(&self, left: u64) -> Option<Duration> {
+        let began = self.counters.sweep_began.load(Ordering::Relaxed);
+        let gone = self.counters.swept.load(Ordering::Relaxed) - self.counters.swept_before.load(Ordering::Relaxed);
+        let took = millis(self.clock.monotonic()).saturating_sub(began);
+        let millis = (u128::from(took) * u128::from(left)).checked_div(u128::from(gone))?;
+        (began > 0).then(|| Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)))
+    }
+
+    /// About how many revisions compactions have left behind and the sweep has not taken out yet.
+    pub(crate) fn garbage(&self) -> u64 {
+        let compacted = self.publisher.compacted().max(0).cast_unsigned();
+        let indexed: usize = self.shards.iter().map(|shard| shard.index.read().garbage(compacted)).sum();
+        indexed as u64 + self.counters.taken.load(Ordering::Relaxed)
     }
 
     /// A round up to the compacted revision; one for each compaction if hashes are remembered, but for
@@ -126,12 +207,11 @@ impl Core {
         }
     }
 
-    /// Ends the round if all shards had their turn; true if there may be more to do.
-    fn end_round(&self, sweep: &mut Sweep, now: Duration) -> bool {
-        if sweep.next_shard < self.shards.len() {
-            return true;
-        }
+    /// Ends the round: all shards had their turn.
+    fn end_round(&self, sweep: &mut Sweep, now: Duration) {
         (sweep.next_shard, sweep.begun) = (0, false);
+        self.beside.sweeps(false);
+        self.counters.sweep_began.store(0, Ordering::Relaxed);
         if let Some(hash) = sweep.hashed.take() {
             hash::remember(self, hash);
         }
@@ -140,11 +220,128 @@ impl Core {
         if sweep.held {
             // Looked for again: the pin may be gone.
             sweep.not_before = now + PINNED_INTERVAL;
-            return true;
+            return;
         }
         sweep.done = sweep.round;
         self.counters.sweeps.add(self.clock.monotonic().saturating_sub(sweep.since));
         self.counters.sweep_ended.store(self.clock.wall().as_secs(), Ordering::Relaxed);
-        sweep.done < self.publisher.compacted()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Engine, Runtime};
+    use crate::keyspace::Keyspace;
+    use crate::options::Options;
+    use crate::request::PutRequest;
+    use crate::routes::Routes;
+    use polybolt_engine::disk::Disk;
+    use polybolt_engine::disk::sim::SimDisk;
+    use polybolt_engine::run::ManualClock;
+    use polybolt_engine::run::seeded::{Rng, Seeded};
+    use std::sync::Arc;
+
+    const KEYS: u64 = 3000;
+
+    /// All keys put once and then, in a random order, again.
+    fn overwritten(pace: CompactionPace) -> (Keyspace, Engine, Seeded, ManualClock) {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        let clock = ManualClock::default();
+        let checkpoint_interval = Duration::from_millis(20);
+        let options = Options { compaction_pace: pace, checkpoint_interval, ..Options::default() };
+        let runtime = Runtime { disk, clock: Arc::new(clock.clone()), threads: false };
+        let engine = Engine::open_with("/data", options, runtime).expect("it opens");
+        let mut jobs = Seeded::new(engine.take_jobs(), clock.clone(), 1);
+        let routes = Routes::parse("low=a,high=m").expect("routes");
+        let ks = engine.create_keyspace("ks", routes).expect("it is new");
+        let mut keys: Vec<u64> = (0..KEYS).collect();
+        for _ in 0..2 {
+            for key in &keys {
+                let name = format!("{}{key}", if key % 2 == 0 { "a" } else { "m" });
+                drop(ks.put(PutRequest::new(name, vec![1; 300])));
+            }
+            let mut rng = Rng::new(7);
+            for at in (1..keys.len()).rev() {
+                keys.swap(at, rng.below(at as u64 + 1) as usize);
+            }
+            pass(&mut jobs, Duration::from_secs(1));
+        }
+        (ks, engine, jobs, clock)
+    }
+
+    fn pass(jobs: &mut Seeded, time: Duration) {
+        for _ in 0..time.as_millis() {
+            jobs.advance(Duration::from_millis(1));
+            assert!(jobs.run_until_idle(100_000), "there is always something to do");
+        }
+    }
+
+    #[test]
+    fn a_sweep_in_many_checkpoints_writes_each_leaf_about_once() {
+        let pace = CompactionPace { batch_limit: 10, sleep_interval: Duration::from_millis(2), ..Default::default() };
+        let (ks, engine, mut jobs, _) = overwritten(pace);
+        let before = engine.stats();
+        drop(ks.compact(ks.revision(), true));
+        pass(&mut jobs, Duration::from_secs(5));
+        let (after, stats) = (engine.stats(), ks.stats());
+        assert_eq!((stats.swept, stats.sweep_left, stats.sweep_time_left), (KEYS, 0, None));
+        assert_eq!(ks.core().sweep.lock().taken.capacity(), 0, "memory is given back");
+        let checkpoints = after.checkpoints - before.checkpoints;
+        assert!(checkpoints > 30, "{checkpoints}");
+        // Half of all rows went, in the order of keys, not of rows. Branches and the leaf between two checkpoints
+        // are written more than once.
+        let (written, held) = (after.page_bytes - before.page_bytes, 2 * KEYS * 350);
+        assert!(written < 2 * held, "{written} bytes for {held} in {checkpoints} checkpoints");
+    }
+
+    #[test]
+    fn a_pace_is_changed_while_a_sweep_goes_on_and_progress_is_shown() {
+        let still = CompactionPace {
+            batch_limit: 100,
+            sleep_interval: Duration::from_secs(1000),
+            budget_percent: None,
+            deadline: None,
+        };
+        let (ks, _engine, mut jobs, _) =
+            overwritten(CompactionPace { sleep_interval: Duration::from_millis(10), ..still });
+        assert!(ks.set_compaction_pace(Some("none"), still).is_err());
+        ks.set_compaction_pace(Some("high"), still).expect("there is such a shard");
+        drop(ks.compact(ks.revision(), true));
+        pass(&mut jobs, Duration::from_millis(50));
+        let stats = ks.stats();
+        assert_eq!(stats.swept + stats.sweep_left, KEYS);
+        assert!(stats.sweep_time_left.is_some_and(|left| left > Duration::from_millis(100)), "{stats:?}");
+        pass(&mut jobs, Duration::from_secs(5));
+        assert_eq!(ks.stats().swept, KEYS / 2 + 100, "a step of the shard that stands still");
+        assert_eq!(ks.stats().sweep_left, KEYS / 2 - 100);
+        ks.set_compaction_pace(None, CompactionPace::default()).expect("all shards");
+        // The pause that had begun is cut short.
+        pass(&mut jobs, Duration::from_secs(2));
+        assert_eq!((ks.stats().swept, ks.stats().sweep_left), (KEYS, 0));
+    }
+
+    #[test]
+    fn a_deadline_is_kept_whoever_notices() {
+        // A thousandth of it in a pause: a second at full speed, three at the slowest.
+        let pace = CompactionPace { batch_limit: KEYS as usize / 100, ..CompactionPace::default() };
+        for (deadline, at_least) in [(None, 0), (Some(Duration::from_millis(1500)), KEYS)] {
+            let (ks, _engine, mut jobs, _) = overwritten(CompactionPace { deadline, ..pace });
+            let core = Arc::clone(&ks.core());
+            let calls = |micros| (0..200).for_each(|_| core.beside.add_read(Duration::from_micros(micros)));
+            calls(10);
+            drop(ks.compact(ks.revision(), true));
+            pass(&mut jobs, Duration::from_millis(5));
+            for _ in 0..16 {
+                calls(1000);
+                pass(&mut jobs, Duration::from_millis(100));
+            }
+            let swept = ks.stats().swept;
+            assert!(swept >= at_least && (deadline.is_some() || swept < KEYS * 2 / 3), "{swept}, {deadline:?}");
+        }
     }
 }

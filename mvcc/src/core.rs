@@ -12,6 +12,7 @@ use crate::counts::Counts;
 use crate::error::{Refusal, Result};
 use crate::lease::Lessor;
 use crate::options::{Durability, Face, Options};
+use crate::pace::{Beside, Paces, Speed};
 use crate::pins::{Pin, Pins};
 use crate::publish::Publisher;
 use crate::record::State;
@@ -143,11 +144,31 @@ pub(crate) struct Round {
     pub(crate) was_over: bool,
 }
 
-/// Revisions that the sweep took out of an index and has yet to take out of its tree.
+/// What of a shard goes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Half {
+    #[default]
+    Superseded,
+    /// Once nothing is left that they hide.
+    Tombstones,
+}
+
+/// A sweep under way. Revisions are taken out of a shard's index first, many of them, and then out of its tree, in
+/// the order in which they lie there: so each leaf is written once for all that goes out of it.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
-    pub(crate) left: Vec<(TreeId, Vec<Revision>)>,
+    /// Out of the index of `next_shard`. Once they are complete they are sorted, and those before `gone` are out of
+    /// the tree too.
+    pub(crate) taken: Vec<Revision>,
+    pub(crate) complete: bool,
+    pub(crate) gone: usize,
+    /// Nothing more is to be taken in this half.
+    pub(crate) last: bool,
     pub(crate) next_shard: usize,
+    pub(crate) half: Half,
+    /// Both halves of a shard go up to the same revision.
+    pub(crate) upto: Option<u64>,
+    pub(crate) speed: Speed,
     pub(crate) begun: bool,
     /// What the round under way hashes before it takes anything out.
     pub(crate) hashing: Option<Pass>,
@@ -229,6 +250,8 @@ pub(crate) struct Core {
     pub(crate) closed: Arc<AtomicBool>,
     pub(crate) quota: Mutex<Quota>,
     pub(crate) counters: Counters,
+    pub(crate) paces: Paces,
+    pub(crate) beside: Beside,
 }
 
 /// What is known of the room that the quota leaves.

@@ -121,6 +121,7 @@ impl Engine {
             clock,
             work: Default::default(),
             closed: Arc::new(AtomicBool::new(false)),
+            threads,
             retired: Arc::default(),
         };
         let (spaces, left_over) = reopen::current_spaces(shared.store.spaces());

@@ -267,8 +267,11 @@ mod tests {
     fn open(seed: u64) -> (Keyspace, Engine, Seeded) {
         let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(seed));
         let clock = ManualClock::default();
-        let options =
-            Options { compaction_batch_limit: 3, checkpoint_interval: Duration::from_millis(20), ..Options::default() };
+        let options = Options {
+            compaction_pace: crate::pace::CompactionPace { batch_limit: 3, ..Default::default() },
+            checkpoint_interval: Duration::from_millis(20),
+            ..Options::default()
+        };
         let runtime = Runtime { disk, clock: Arc::new(clock.clone()), threads: false };
         let engine = Engine::open_with("/data", options, runtime).unwrap();
         let jobs = Seeded::new(engine.take_jobs(), clock, seed);

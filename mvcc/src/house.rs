@@ -82,15 +82,19 @@ impl Housekeeper {
         let due: Vec<&Arc<Core>> = cores.iter().filter(|core| core.sweep_at(now) == Some(now)).collect();
         if let Some(core) = due.get(self.turn % due.len().max(1)) {
             self.turn = self.turn.wrapping_add(1);
-            if core.sweep_step(now).is_err() {
-                if let Some(failure) = core.store.failure() {
-                    // It takes no more writes: whoever waits for a sweep is told.
-                    core.swept.fail(failure);
-                    return None;
+            let pause = match core.sweep_step(now) {
+                Ok(pause) => pause,
+                Err(_) => {
+                    if let Some(failure) = core.store.failure() {
+                        // It takes no more writes: whoever waits for a sweep is told.
+                        core.swept.fail(failure);
+                        return None;
+                    }
+                    core.sweep.lock().not_before = now + EXPIRY_INTERVAL;
+                    Duration::ZERO
                 }
-                core.sweep.lock().not_before = now + EXPIRY_INTERVAL;
-            }
-            self.sweep_at = now + self.options.compaction_sleep_interval;
+            };
+            self.sweep_at = now + pause;
         }
         Self::next_sweep(cores, now).map(|at| at.max(self.sweep_at))
     }
@@ -164,6 +168,10 @@ impl Job for Housekeeper {
             if core.move_line().is_some() {
                 wake(now + LINE_INTERVAL);
             }
+        }
+        if cores.iter().filter(|core| core.paces.take_changed()).count() > 0 {
+            // A pause of the old pace is over.
+            self.sweep_at = now;
         }
         let sweep =
             if now >= self.sweep_at { self.sweep(&cores, now) } else { Self::next_sweep(&cores, self.sweep_at) };

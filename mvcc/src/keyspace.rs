@@ -7,6 +7,7 @@ use crate::get;
 use crate::hash;
 use crate::lease::Renewal;
 use crate::meta;
+use crate::pace::CompactionPace;
 use crate::pending::Pending;
 use crate::read::{self, Pinned, RangeStream};
 use crate::record::State;
@@ -84,11 +85,14 @@ impl Keyspace {
         let core = self.core();
         let early = is_on(Defect::ViewBeforeVisible).then(|| core.views());
         pause("read: begins");
-        if get::suits(request)
-            && early.is_none()
-            && let Some(response) = get::get(&core, request)
-        {
-            return Ok(response);
+        if get::suits(request) && early.is_none() {
+            let begun = core.beside.samples().then(|| core.clock.monotonic());
+            if let Some(response) = get::get(&core, request) {
+                if let Some(begun) = begun {
+                    core.beside.add_read(core.clock.monotonic().saturating_sub(begun));
+                }
+                return Ok(response);
+            }
         }
         // What it is now: another may have taken its place.
         let core = self.core();
@@ -210,6 +214,24 @@ impl Keyspace {
                 })
             })
             .then(move || flushed.flush())
+    }
+
+    /// Sets how fast what compactions leave behind is taken out of a shard, or of all of them, also of one that is
+    /// being done. Until the keyspace is opened again or a snapshot is installed into it: then it is as in
+    /// [`Options`](crate::Options).
+    ///
+    /// # Errors
+    /// If no shard has that name.
+    pub fn set_compaction_pace(&self, shard: Option<&str>, pace: CompactionPace) -> Result<()> {
+        let core = self.core();
+        let shards = core.routes.shards();
+        let which = shard.map(|name| {
+            let place = shards.iter().position(|shard| shard.name == name);
+            place.ok_or_else(|| Refusal::Invalid { why: format!("no shard is named {name:?}") })
+        });
+        core.paces.set(which.transpose()?, pace);
+        core.work.raise();
+        Ok(())
     }
 
     /// Applies entries of a replicated log in order. Entries at or below the applied index have no
@@ -484,6 +506,7 @@ impl Keyspace {
         let (lagging_watchers, pending_events, events) = core.hub.counts();
         let (open_reads, oldest, since) = core.pins.state();
         let compacted = core.publisher.compacted().max(0).cast_unsigned();
+        let sweep_left = core.garbage();
         KeyspaceStats {
             waiting: core.in_line.load(Ordering::Acquire) as u64,
             open_reads: open_reads as u64,
@@ -493,6 +516,8 @@ impl Keyspace {
             lagging_watchers,
             pending_events,
             events,
+            sweep_left,
+            sweep_time_left: core.time_for(sweep_left),
             ..core.counters.stats()
         }
     }

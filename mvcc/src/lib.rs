@@ -44,7 +44,7 @@
 //! ```
 //!
 //! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `change` (what a commit changes), `routes` (key prefixes to shards), `publish` (what anybody may
-//! see), `core` (an open keyspace from the inside), `fetch` (rows of what was found), `read`, `txn` and `write` (the paths of a
+//! see), [`pace`] (how fast a sweep goes), `core` (an open keyspace from the inside), `fetch` (rows of what was found), `read`, `txn` and `write` (the paths of a
 //! request), `history` and `watcher`, `compact`, `snapshot`, [`command`], `reopen`, `install`, `house`
 //! (background work), and [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
 #![forbid(unsafe_code)]
@@ -53,6 +53,7 @@ pub mod error;
 pub mod request;
 mod wire;
 pub mod event;
+pub mod pace;
 pub mod options;
 pub mod routes;
 mod record;
@@ -102,7 +103,7 @@ pub use error::{Error, Refusal, Result};
 pub use event::{Event, EventKind, WatchItem};
 pub use install::{Install, Older};
 pub use keyspace::Keyspace;
-pub use options::{Durability, Face, Options};
+pub use options::{CompactionPace, Durability, Face, Options};
 pub use pending::Pending;
 pub use polybolt_engine::Error as StorageError;
 pub use polybolt_engine::Place;

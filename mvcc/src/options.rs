@@ -1,5 +1,6 @@
 //! How an engine is opened.
 
+pub use crate::pace::CompactionPace;
 pub use polybolt_engine::Durability;
 use std::time::Duration;
 
@@ -35,10 +36,8 @@ pub struct Options {
     pub read_cache_bytes: Option<u64>,
     /// The most tree files kept open at once. Default 256.
     pub open_files_max: usize,
-    /// Revisions that one compaction step removes. Default 1000.
-    pub compaction_batch_limit: usize,
-    /// The pause between compaction steps. Default 10 ms.
-    pub compaction_sleep_interval: Duration,
+    /// How fast what compactions leave behind is taken out.
+    pub compaction_pace: CompactionPace,
     /// Hash what a compaction is about to forget, and answer `hash_kv` of the last ten compacted revisions
     /// with it (HSH-6). Reads every row once more at each compaction. Default false.
     pub remember_hashes: bool,
@@ -86,8 +85,7 @@ impl Default for Options {
             space_reserve_bytes: 16 << 20,
             read_cache_bytes: None,
             open_files_max: 256,
-            compaction_batch_limit: 1000,
-            compaction_sleep_interval: Duration::from_millis(10),
+            compaction_pace: CompactionPace::default(),
             remember_hashes: false,
             max_txn_ops: 128,
             max_request_bytes: 1_572_864,

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::lease::Lessor;
 use crate::meta::{self, StoredLease};
 use crate::options::{Durability, Face, Options};
+use crate::pace::{Beside, Paces};
 use crate::publish::Publisher;
 use crate::record::{Record, RowHead, State, row_revision};
 use crate::routes::Routes;
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) work: Signal,
     pub(crate) closed: Arc<AtomicBool>,
+    /// False where somebody steps the jobs.
+    pub(crate) threads: bool,
     pub(crate) retired: Arc<Mutex<Vec<Retired>>>,
 }
 
@@ -428,6 +431,7 @@ fn open_keyspace(
     let publisher = Arc::new(publisher);
     let listener: Arc<dyn polybolt_engine::DurableListener> = Arc::<Publisher>::clone(&publisher);
     store.listen(info.id, listener);
+    let paces = Paces::new(options.compaction_pace, shards.len());
     let core = Core {
         name: keyspace_of(&info.name).0.to_owned(),
         id: info.id,
@@ -461,6 +465,8 @@ fn open_keyspace(
         closed: Arc::clone(&shared.closed),
         quota: Mutex::default(),
         counters: Default::default(),
+        paces,
+        beside: Beside::new(!shared.threads),
     };
     Ok(Arc::new(core))
 }

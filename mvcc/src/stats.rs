@@ -61,6 +61,12 @@ pub(crate) struct Counters {
     pub(crate) leases_revoked: AtomicU64,
     pub(crate) leases_expired: AtomicU64,
     pub(crate) swept: AtomicU64,
+    /// What had been swept when the round under way began, and when that was, in milliseconds since the engine's
+    /// clock began; 0 while there is none.
+    pub(crate) swept_before: AtomicU64,
+    pub(crate) sweep_began: AtomicU64,
+    /// Revisions that are out of their index and not yet out of their tree; not counted but set.
+    pub(crate) taken: AtomicU64,
     /// Seconds since the Unix epoch; 0 is never.
     pub(crate) sweep_ended: AtomicU64,
     pub(crate) sweeps: Timings,
@@ -116,6 +122,10 @@ pub struct KeyspaceStats {
     pub events: u64,
     /// Revisions that compactions removed.
     pub swept: u64,
+    /// About how many they have yet to remove.
+    pub sweep_left: u64,
+    /// How long that will take if it goes on as it has so far; None if nobody knows.
+    pub sweep_time_left: Option<Duration>,
     /// When a compaction had removed everything last, in seconds since the Unix epoch; 0 is never.
     pub sweep_ended: u64,
     /// Whole removals after a compaction.

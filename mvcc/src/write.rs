@@ -88,6 +88,19 @@ impl Core {
     pub(crate) fn submit<T: Send + 'static>(
         self: &Arc<Self>,
         bytes: usize,
+        request: impl FnMut(&Core, &mut Writer) -> Result<T, NotNow> + Send + 'static,
+    ) -> Pending<T> {
+        let begun = self.beside.samples().then(|| self.clock.monotonic());
+        let pending = self.submit_now(bytes, request);
+        if let Some(begun) = begun {
+            self.beside.add_write(self.clock.monotonic().saturating_sub(begun));
+        }
+        pending
+    }
+
+    fn submit_now<T: Send + 'static>(
+        self: &Arc<Self>,
+        bytes: usize,
         mut request: impl FnMut(&Core, &mut Writer) -> Result<T, NotNow> + Send + 'static,
     ) -> Pending<T> {
         self.with_writer(move |core, writer| {

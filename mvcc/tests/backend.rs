@@ -184,7 +184,8 @@ fn sizes_are_those_of_the_files_and_the_files_are_ours_bke_1_bke_2_bke_9() {
 fn defaults_are_those_of_etcd_bke_12_srv_3_cmp_10() {
     let options = Options::default();
     assert_eq!((options.max_txn_ops, options.max_request_bytes), (128, 1_572_864));
-    assert_eq!((options.compaction_batch_limit, options.compaction_sleep_interval), (1000, Duration::from_millis(10)));
+    let pace = options.compaction_pace;
+    assert_eq!((pace.batch_limit, pace.sleep_interval), (1000, Duration::from_millis(10)));
     assert_eq!((options.min_lease_ttl, options.lease_extend), (2, Duration::from_secs(1)));
     assert_eq!(options.quota_bytes, None, "of a library; the server has etcd's (QTA-1)");
 }

@@ -102,7 +102,7 @@ fn everything_at_once() {
     let options = Options {
         buffer_bytes: 400_000,
         watch_buffer_bytes: 20_000,
-        compaction_batch_limit: 50,
+        compaction_pace: polybolt::CompactionPace { batch_limit: 50, ..Default::default() },
         admission_timeout: std::time::Duration::from_secs(300),
         ..Options::default()
     };

@@ -101,7 +101,7 @@ fn open(disk: &SimDisk, setup: Setup, seed: u64) -> Result<Driven> {
         journal_bytes: 48 << 10,
         checkpoint_interval: Duration::from_millis(40),
         space_reserve_bytes: 8192,
-        compaction_batch_limit: 7,
+        compaction_pace: polybolt::CompactionPace { batch_limit: 7, ..Default::default() },
         admission_timeout: Duration::from_secs(3600),
         ..Options::default()
     };

@@ -114,8 +114,11 @@ fn driven(disk: &SimDisk) -> Driven {
     let clock = ManualClock::default();
     // A sweep that is never done while time stands still.
     let options = Options {
-        compaction_batch_limit: 2,
-        compaction_sleep_interval: Duration::from_secs(1000),
+        compaction_pace: polybolt::CompactionPace {
+            batch_limit: 2,
+            sleep_interval: Duration::from_secs(1000),
+            ..Default::default()
+        },
         checkpoint_interval: Duration::from_millis(1),
         ..remembering()
     };

@@ -35,7 +35,7 @@ impl Machine {
             journal_bytes: 48 << 10,
             checkpoint_interval: Duration::from_millis(40),
             space_reserve_bytes: 8192,
-            compaction_batch_limit: 3,
+            compaction_pace: polybolt::CompactionPace { batch_limit: 3, ..Default::default() },
             admission_timeout: Duration::from_secs(3600),
             ..options
         };

@@ -68,8 +68,11 @@ fn options() -> Options {
         journal_bytes: 16 << 10,
         checkpoint_interval: Duration::from_millis(20),
         space_reserve_bytes: 0,
-        compaction_batch_limit: 3,
-        compaction_sleep_interval: Duration::from_millis(1),
+        compaction_pace: polybolt::CompactionPace {
+            batch_limit: 3,
+            sleep_interval: Duration::from_millis(1),
+            ..Default::default()
+        },
         admission_timeout: Duration::from_secs(1_000_000),
         watch_buffer_bytes: 200,
         scrub_bytes_per_second: 0,

@@ -11,8 +11,8 @@ use polybolt::disk::sim::{Fault, Fired, ReadFault, SimDisk, Survive};
 use polybolt::run::seeded::{Seeded, meanwhile};
 use polybolt::run::{Clock, ManualClock};
 use polybolt::{
-    Command, DeleteRequest, Durability, Engine, Entry, Error, Face, Keyspace, Older, Op, Options, Place, PutRequest,
-    RangeRequest, Refusal, Result, Routes, Runtime, Span, TxnRequest,
+    Command, CompactionPace, DeleteRequest, Durability, Engine, Entry, Error, Face, Keyspace, Older, Op, Options,
+    Place, PutRequest, RangeRequest, Refusal, Result, Routes, Runtime, Span, TxnRequest,
 };
 use polybolt_engine::manifest::{SLOT_NAMES, Slots};
 use std::cell::RefCell;

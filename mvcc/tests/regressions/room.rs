@@ -135,7 +135,8 @@ fn a_request_that_is_refused_in_line_is_told() {
 /// With no pause between its steps a sweep that a pin held back looked again at once, and again, without end.
 #[test]
 fn a_sweep_that_is_held_back_lets_the_machine_sleep() {
-    let options = Options { compaction_sleep_interval: Duration::ZERO, ..options() };
+    let pace = CompactionPace { sleep_interval: Duration::ZERO, ..CompactionPace::default() };
+    let options = Options { compaction_pace: pace, ..options() };
     let driven = open(&new_disk(1), options).unwrap();
     let ks = driven.engine.create_keyspace("ks", Routes::parse("low=a,mid=m").unwrap()).unwrap();
     let other = driven.engine.create_keyspace("other", Routes::single()).unwrap();

@@ -1,7 +1,7 @@
 //! What a seed drew: options, shards, which faults may come.
 
 use polybolt::run::seeded::Rng;
-use polybolt::{Durability, Face, Options, Routes, ShardOptions};
+use polybolt::{CompactionPace, Durability, Face, Options, Routes, ShardOptions};
 use std::time::Duration;
 
 /// The first bytes of keys; each but the last has a shard of its own if there are enough.
@@ -52,8 +52,12 @@ impl Setup {
             space_reserve_bytes: rng.below(3) * 24 * 1024,
             read_cache_bytes: if rng.one_in(2) { None } else { Some(rng.below(5) * 6000) },
             open_files_max: 1 + rng.below(12) as usize,
-            compaction_batch_limit: 1 + rng.below(20) as usize,
-            compaction_sleep_interval: Duration::from_millis(rng.below(6)),
+            compaction_pace: CompactionPace {
+                batch_limit: 1 + rng.below(20) as usize,
+                sleep_interval: Duration::from_millis(rng.below(6)),
+                budget_percent: if rng.one_in(3) { None } else { Some(rng.below(30) as u32) },
+                deadline: if rng.one_in(2) { None } else { Some(Duration::from_millis(rng.below(50))) },
+            },
             min_lease_ttl: 1,
             lease_extend: EXTEND,
             admission_timeout: Duration::from_secs(2 + rng.below(5)),
