@@ -376,6 +376,10 @@ impl Job for CheckpointJob {
         "checkpoint"
     }
 
+    fn gives_way(&self) -> bool {
+        true
+    }
+
     fn signal(&self) -> Signal {
         self.core.signal.clone()
     }

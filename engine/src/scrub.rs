@@ -88,6 +88,10 @@ impl Job for ScrubJob {
         "scrub"
     }
 
+    fn gives_way(&self) -> bool {
+        true
+    }
+
     fn signal(&self) -> Signal {
         self.signal.clone()
     }

@@ -26,11 +26,11 @@ pub(crate) fn get(core: &Core, request: &RangeRequest) -> Option<RangeResponse> 
     let key = &request.span.key;
     let which = core.routes.shard_of(key);
     let visible = core.publisher.visible();
-    pause("read: visible");
     let at = if request.revision <= 0 { visible } else { request.revision.cast_unsigned() };
     if at > visible || core.floor_of(which) > at.cast_signed() {
         return None;
     }
+    pause("read: visible");
     let hit = core.shards[which].index.read().get(key, at);
     let kvs = match hit {
         Some(hit) if !request.count_only => row(core, which, request, hit),

@@ -159,6 +159,10 @@ impl Job for Housekeeper {
         "housekeeping"
     }
 
+    fn gives_way(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, now: Duration) -> Next {
         let cores = self.open();
         let mut next: Option<Duration> = None;

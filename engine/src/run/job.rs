@@ -10,6 +10,10 @@ use std::time::Duration;
 pub trait Job: Send {
     /// A short name, for threads and logs: "journal", "checkpoint".
     fn name(&self) -> &'static str;
+    /// True if nobody waits for its steps: threads for whom somebody waits go before its own.
+    fn gives_way(&self) -> bool {
+        false
+    }
     /// Does one bounded piece of work. `now` is [`super::Clock::monotonic`].
     fn step(&mut self, now: Duration) -> Next;
     /// What wakes this job when it is [`Next::Idle`] or waits for [`Next::At`].

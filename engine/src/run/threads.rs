@@ -21,7 +21,11 @@ impl Worker {
         let stop = Arc::new(AtomicBool::new(false));
         let signal = job.signal();
         let (stopped, wake) = (Arc::clone(&stop), signal.clone());
+        let (name, gives_way) = (job.name(), job.gives_way());
         let run = move || {
+            if gives_way {
+                give_way();
+            }
             while !stopped.load(Ordering::Acquire) {
                 let now = clock.monotonic();
                 match catch_unwind(AssertUnwindSafe(|| job.step(now))) {
@@ -37,7 +41,7 @@ impl Worker {
                 }
             }
         };
-        let thread = thread::Builder::new().name("polybolt-job".to_owned()).spawn(run);
+        let thread = thread::Builder::new().name(format!("polybolt-{name}")).spawn(run);
         Worker { stop, signal, thread: thread.ok() }
     }
 
@@ -46,6 +50,22 @@ impl Worker {
         self.thread.is_some()
     }
 }
+
+/// How much this thread gives way, as `nice` counts: a third of the share of the others where processors are short.
+#[cfg(all(target_os = "linux", not(any(feature = "loom", feature = "shuttle"))))]
+const NICE: i32 = 5;
+
+/// Lowers the priority of this thread. Where the system does not let it, it stays as it is.
+#[cfg(all(target_os = "linux", not(any(feature = "loom", feature = "shuttle"))))]
+fn give_way() {
+    let this = rustix::thread::gettid();
+    if let Ok(nice) = rustix::process::getpriority_process(Some(this)) {
+        rustix::process::setpriority_process(Some(this), nice + NICE).ok();
+    }
+}
+
+#[cfg(not(all(target_os = "linux", not(any(feature = "loom", feature = "shuttle")))))]
+fn give_way() {}
 
 impl Drop for Worker {
     fn drop(&mut self) {
