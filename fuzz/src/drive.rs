@@ -27,7 +27,11 @@ pub fn options() -> Options {
         journal_bytes: 96 << 10,
         space_reserve_bytes: 8192,
         checkpoint_interval: Duration::from_millis(80),
-        compaction_pace: polybolt::CompactionPace { batch_limit: 20, sleep_interval: Duration::from_millis(1), ..Default::default() },
+        compaction_pace: polybolt::CompactionPace {
+            batch_limit: 20,
+            sleep_interval: Duration::from_millis(1),
+            ..Default::default()
+        },
         reserve_ahead: 50,
         ..Options::default()
     }
