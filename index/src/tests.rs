@@ -92,10 +92,10 @@ fn walked(index: &Index, range: KeyRange<'_>, at: u64, limit: usize, up: bool) -
 }
 
 fn check_reads(index: &Index, model: &Model, from: u64, newest: u64) {
-    let bounds: [&[u8]; 5] = [b"", b"a", b"k05", b"k2", b"zz"];
-    for at in from..=newest + 1 {
-        for start in bounds {
-            for end in bounds.into_iter().map(Some).chain([None]) {
+    let bounds: &[&[u8]] = if cfg!(miri) { &[b"", b"k05", b"k2"] } else { &[b"", b"a", b"k05", b"k2", b"zz"] };
+    for at in (from..=newest + 1).step_by(if cfg!(miri) { 5 } else { 1 }) {
+        for start in bounds.iter().copied() {
+            for end in bounds.iter().copied().map(Some).chain([None]) {
                 let range = KeyRange { start, end };
                 let want = model.live(range, at);
                 assert_eq!(index.count(range, at), want.len() as u64, "{range:?} at {at}");
@@ -154,7 +154,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 64 }))]
     #[test]
     fn it_answers_like_the_list_of_all_rows(
-        steps in prop::collection::vec(step(), 1..60),
+        steps in prop::collection::vec(step(), 1..if cfg!(miri) { 16 } else { 60 }),
         // From where on mains, and by how much subs, and some do not fit what they are packed in.
         first in prop_oneof![2 => Just(1), 1 => Just((1u64 << 42) - 8)],
         stride in prop_oneof![2 => Just(1u32), 1 => Just(1 << 20)],
@@ -303,7 +303,6 @@ fn a_delete_and_a_put_under_one_main_keep_the_put() {
 /// Keys of an index that is large; Miri has less time.
 const KEYS: u64 = if cfg!(miri) { 120 } else { 20_000 };
 
-/// B4: what counts and limits cost.
 /// The count, a few keys at a time.
 fn counted_in_parts(index: &Index, range: KeyRange<'_>, at: u64) -> u64 {
     let (mut count, mut resume) = index.count_some(range, at, 3);
@@ -315,6 +314,7 @@ fn counted_in_parts(index: &Index, range: KeyRange<'_>, at: u64) -> u64 {
     count
 }
 
+/// B4.
 #[test]
 fn counts_and_limits_cost_what_they_return() {
     let mut index = Index::new();
