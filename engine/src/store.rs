@@ -34,7 +34,7 @@ use crate::verify::{self, VerifyReport};
 use crate::view::View;
 use bytes::Bytes;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 pub use crate::core::{Admission, StoreOptions};
 
@@ -173,6 +173,10 @@ impl Store {
         }
         let mut workers = Vec::new();
         if let Runtime::Threads(clock) = runtime {
+            if let Some(journal) = core.journal.get() {
+                let journal: Weak<Journal> = Arc::downgrade(journal);
+                core.durable.set_mover(journal);
+            }
             for job in jobs.drain(..) {
                 let poison = Arc::clone(&core.poison);
                 let on_panic = move |text: &str| poison.set(&Error::Poisoned { cause: text.into() });

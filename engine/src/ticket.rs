@@ -9,14 +9,23 @@ use crate::run;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex};
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
 /// The number of a sealed record, counted from 1 over the whole life of a store; 0 is before all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(pub u64);
+
+/// What moves a mark, told of those that wait.
+pub trait Mover: Debug + Send + Sync {
+    /// Somebody waits for `at` with a thread that has nothing else to do, and may be used.
+    fn lead(&self, at: Position);
+    /// Somebody waits and cannot help.
+    fn hurry(&self);
+}
 
 /// The highest position reached, and who waits for higher ones.
 #[derive(Debug, Default)]
@@ -25,6 +34,7 @@ pub struct Watermark {
     reached: AtomicU64,
     waiting: Mutex<Waiting>,
     moved: Condvar,
+    mover: OnceLock<Weak<dyn Mover>>,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +77,15 @@ impl Watermark {
         drop(waiting);
         self.moved.notify_all();
         woken.into_values().for_each(Waker::wake);
+    }
+
+    /// Has `mover` told of those that wait; the first one stays.
+    pub fn set_mover(&self, mover: Weak<dyn Mover>) {
+        self.mover.get_or_init(|| mover);
+    }
+
+    fn mover(&self) -> Option<Arc<dyn Mover>> {
+        self.mover.get()?.upgrade()
     }
 
     /// A ticket for `at`.
@@ -119,6 +138,11 @@ impl Ticket {
                 break;
             }
         }
+        if !self.is_reached()
+            && let Some(mover) = self.mark.mover()
+        {
+            mover.lead(self.at);
+        }
         let mut waiting = self.mark.waiting.lock();
         loop {
             if let Some(outcome) = self.mark.outcome(self.at, &waiting) {
@@ -146,6 +170,10 @@ impl Future for Ticket {
             waiting.tasks
         });
         waiting.wakers.insert((self.at.0, task), cx.waker().clone());
+        drop(waiting);
+        if let Some(mover) = mark.mover() {
+            mover.hurry();
+        }
         Poll::Pending
     }
 }

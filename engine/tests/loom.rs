@@ -6,7 +6,7 @@
 
 mod explored;
 
-use explored::{run, store, write};
+use explored::{append, journal, run, store, write};
 use loom::thread;
 use polybolt_engine::poison::Poison;
 use polybolt_engine::run::{ReadyList, Signal};
@@ -276,5 +276,31 @@ fn a_writer_that_is_short_of_room_gets_it_from_a_checkpoint() {
         let checkpoint = checkpoints.join().unwrap();
         loom::stop_exploring();
         drop((journal, checkpoint));
+    });
+}
+
+#[test]
+fn whoever_waits_for_the_journal_leads_or_is_woken() {
+    explore_jobs(2, || {
+        let (journal, durable, mut job) = journal();
+        // From here on the job is not woken by a first record.
+        durable.ticket(append(&journal)).wait().unwrap();
+        let signal = journal.signal().clone();
+        loom::explore();
+        let ended = Arc::new(AtomicU64::new(0));
+        let jobs = spawn({
+            let ended = Arc::clone(&ended);
+            move || {
+                run(&mut job, || ended.load(Ordering::Acquire) == 1);
+                job
+            }
+        });
+        let at = append(&journal);
+        durable.ticket(at).wait().unwrap();
+        ended.store(1, Ordering::Release);
+        signal.raise();
+        let job = jobs.join().unwrap();
+        loom::stop_exploring();
+        drop(job);
     });
 }

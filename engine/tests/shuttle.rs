@@ -6,7 +6,7 @@
 
 mod explored;
 
-use explored::{run, store, write};
+use explored::{append, journal, run, store, write};
 use polybolt_engine::{AdmitError, Cost, Store};
 use shuttle::scheduler::RandomScheduler;
 use shuttle::sync::atomic::{AtomicBool, Ordering};
@@ -83,5 +83,36 @@ fn writers_that_are_short_of_room_get_it_from_checkpoints() {
         ended.store(true, Ordering::SeqCst);
         signals.iter().for_each(polybolt_engine::run::Signal::raise);
         jobs.into_iter().for_each(|job| job.join().unwrap());
+    });
+}
+
+/// Threads that wait for what they wrote, each leading if it is alone, and the job, which no time wakes here.
+#[test]
+fn whoever_waits_for_the_journal_leads_or_is_woken() {
+    explore(|| {
+        let (journal, durable, mut job) = journal();
+        let ended = Arc::new(AtomicBool::new(false));
+        let signal = journal.signal().clone();
+        let jobs = thread::spawn({
+            let ended = Arc::clone(&ended);
+            move || run(&mut job, || ended.load(Ordering::SeqCst))
+        });
+        let writers: Vec<_> = (0..2)
+            .map(|_| {
+                let (journal, durable) = (Arc::clone(&journal), Arc::clone(&durable));
+                thread::spawn(move || {
+                    for _ in 0..4 {
+                        let at = append(&journal);
+                        durable.ticket(at).wait().unwrap();
+                        assert!(durable.reached() >= at);
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        assert_eq!(durable.reached(), journal.last());
+        ended.store(true, Ordering::SeqCst);
+        signal.raise();
+        jobs.join().unwrap();
     });
 }

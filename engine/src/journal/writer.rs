@@ -1,4 +1,4 @@
-//! The journal's job: one group written, one group synced, and segments made ahead between them.
+//! Writing: one group written, one group synced, and segments made ahead between them.
 
 use super::group::{GROUP_HEAD_BYTES, GroupHead, sectors};
 use super::segment::{SEGMENT_DATA, Segment, SegmentHead, file_name};
@@ -8,7 +8,7 @@ use crate::disk::{DiskFile, OpenMode};
 use crate::error::{Error, Result};
 use crate::ids::SpaceId;
 use crate::manifest::JournalStart;
-use crate::run::{Job, Next, Signal};
+use crate::run::Next;
 use crate::ticket::Position;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,8 +25,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Writes groups. One per journal.
 #[derive(Debug)]
-pub struct JournalJob {
-    journal: Arc<Journal>,
+pub(super) struct Writer {
     /// The segment in use and the offset of the next group in it; None before the first group.
     tail: Option<Tail>,
     next_number: u64,
@@ -39,6 +38,10 @@ pub struct JournalJob {
     quiet_since: Option<Duration>,
     /// A buffer that went through, for the next group to fill.
     spare: Vec<u8>,
+    /// Records of the last group.
+    pub(super) records: u32,
+    /// True once the journal's job is gone: nothing is written any more.
+    pub(super) closed: bool,
 }
 
 #[derive(Debug)]
@@ -67,35 +70,10 @@ struct Making {
     renamed: bool,
 }
 
-impl Job for JournalJob {
-    fn name(&self) -> &'static str {
-        "journal"
-    }
-
-    fn signal(&self) -> Signal {
-        self.journal.signal.clone()
-    }
-
-    fn step(&mut self, now: Duration) -> Next {
-        if self.journal.poison.check().is_err() {
-            return Next::Idle;
-        }
-        match self.advance(now) {
-            Ok(next) => next,
-            Err(error) => {
-                self.journal.poison.set(&error);
-                Next::Idle
-            }
-        }
-    }
-}
-
-impl JournalJob {
-    /// The job of `journal`.
-    pub fn new(journal: Arc<Journal>) -> Self {
-        let start = journal.boundary();
-        JournalJob {
-            journal,
+impl Writer {
+    /// Writes what follows `start`.
+    pub(super) fn new(start: JournalStart) -> Self {
+        Writer {
             tail: None,
             next_number: start.segment,
             sequence: start.sequence,
@@ -105,58 +83,70 @@ impl JournalJob {
             retry_at: None,
             quiet_since: None,
             spare: Vec::new(),
+            records: 0,
+            closed: false,
         }
     }
 
-    fn advance(&mut self, now: Duration) -> Result<Next> {
+    /// Syncs what is written, or writes what is pending; false if there is neither.
+    pub(super) fn write_step(&mut self, journal: &Journal) -> Result<bool> {
         if let Some(written) = self.written.take() {
             if !is_on(Defect::SkipSync) {
                 written.files.iter().try_for_each(|file| file.sync_data())?;
             }
-            self.publish(&written);
+            journal.publish(&written);
+            return Ok(true);
+        }
+        let pending = self.take_pending(journal);
+        if pending.records == 0 {
+            return Ok(false);
+        }
+        self.quiet_since = None;
+        self.records = pending.records;
+        let written = self.write(journal, pending)?;
+        if is_on(Defect::PublishBeforeDurable) {
+            journal.publish(&written);
+        }
+        self.written = Some(written);
+        Ok(true)
+    }
+
+    /// Does the next thing there is to do.
+    pub(super) fn step(&mut self, journal: &Journal, now: Duration) -> Result<Next> {
+        if self.write_step(journal)? {
             return Ok(Next::Again);
         }
-        let pending = self.take_pending();
-        if pending.records > 0 {
-            self.quiet_since = None;
-            let written = self.write(pending)?;
-            if is_on(Defect::PublishBeforeDurable) {
-                self.publish(&written);
-            }
-            self.written = Some(written);
-            return Ok(Next::Again);
-        }
-        if self.retry_at.is_some_and(|at| now < at) && self.journal.wants_segment() {
+        if self.retry_at.is_some_and(|at| now < at) && journal.wants_segment() {
             return Ok(self.retry_at.map_or(Next::Idle, Next::At));
         }
-        if self.making.is_some() || self.journal.wants_segment() {
-            self.make_segment(now);
+        if self.making.is_some() || journal.wants_segment() {
+            self.make_segment(journal, now);
             return Ok(Next::Again);
         }
-        Ok(self.shrink(now))
+        Ok(self.shrink(journal, now))
     }
 
     /// Gives back, one by one, segments that a burst has left once it is quiet.
-    fn shrink(&mut self, now: Duration) -> Next {
-        if !self.journal.has_surplus() {
+    fn shrink(&mut self, journal: &Journal, now: Duration) -> Next {
+        if !journal.has_surplus() {
             return Next::Idle;
         }
         let due = *self.quiet_since.get_or_insert(now) + QUIET;
         if now < due {
             return Next::At(due);
         }
-        match self.journal.take_surplus() {
+        match journal.take_surplus() {
             None => Next::Idle,
             Some(segment) => {
                 // If that fails the next open takes it for a ready one.
-                drop(self.journal.disk.remove(segment.file.path()));
+                drop(journal.disk.remove(segment.file.path()));
                 Next::Again
             }
         }
     }
 
-    fn take_pending(&mut self) -> Pending {
-        let mut pending = self.journal.pending.lock();
+    fn take_pending(&mut self, journal: &Journal) -> Pending {
+        let mut pending = journal.pending.lock();
         if pending.records == 0 {
             return Pending::default();
         }
@@ -165,13 +155,13 @@ impl JournalJob {
     }
 
     /// Writes a group behind the last one, over as many segments as it takes.
-    fn write(&mut self, pending: Pending) -> Result<Written> {
+    fn write(&mut self, journal: &Journal, pending: Pending) -> Result<Written> {
         let Pending { mut bytes, records, last, charged, spaces } = pending;
         let mut files = Vec::with_capacity(1);
-        let (number, offset) = self.place()?;
+        let (number, offset) = self.place(journal)?;
         let body = &bytes[GROUP_HEAD_BYTES..];
         let head = GroupHead {
-            session: session_tag(self.journal.session, self.journal.engine),
+            session: session_tag(journal.session, journal.engine),
             segment: number,
             sequence: self.sequence,
             first: Position(last + 1 - u64::from(records)),
@@ -193,7 +183,7 @@ impl JournalJob {
             let (now, later) = rest.split_at(usize::try_from(fits).expect("a part of a slice"));
             if at == SEGMENT_DATA {
                 // The head of a segment becomes durable with the first bytes in it.
-                let mut first = self.journal.head_of(tail).encode().to_vec();
+                let mut first = journal.head_of(tail).encode().to_vec();
                 first.extend_from_slice(now);
                 tail.segment.file.write_at(&first, 0)?;
             } else {
@@ -203,13 +193,13 @@ impl JournalJob {
             files.push(Arc::clone(&tail.segment.file));
             rest = later;
             if !rest.is_empty() {
-                at = self.next_segment()?;
+                at = self.next_segment(journal)?;
             }
         }
         self.sequence += 1;
         self.chain = crc;
         {
-            let mut room = self.journal.room.lock();
+            let mut room = journal.room.lock();
             room.free = room.free.saturating_sub(padded as u64);
             room.charged -= charged;
             room.groups += 1;
@@ -229,18 +219,18 @@ impl JournalJob {
     }
 
     /// Where the next group goes: behind the last one, or to a fresh segment if that one is full.
-    fn place(&mut self) -> Result<(u64, u64)> {
+    fn place(&mut self, journal: &Journal) -> Result<(u64, u64)> {
         let full = self.tail.as_ref().is_none_or(|tail| tail.offset + SEGMENT_DATA > tail.segment.bytes);
         if full {
-            self.next_segment()?;
+            self.next_segment(journal)?;
         }
         let tail = self.tail.as_ref().expect("next_segment() set it");
         Ok((tail.number, tail.offset))
     }
 
     /// Begins a ready segment; returns the offset of its first group.
-    fn next_segment(&mut self) -> Result<u64> {
-        let mut room = self.journal.room.lock();
+    fn next_segment(&mut self, journal: &Journal) -> Result<u64> {
+        let mut room = journal.room.lock();
         let segment = room.ready.pop_front().ok_or(Error::Closed)?;
         let number = self.next_number;
         self.next_number += 1;
@@ -250,30 +240,23 @@ impl JournalJob {
         Ok(SEGMENT_DATA)
     }
 
-    fn publish(&mut self, written: &Written) {
-        *self.journal.boundary.lock() = written.after;
-        (self.journal.on_durable)(&written.spaces, written.after.position);
-        self.journal.durable.advance(written.after.position);
-    }
-
     /// One step of making a segment. A full disk is no disaster here: nobody was promised this room.
-    fn make_segment(&mut self, now: Duration) {
-        match self.make_step() {
+    fn make_segment(&mut self, journal: &Journal, now: Duration) {
+        match self.make_step(journal) {
             Ok(()) => self.retry_at = None,
             Err(error) => {
                 if let Some(making) = self.making.take() {
                     // Best effort: what stays is removed at the next open.
-                    drop(self.journal.disk.remove(&making.fresh));
+                    drop(journal.disk.remove(&making.fresh));
                 }
-                self.journal.room.lock().failed = Some(error);
-                self.journal.room_grew();
+                journal.room.lock().failed = Some(error);
+                journal.room_grew();
                 self.retry_at = Some(now + RETRY);
             }
         }
     }
 
-    fn make_step(&mut self) -> Result<()> {
-        let journal = Arc::clone(&self.journal);
+    fn make_step(&mut self, journal: &Journal) -> Result<()> {
         let Some(making) = &mut self.making else {
             let index = journal.room.lock().next_file;
             let path = journal.options.dir.join(file_name(index));
@@ -325,6 +308,12 @@ impl JournalJob {
 }
 
 impl Journal {
+    fn publish(&self, written: &Written) {
+        *self.boundary.lock() = written.after;
+        (self.on_durable)(&written.spaces, written.after.position);
+        self.durable.advance(written.after.position);
+    }
+
     fn head_of(&self, tail: &Tail) -> SegmentHead {
         let Tail { number, segment, .. } = tail;
         SegmentHead { engine: self.engine, session: self.session, number: *number, bytes: segment.bytes }

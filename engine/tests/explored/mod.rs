@@ -3,7 +3,12 @@
 use bytes::Bytes;
 use polybolt_engine::disk::Disk;
 use polybolt_engine::disk::sim::SimDisk;
-use polybolt_engine::run::{Job, Next};
+use polybolt_engine::ids::SpaceId;
+use polybolt_engine::journal::{Journal, JournalJob, JournalOptions, JournalParts};
+use polybolt_engine::manifest::JournalStart;
+use polybolt_engine::poison::Poison;
+use polybolt_engine::run::{Job, Next, Signal};
+use polybolt_engine::ticket::Watermark;
 use polybolt_engine::{
     AdmitError, Batch, Cost, Edit, Position, Replay, Replayed, Result, Runtime, SpaceInfo, SpaceSpec, Store,
     StoreOptions, TreeEdit, TreeSpec,
@@ -66,4 +71,39 @@ pub(crate) fn run(job: &mut dyn Job, done: impl Fn() -> bool) {
             Next::Done => panic!("the jobs of a store do not end"),
         }
     }
+}
+
+/// A journal that threads may lead, with a segment ready and a job that has nothing to do.
+pub(crate) fn journal() -> (Arc<Journal>, Arc<Watermark>, JournalJob) {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+    disk.create_dir("/j".as_ref()).unwrap();
+    let durable = Arc::new(Watermark::default());
+    let journal = Journal::new(JournalParts {
+        disk,
+        options: JournalOptions { dir: "/j".into(), segment_bytes: 32 << 10, bytes_max: 1 << 20 },
+        engine: 1,
+        session: 1,
+        start: JournalStart { segment: 1, offset: 0, sequence: 1, chain: 0, position: Position(0) },
+        segments: Vec::new(),
+        poison: Arc::new(Poison::default()),
+        on_durable: Box::new(|_, _| ()),
+        checkpoint: Signal::default(),
+        durable: Arc::clone(&durable),
+    });
+    let mover: std::sync::Weak<Journal> = Arc::downgrade(&journal);
+    durable.set_mover(mover);
+    let mut job = JournalJob::new(Arc::clone(&journal));
+    for at in 0..2 {
+        while job.step(Duration::ZERO) == Next::Again {}
+        if at == 0 {
+            append(&journal);
+        }
+    }
+    journal.signal().take();
+    (journal, durable, job)
+}
+
+pub(crate) fn append(journal: &Journal) -> Position {
+    let charge = journal.charge(4).unwrap();
+    journal.append(SpaceId(1), b"some", charge)
 }
