@@ -63,8 +63,10 @@ pub struct Room {
     pub pending: Pending,
     /// Those of pages that a checkpoint has built and not yet published.
     pub building: Vec<Extent>,
-    /// True while a vacuum moves what lies at the end.
-    pub vacuumed: bool,
+    /// How many vacuums move what lies at the end.
+    pub vacuums: u32,
+    /// How many overflow extents the tree has, once the opening scan told what is free.
+    pub extents: i64,
 }
 
 impl Room {
@@ -91,7 +93,8 @@ impl Tree {
                 free: FreeSpace::unknown(end),
                 pending: Pending::default(),
                 building: Vec::new(),
-                vacuumed: false,
+                vacuums: 0,
+                extents: 0,
             }),
             sizes: Mutex::new(Sizes { all: u64::from(end), unused: 0 }),
             failed: Mutex::default(),

@@ -248,6 +248,7 @@ impl Cut {
             let mut room = cut.tree.room.lock();
             room.building.clear();
             room.pending.add(commit, built.written.freed);
+            room.extents += built.written.extents;
             cut.tree.note_sizes(&room);
             cut.tree.publish(built.root, commit);
         }
@@ -264,6 +265,7 @@ impl Cut {
             core.durable.advance(self.covers);
         }
         core.flushed.advance(self.serves);
+        core.published.raise();
     }
 }
 
@@ -289,7 +291,7 @@ fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
     if core.full.load(Ordering::Acquire) {
         core.was_full.store(true, Ordering::Release);
     }
-    let low = room.vacuumed || core.was_full.load(Ordering::Acquire);
+    let low = room.vacuums > 0 || core.was_full.load(Ordering::Acquire);
     let free = &mut room.free;
     free.prefer_low(low);
     let old_end = free.end();

@@ -44,8 +44,29 @@ pub struct StoreOptions {
     pub open_files_max: usize,
     /// Bytes of tree files that the scrub reads in a second; 0 is no scrub.
     pub scrub_bytes_per_second: u64,
+    /// How files are kept short.
+    pub vacuum: VacuumOptions,
     /// Write nothing.
     pub read_only: bool,
+}
+
+/// How files are kept short in the background.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VacuumOptions {
+    /// Bytes of pages that it moves in a second; 0 is no vacuum but when asked for.
+    pub bytes_per_second: u64,
+    /// About what it moves in one step.
+    pub step_bytes: u64,
+    /// A file is made shorter if more than so much of it is free; half of that is left.
+    pub free_percent: u8,
+    /// And if that is no less than so many bytes.
+    pub free_bytes_min: u64,
+}
+
+impl Default for VacuumOptions {
+    fn default() -> Self {
+        VacuumOptions { bytes_per_second: 8 << 20, step_bytes: 512 << 10, free_percent: 20, free_bytes_min: 4 << 20 }
+    }
 }
 
 impl StoreOptions {
@@ -62,6 +83,7 @@ impl StoreOptions {
             read_mode: ReadMode::Mapped,
             open_files_max: 256,
             scrub_bytes_per_second: 0,
+            vacuum: VacuumOptions { bytes_per_second: 0, ..VacuumOptions::default() },
             read_only: false,
         }
     }
@@ -109,6 +131,8 @@ pub struct Core {
     pub batch_position: AtomicU64,
     /// Raised when the checkpoint job should look again.
     pub signal: Signal,
+    /// Raised when a checkpoint was published, or the opening scan of a file is over.
+    pub published: Signal,
     /// Counters for tests and metrics.
     pub counters: Counters,
     /// What the scrub has read.
@@ -128,6 +152,14 @@ pub struct Counters {
     pub leaves_cleaned: AtomicU64,
     /// Checkpoints that met a full disk.
     pub no_space: AtomicU64,
+    /// Bytes of pages that vacuums wrote anew further down.
+    pub vacuum_moved: AtomicU64,
+    /// Bytes of files that vacuums gave back to the disk.
+    pub vacuum_cut: AtomicU64,
+    /// Rounds of the vacuum in the background.
+    pub vacuum_rounds: AtomicU64,
+    /// Times that it made a file shorter.
+    pub vacuum_cuts: AtomicU64,
 }
 
 impl std::fmt::Debug for Core {
@@ -240,6 +272,7 @@ impl Core {
             durable,
             batch_position: AtomicU64::new(0),
             signal: Signal::default(),
+            published: Signal::default(),
             counters: Counters::default(),
             scrubbed: Mutex::default(),
         })

@@ -476,6 +476,8 @@ pub struct Written {
     pub freed: Vec<Extent>,
     /// Bytes written.
     pub bytes: u64,
+    /// How many more overflow extents the new tree has than the old one.
+    pub extents: i64,
 }
 
 /// New pages of one checkpoint on their way to the file. If it is dropped unfinished, what it took
@@ -555,7 +557,13 @@ impl PageSink for TreeWriter<'_> {
         bytes.extend_from_slice(body);
         bytes.resize(bytes.len().next_multiple_of(UNIT_BYTES), 0);
         let count = u32::try_from(body.len()).expect("a body is at most BODY_BYTES_MAX");
+        self.written.extents += 1;
         self.put(ptr, bytes, Head { kind: Kind::Overflow, height: 0, count })
+    }
+
+    fn free_extent(&mut self, extent: ExtentRef) {
+        self.written.extents -= 1;
+        self.free(extent.ptr, extent.units());
     }
 
     fn free(&mut self, ptr: PagePtr, units: u32) {

@@ -29,14 +29,14 @@ use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
 use crate::ticket::{Position, Ticket};
 use crate::tree::{self, Reached};
-use crate::vacuum;
+use crate::vacuum::{self, VacuumJob};
 use crate::verify::{self, VerifyReport};
 use crate::view::View;
 use bytes::Bytes;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-pub use crate::core::{Admission, StoreOptions};
+pub use crate::core::{Admission, StoreOptions, VacuumOptions};
 
 /// Who runs the store's jobs.
 pub enum Runtime {
@@ -45,6 +45,9 @@ pub enum Runtime {
     /// Whoever takes them with [`Store::take_jobs`].
     Manual,
 }
+
+/// A vacuum that somebody waits for moves no more between two checkpoints.
+const VACUUM_CHECKPOINT_BYTES: u64 = 16 << 20;
 
 /// An open store. Closing it by dropping loses nothing that is durable; [`Store::close`] also makes
 /// the next open quick and keeps Volatile trees.
@@ -101,6 +104,14 @@ pub struct StoreStats {
     pub leaves_cleaned: u64,
     /// Checkpoints that met a full disk.
     pub no_space: u64,
+    /// Bytes of pages that vacuums wrote anew further down, since open.
+    pub vacuum_moved_bytes: u64,
+    /// Bytes of files that vacuums gave back to the disk, since open.
+    pub vacuum_cut_bytes: u64,
+    /// Rounds of the vacuum in the background since open.
+    pub vacuum_rounds: u64,
+    /// Times that it made a file shorter.
+    pub vacuum_cuts: u64,
     /// Durability calls of the disk.
     pub sync_calls: u64,
     /// Times that the scrub has read everything since open.
@@ -169,6 +180,9 @@ impl Store {
             jobs.push(Box::new(CheckpointJob::new(Arc::clone(&core))));
             if core.options.scrub_bytes_per_second > 0 {
                 jobs.push(Box::new(ScrubJob::new(Arc::clone(&core))));
+            }
+            if core.options.vacuum.bytes_per_second > 0 {
+                jobs.push(Box::new(VacuumJob::new(Arc::clone(&core))));
             }
         }
         let mut workers = Vec::new();
@@ -425,10 +439,15 @@ impl Store {
         let mut used = vec![Extent { unit: 0, units: 1 }];
         used.extend(room.pending.extents());
         used.extend(&room.building);
+        let mut extents = 0;
         let damaged = |ptr: crate::ids::PagePtr, damage| file.damaged(ptr.unit, damage);
         tree::reach(file, published.root, &damaged, &mut |reached| {
             match reached {
-                Reached::Page(extent) | Reached::Overflow(extent) => used.push(extent),
+                Reached::Page(extent) => used.push(extent),
+                Reached::Overflow(extent) => {
+                    extents += 1;
+                    used.push(extent);
+                }
                 Reached::Entry(Entry { key, head, body }) => {
                     let len = match body {
                         BodyAt::Here(bytes) => u32::try_from(bytes.len()).expect("an inline body fits its page"),
@@ -444,8 +463,10 @@ impl Store {
             file.damaged(extent.unit, crate::error::Damage::Malformed { what })
         };
         room.free.learn(&mut used).map_err(twice)?;
+        room.extents = extents;
         tree.note_sizes(&room);
         drop(room);
+        self.core.published.raise();
         self.core.close_idle_files();
         Ok(())
     }
@@ -488,6 +509,10 @@ impl Store {
             units_reused: counters.units_reused.load(Ordering::Relaxed),
             leaves_cleaned: counters.leaves_cleaned.load(Ordering::Relaxed),
             no_space: counters.no_space.load(Ordering::Relaxed),
+            vacuum_moved_bytes: counters.vacuum_moved.load(Ordering::Relaxed),
+            vacuum_cut_bytes: counters.vacuum_cut.load(Ordering::Relaxed),
+            vacuum_rounds: counters.vacuum_rounds.load(Ordering::Relaxed),
+            vacuum_cuts: counters.vacuum_cuts.load(Ordering::Relaxed),
             sync_calls: self.core.disk.sync_calls(),
             scrub_rounds: scrub.0,
             scrub_bytes: scrub.1,
@@ -541,50 +566,65 @@ impl Store {
         let core = &self.core;
         let tree = self.tree(tree)?;
         let space = core.catalog.space(space).ok_or_else(|| Error::invalid(format!("there is no space {space}")))?;
-        let vacuumed = |vacuumed| tree.room.lock().vacuumed = vacuumed;
-        vacuumed(true);
-        let end = self.vacuum_rounds(&space, &tree);
-        vacuumed(false);
+        tree.room.lock().vacuums += 1;
+        let end = self.vacuum_passes(&space, &tree);
+        tree.room.lock().vacuums -= 1;
         end
     }
 
-    fn vacuum_rounds(&self, space: &Space, tree: &Tree) -> Result<u64> {
+    fn vacuum_passes(&self, space: &Space, tree: &Tree) -> Result<u64> {
         let core = &self.core;
-        // Twice: what the first checkpoint gives up is free after the second.
-        let settle = || (0..2).try_for_each(|_| core.flush().wait());
-        settle()?;
         let mut end_before = u32::MAX;
         loop {
-            core.poison.check()?;
-            let (end, target) = {
-                let mut room = checkpoint::reclaim(core, tree);
-                let end = room.free.trim();
-                tree.file.cut(end)?;
-                (end, end - u32::try_from(room.free.free() + room.pending.units()).unwrap_or(end))
+            // Twice: what the first checkpoint gives up is free after the second.
+            (0..2).try_for_each(|_| core.flush().wait())?;
+            let Some(vacuum::Ends { end, unused, .. }) = vacuum::cut(core, space, tree)? else {
+                return Err(Error::invalid("the tree is dropped"));
             };
-            let round = vacuum::collect(tree, target)?;
-            if round.is_empty() || end >= end_before {
+            // Not for the last few units, which others take meanwhile.
+            let shorter = end_before.saturating_sub(end) > end / 128;
+            if unused == 0 || !shorter || !self.vacuum_pass(space, tree, end - unused)? {
                 return Ok(u64::from(end) * UNIT_BYTES as u64);
             }
             end_before = end;
-            let cost = Cost {
-                edit_bytes: round.bytes,
-                edits: round.len() as u64,
-                frees_space: true,
-                volatile: tree.is_volatile(),
-                ..Cost::default()
-            };
-            let mut admission = loop {
-                match self.admit(cost) {
-                    Ok(admission) => break admission,
-                    Err(AdmitError::Short(ticket)) => ticket.wait()?,
-                    Err(AdmitError::Refused(error)) => return Err(error),
-                }
-            };
-            if !vacuum::apply(space, tree, round, std::mem::take(&mut admission.bytes)) {
-                end_before = u32::MAX;
+        }
+    }
+
+    /// Moves what lies at `target` or behind; false if there is nothing.
+    fn vacuum_pass(&self, space: &Space, tree: &Tree, target: u32) -> Result<bool> {
+        let core = &self.core;
+        let (mut from, mut moves, mut unwritten) = (Vec::new(), false, 0);
+        loop {
+            core.poison.check()?;
+            if space.is_dropped() {
+                return Err(Error::invalid("the tree is dropped"));
             }
-            settle()?;
+            // A long sync would hold up others.
+            if unwritten >= VACUUM_CHECKPOINT_BYTES || core.buffered() > core.options.buffer_bytes / 2 {
+                core.flush().wait()?;
+                unwritten = 0;
+            }
+            let round = vacuum::collect(tree, target, &from, vacuum::ROUND_BYTES)?;
+            let (moved, next) = (round.moved, round.next.clone());
+            if !round.is_empty() {
+                let cost = round.cost(tree);
+                let mut admission = loop {
+                    match self.admit(cost) {
+                        Ok(admission) => break admission,
+                        Err(AdmitError::Short(ticket)) => ticket.wait()?,
+                        Err(AdmitError::Refused(error)) => return Err(error),
+                    }
+                };
+                if !vacuum::apply(core, space, tree, round, &mut admission) {
+                    continue;
+                }
+                moves = true;
+                unwritten += moved;
+            }
+            match next {
+                Some(key) => from = key,
+                None => return Ok(moves),
+            }
         }
     }
 
@@ -642,6 +682,12 @@ impl Store {
             }
         })?;
         Ok(())
+    }
+
+    /// What its parts share.
+    #[cfg(test)]
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     fn tree(&self, id: TreeId) -> Result<Arc<Tree>> {

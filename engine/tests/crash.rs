@@ -11,6 +11,7 @@ use polybolt_engine::disk::Disk;
 use polybolt_engine::disk::sim::{SimDisk, Survive, is_crash};
 use polybolt_engine::run::ManualClock;
 use polybolt_engine::run::seeded::{Rng, Seeded};
+use polybolt_engine::store::VacuumOptions;
 use polybolt_engine::{
     AdmitError, Batch, Cost, Durability, Edit, Error, Replay, Replayed, Result, Runtime, SpaceInfo, SpaceSpec, Store,
     StoreOptions, Ticket, TreeClass, TreeEdit, TreeId, TreeSpec,
@@ -24,6 +25,14 @@ use std::time::Duration;
 
 const BATCHES: u64 = 44;
 const KEPT: u64 = 12;
+/// From this batch on only two are kept, so that files have an end to give back.
+const FEW_FROM: u64 = 60;
+
+/// The first batch of which something is there after this one.
+fn first(batch: u64) -> u64 {
+    let kept = if batch < FEW_FROM { KEPT } else { 2 };
+    batch.saturating_sub(kept) + 1
+}
 
 fn body(batch: u64) -> Bytes {
     let len = if batch % 9 == 4 { 9_000 } else { 40 + (batch % 7) as usize * 60 };
@@ -35,8 +44,8 @@ fn edits(batch: u64, trees: &[TreeId]) -> Vec<TreeEdit> {
     for tree in trees {
         let put = Edit::Put { head: Bytes::from(batch.to_string()), body: body(batch) };
         edits.push(TreeEdit { tree: *tree, key: Bytes::copy_from_slice(&batch.to_be_bytes()), edit: put });
-        if batch > KEPT {
-            let key = Bytes::copy_from_slice(&(batch - KEPT).to_be_bytes());
+        for gone in first(batch - 1)..first(batch) {
+            let key = Bytes::copy_from_slice(&gone.to_be_bytes());
             edits.push(TreeEdit { tree: *tree, key, edit: Edit::Remove });
         }
     }
@@ -76,6 +85,7 @@ fn options(setup: Setup) -> StoreOptions {
         journal_bytes: 48 << 10,
         checkpoint_interval: Duration::from_millis(40),
         space_reserve_bytes: 8192,
+        vacuum: VacuumOptions { bytes_per_second: 1 << 20, step_bytes: 8192, free_percent: 10, free_bytes_min: 4096 },
         ..StoreOptions::new("/data/store")
     }
 }
@@ -116,6 +126,8 @@ struct Promised {
     acknowledged: u64,
     reused: u64,
     checkpoints: u64,
+    vacuum_rounds: u64,
+    vacuum_cuts: u64,
 }
 
 impl Driven {
@@ -160,7 +172,7 @@ impl Driven {
         let mut waiting: Vec<(u64, Ticket)> = Vec::new();
         for batch in from..=to {
             let Some(ticket) = self.apply_next(info, batch) else {
-                return;
+                break;
             };
             promised.applied = batch;
             waiting.push((batch, ticket));
@@ -180,6 +192,19 @@ impl Driven {
         let stats = self.store.stats();
         promised.reused += stats.units_reused;
         promised.checkpoints += stats.checkpoints;
+        promised.vacuum_rounds += stats.vacuum_rounds;
+    }
+
+    /// Lets the vacuum do what it finds.
+    fn rest(&mut self, promised: &mut Promised) {
+        let before = self.store.stats();
+        for _ in 0..60 {
+            self.jobs.run_until_idle(1000);
+            self.jobs.advance(Duration::from_millis(100));
+        }
+        let stats = self.store.stats();
+        promised.vacuum_rounds += stats.vacuum_rounds - before.vacuum_rounds;
+        promised.vacuum_cuts += stats.vacuum_cuts;
     }
 
     /// Exactly what the batches up to `last` left, in every tree.
@@ -199,7 +224,7 @@ impl Driven {
             };
             view.ascend(Bound::Unbounded, collect).unwrap();
             let lost = setup.volatile && at == 2 && tree.emptied;
-            let first = if lost { last + 1 } else { (last.saturating_sub(KEPT) + 1).max(1) };
+            let first = if lost { last + 1 } else { first(last) };
             let want: Vec<_> = (first..=last).map(|at| (at, at.to_string().into_bytes(), body(at))).collect();
             assert_eq!(found, want, "tree {at} after batch {last}");
             assert_eq!(scanned, want.len());
@@ -216,6 +241,21 @@ struct Seen {
     replayed: u64,
     dropped: u64,
     recovery_crashes: u64,
+    /// Of vacuums: after a round was moved and before the file was cut, and in the cut.
+    moved: u64,
+    cuts: u64,
+    /// Cuts before the crash, and the rounds before the last of them.
+    cut_at: (u64, u64),
+}
+
+impl Seen {
+    fn note_vacuum(&mut self, Promised { vacuum_rounds, vacuum_cuts, .. }: &Promised, stopped_in: &str) {
+        if *vacuum_cuts > self.cut_at.0 {
+            self.cut_at = (*vacuum_cuts, *vacuum_rounds);
+        }
+        self.moved += u64::from(*vacuum_rounds > self.cut_at.1);
+        self.cuts += u64::from(stopped_in.starts_with("truncate") && stopped_in.ends_with(".tree"));
+    }
 }
 
 /// Opens what a crash left, checks it, writes on, and opens it once more.
@@ -273,6 +313,7 @@ fn run_to(crash: u64, setup: Setup, seed: u64) -> (SimDisk, Promised, bool) {
         let info = driven.space();
         driven.check(&info, BATCHES, setup);
         driven.run(&info, BATCHES + 1, BATCHES * 3 / 2, &mut promised, &mut rng);
+        driven.rest(&mut promised);
         Ok(())
     };
     if let Err(error) = run() {
@@ -286,6 +327,7 @@ fn at_call(call: u64, setup: Setup, seed: u64, seen: &mut Seen) {
     assert!(disk.crashed());
     seen.crashes += 1;
     eprintln!("{setup:?}, seed {seed}, call {call} ({}), {promised:?}", disk.last_call());
+    seen.note_vacuum(&promised, &disk.last_call());
     let kill = disk.after_crash(Survive::All);
     for survive in [Survive::Nothing, Survive::All].into_iter().chain((0..8).map(Survive::Mix)) {
         recover(&disk.after_crash(survive), setup, &promised, made, seen);
@@ -311,6 +353,7 @@ fn every_call(setup: Setup, seed: u64) {
         at_call(call, setup, seed, &mut seen);
     }
     println!("{setup:?}, seed {seed}: {seen:?}; {promised:?}");
+    assert!(seen.moved > 0 && seen.cuts > 0, "{seen:?}");
     assert!(seen.fallbacks > 0 && seen.recovery_crashes > 0, "{seen:?}");
     assert!(promised.reused > 0 && promised.checkpoints > 4, "{promised:?}");
     if setup.durability == Durability::Sync {

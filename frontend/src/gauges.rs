@@ -152,13 +152,16 @@ impl Collector for LookedUp {
         let used = of_shard("polybolt_shard_size_in_use_bytes", "Bytes of them in use.");
         let keys = of_shard("polybolt_shard_keys", "Live keys of a shard.");
         let index = of_shard("polybolt_shard_index_bytes", "Bytes of a shard's index.");
+        let free = of_shard("polybolt_shard_free_ratio", "The share of a shard's file that is free.");
         for shard in &status.shards {
+            let unused = shard.size.saturating_sub(shard.size_in_use) as f64;
+            free.with_label_values(&[&shard.name]).set(unused / shard.size.max(1) as f64);
             sizes.with_label_values(&[&shard.name]).set(shard.size as f64);
             used.with_label_values(&[&shard.name]).set(shard.size_in_use as f64);
             keys.with_label_values(&[&shard.name]).set(shard.keys as f64);
             index.with_label_values(&[&shard.name]).set(shard.index_bytes as f64);
         }
-        for shards in [sizes, used, keys, index] {
+        for shards in [sizes, used, free, keys, index] {
             all.0.extend(shards.collect());
         }
         all.0
@@ -249,6 +252,11 @@ impl LookedUp {
         all.gauge("polybolt_journal_groups", "Journal groups since the start.", stats.journal_groups as f64);
         all.gauge("polybolt_checkpoints", "Checkpoints since the start.", stats.checkpoints as f64);
         all.gauge("polybolt_disk_syncs", "Durability calls of the disk since the start.", stats.sync_calls as f64);
+        let moved = stats.vacuum_moved_bytes as f64;
+        all.counter("polybolt_vacuum_moved_bytes_total", "Bytes that vacuums moved down in files.", moved);
+        let cut = stats.vacuum_cut_bytes as f64;
+        all.counter("polybolt_vacuum_cut_bytes_total", "Bytes of files that vacuums gave back.", cut);
+        all.counter("polybolt_page_bytes_total", "Bytes of pages that checkpoints wrote.", stats.page_bytes as f64);
         all.gauge("polybolt_scrub_rounds", "Times that the scrub has read all files.", stats.scrub_rounds as f64);
         all.gauge("polybolt_scrub_bytes", "Bytes that the scrub has read.", stats.scrub_bytes as f64);
         all.gauge("polybolt_scrub_damage", "Damaged places that the scrub knows of.", stats.scrub_damage as f64);

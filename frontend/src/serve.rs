@@ -175,6 +175,13 @@ pub(crate) struct Serve {
     /// Bytes of files that the scrub reads in a second, to find damage before it is met; 0 is no scrub.
     #[arg(long, default_value_t = 4 << 20)]
     scrub_bytes_per_second: u64,
+    /// Bytes that the vacuum moves in a second from the ends of files to where there is room, so that they can be
+    /// made shorter; it slows down while writers need the buffers. 0 is no vacuum but Defragment.
+    #[arg(long, default_value_t = 8 << 20)]
+    vacuum_bytes_per_second: u64,
+    /// The vacuum takes up a file of which more than so much is free (and more than 4 MiB), and leaves half of that.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
+    vacuum_free_percent: u8,
     /// How often quiet watchers are told their progress.
     #[arg(long, default_value = "10m", value_parser = duration, alias = "experimental-watch-progress-notify-interval")]
     watch_progress_notify_interval: Duration,
@@ -300,6 +307,8 @@ impl Serve {
             pin_age_max: self.pin_age_max,
             pin_revisions_max: self.pin_revisions_max,
             scrub_bytes_per_second: self.scrub_bytes_per_second,
+            vacuum_bytes_per_second: self.vacuum_bytes_per_second,
+            vacuum_free_percent: self.vacuum_free_percent,
             ..Options::default()
         }
     }

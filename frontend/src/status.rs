@@ -74,6 +74,7 @@ fn print(response: &ShardsResponse) {
         "revisions",
         "size",
         "in use",
+        "free",
         "depth",
         "index",
         "durability",
@@ -88,6 +89,7 @@ fn print(response: &ShardsResponse) {
             shard.revisions.to_string(),
             HumanBytes(shard.size).to_string(),
             HumanBytes(shard.size_in_use).to_string(),
+            format!("{} %", shard.size.saturating_sub(shard.size_in_use) * 100 / shard.size.max(1)),
             shard.depth.to_string(),
             HumanBytes(shard.index_bytes).to_string(),
             shard.durability.clone(),
@@ -95,7 +97,7 @@ fn print(response: &ShardsResponse) {
             shard.file.clone(),
         ]);
     }
-    for column in 1..7 {
+    for column in 1..8 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -114,6 +116,8 @@ fn print(response: &ShardsResponse) {
         println!("compaction: about {left} revisions left, {seconds} s");
     }
     println!("scrub {} read, {} rounds", HumanBytes(response.scrub_bytes), response.scrub_rounds);
+    let (moved, cut) = (HumanBytes(response.vacuum_moved_bytes), HumanBytes(response.vacuum_cut_bytes));
+    println!("vacuum {moved} moved, {cut} given back");
     for damage in &response.damage {
         println!("damaged: {damage}");
     }

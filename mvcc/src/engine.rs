@@ -20,7 +20,7 @@ use polybolt_engine::finding::Scrubbed;
 use polybolt_engine::recover::OpenReport;
 use polybolt_engine::run::threads::Worker;
 use polybolt_engine::run::{Clock, Job, SystemClock};
-use polybolt_engine::store::{Store, StoreOptions, StoreStats};
+use polybolt_engine::store::{Store, StoreOptions, StoreStats, VacuumOptions};
 use polybolt_engine::sync::Mutex;
 use polybolt_engine::sync::atomic::{AtomicBool, Ordering};
 use polybolt_engine::verify::VerifyReport;
@@ -422,6 +422,12 @@ fn store_options(path: &Path, options: &Options) -> StoreOptions {
         },
         open_files_max: options.open_files_max,
         scrub_bytes_per_second: options.scrub_bytes_per_second,
+        vacuum: VacuumOptions {
+            bytes_per_second: options.vacuum_bytes_per_second,
+            step_bytes: options.vacuum_step_bytes,
+            free_percent: options.vacuum_free_percent,
+            free_bytes_min: options.vacuum_free_bytes_min,
+        },
         read_only: options.read_only,
     }
 }

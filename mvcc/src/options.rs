@@ -66,6 +66,16 @@ pub struct Options {
     /// Bytes of tree files that the scrub reads in a second, to find damage that nobody has met yet; 0 is no
     /// scrub. Default 4 MiB.
     pub scrub_bytes_per_second: u64,
+    /// Bytes of pages that the vacuum moves in a second from the end of a file to where there is room, so that the
+    /// file can be made shorter; it slows down while writes need the buffers. 0 is no vacuum but
+    /// [`crate::Keyspace::defragment`]. Default 8 MiB.
+    pub vacuum_bytes_per_second: u64,
+    /// About what it moves in one step. Default 512 KiB.
+    pub vacuum_step_bytes: u64,
+    /// It takes up a file of which more than so much is free, and leaves half of that. Default 20.
+    pub vacuum_free_percent: u8,
+    /// And no file of which less than so many bytes are free, but one that is empty. Default 4 MiB.
+    pub vacuum_free_bytes_min: u64,
     /// Revisions reserved ahead, durably, where a restart may not use one twice that somebody saw and that
     /// is not there any more (R3, R4). Default 100,000.
     pub reserve_ahead: u64,
@@ -98,6 +108,10 @@ impl Default for Options {
             pin_revisions_max: 10_000_000,
             watch_buffer_bytes: 1 << 20,
             scrub_bytes_per_second: 4 << 20,
+            vacuum_bytes_per_second: 8 << 20,
+            vacuum_step_bytes: 512 << 10,
+            vacuum_free_percent: 20,
+            vacuum_free_bytes_min: 4 << 20,
             reserve_ahead: 100_000,
             read_only: false,
         }

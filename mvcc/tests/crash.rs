@@ -102,6 +102,10 @@ fn open(disk: &SimDisk, setup: Setup, seed: u64) -> Result<Driven> {
         checkpoint_interval: Duration::from_millis(40),
         space_reserve_bytes: 8192,
         compaction_pace: polybolt::CompactionPace { batch_limit: 7, ..Default::default() },
+        vacuum_bytes_per_second: 1 << 20,
+        vacuum_step_bytes: 8 << 10,
+        vacuum_free_percent: 10,
+        vacuum_free_bytes_min: 4096,
         admission_timeout: Duration::from_secs(3600),
         ..Options::default()
     };
@@ -125,6 +129,7 @@ struct Promised {
     compacted: i64,
     reused: u64,
     recycled: u64,
+    vacuum_rounds: u64,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<i64>>>>;
@@ -235,6 +240,7 @@ impl Driven {
         let stats = self.engine.stats();
         promised.reused += stats.units_reused;
         promised.recycled += stats.segments_recycled;
+        promised.vacuum_rounds += stats.vacuum_rounds;
         Some(())
     }
 }
@@ -412,6 +418,7 @@ fn every_call(setup: Setup, seed: u64) {
     let mut seen = Seen::default();
     let (whole, promised, _) = run_to(u64::MAX, setup, seed);
     assert_eq!(promised.applied, STEPS as i64 + 13);
+    assert!(promised.vacuum_rounds > 0, "{promised:?}");
     for call in 1..=whole.calls() {
         let (disk, promised, made) = run_to(call, setup, seed);
         assert!(disk.crashed());

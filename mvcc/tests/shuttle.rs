@@ -76,6 +76,7 @@ fn options() -> Options {
         admission_timeout: Duration::from_secs(1_000_000),
         watch_buffer_bytes: 200,
         scrub_bytes_per_second: 0,
+        vacuum_bytes_per_second: 0,
         reserve_ahead: 8,
         ..Options::default()
     }

@@ -272,7 +272,7 @@ impl<'a> Editor<'a> {
     fn drop_entry(&mut self, entry: Entry<'_>) {
         self.removed += 1;
         if let BodyAt::There(extent) = entry.body {
-            self.sink.free(extent.ptr, extent.units());
+            self.sink.free_extent(extent);
         }
     }
 

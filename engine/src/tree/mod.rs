@@ -151,6 +151,10 @@ pub trait PageSink {
     fn write_extent(&mut self, ptr: PagePtr, body: &Bytes) -> Result<()>;
     /// Gives up a page or extent of the old tree.
     fn free(&mut self, ptr: PagePtr, units: u32);
+    /// Gives up an extent of the old tree.
+    fn free_extent(&mut self, extent: ExtentRef) {
+        self.free(extent.ptr, extent.units());
+    }
 }
 
 /// A body, in memory or in an extent.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Every counter that has to be above zero in at least 1 % of the seeds of a campaign.
-pub(crate) const WANTED: [&str; 23] = [
+pub(crate) const WANTED: [&str; 25] = [
     "torn groups",
     "slot fallbacks",
     "recycled segments",
@@ -18,6 +18,8 @@ pub(crate) const WANTED: [&str; 23] = [
     "Volatile emptied",
     "EIO poison",
     "vacuum cut a file",
+    "rounds of the background vacuum",
+    "files cut by it",
     "snapshots restored",
     "damage reported",
     "newest slot rotted",

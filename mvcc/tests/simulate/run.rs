@@ -283,6 +283,8 @@ fn count(shared: &Shared) {
     world.coverage.add("ENOSPC in a checkpoint", grown(stats.no_space, before.no_space));
     world.coverage.add("leaves rewritten by compaction", grown(stats.leaves_cleaned, before.leaves_cleaned));
     world.coverage.add("scrub rounds", grown(stats.scrub_rounds, before.scrub_rounds));
+    world.coverage.add("rounds of the background vacuum", grown(stats.vacuum_rounds, before.vacuum_rounds));
+    world.coverage.add("files cut by it", grown(stats.vacuum_cuts, before.vacuum_cuts));
     let fired = world.disk.fired();
     for finding in world.engine().scrubbed().damage {
         let failed = fired.iter().any(|fired| fired.op == "read" && fired.path == finding.file);

@@ -42,6 +42,8 @@ impl Setup {
         };
         let face = if rng.one_in(3) { Face::Replayed } else { Face::Standalone };
         let segment_bytes = 2048 << rng.below(4);
+        // Of its own: what else a seed draws stays as it was before there was a vacuum.
+        let mut vacuum = Rng::new(seed ^ 0x7661);
         let options = Options {
             durability,
             face,
@@ -66,6 +68,10 @@ impl Setup {
             reserve_ahead: 4 + rng.below(60),
             scrub_bytes_per_second: [0, 64 << 10, 4 << 20][rng.below(3) as usize],
             lease_checkpoint_interval: rng.one_in(3).then(|| Duration::from_secs(1 + rng.below(4))),
+            vacuum_bytes_per_second: [0, 64 << 10, 8 << 20][vacuum.below(3) as usize],
+            vacuum_step_bytes: 1 + vacuum.below(40_000),
+            vacuum_free_percent: 5 + vacuum.below(40) as u8,
+            vacuum_free_bytes_min: 4096 * vacuum.below(6),
             ..Options::default()
         };
         Setup {

@@ -1,0 +1,279 @@
+//! The vacuum that is always on: looks after each checkpoint for a file of which much is free, and moves its end
+//! down at a bounded rate.
+//!
+//! A file is taken up when more than a share of it is free and left alone once less than half of that is, or
+//! once a pass did not make it shorter. Between the two a file grows before it takes short holes, and that gives it no
+//! more of them than the lower of the two allows; so neither starts the other.
+
+use super::{Ends, apply, collect, cut};
+use crate::batch::AdmitError;
+use crate::catalog::{Sizes, Space, Tree};
+use crate::core::Core;
+use crate::error::Error;
+use crate::ids::{TreeId, UNIT_BYTES};
+use crate::run::{Job, Next, Signal};
+use crate::sync::atomic::Ordering;
+use crate::ticket::Ticket;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// How often files are looked at, at most.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a file is left alone that does not become shorter: a long read may keep what is free in it.
+const REST: Duration = Duration::from_secs(30);
+/// The longest pause between rounds.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How much slower it gets while writers need the buffers.
+const SLOW_MAX: u32 = 32;
+/// After so many rounds left out one is tried all the same.
+const LEFT_OUT_MAX: u32 = 16;
+
+/// Vacuums a store.
+#[derive(Debug)]
+pub struct VacuumJob {
+    core: Arc<Core>,
+    pass: Option<Pass>,
+    /// When files are looked at again.
+    look_at: Duration,
+    /// Files that are left alone, until when.
+    resting: BTreeMap<TreeId, Duration>,
+    slow: u32,
+    left_out: u32,
+}
+
+/// A file whose end is being moved.
+#[derive(Debug)]
+struct Pass {
+    space: Arc<Space>,
+    tree: Arc<Tree>,
+    stage: Stage,
+    /// Where the file ended before it was moved; None before the first time.
+    end: Option<u32>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Waits for so many checkpoints: what the first gives up is free after the second.
+    Settle(u32, Option<Ticket>),
+    /// Moves what lies at `target` or behind, from the key `from` on.
+    Move { target: u32, from: Vec<u8> },
+}
+
+impl Job for VacuumJob {
+    fn name(&self) -> &'static str {
+        "vacuum"
+    }
+
+    fn gives_way(&self) -> bool {
+        true
+    }
+
+    fn signal(&self) -> Signal {
+        self.core.published.clone()
+    }
+
+    fn step(&mut self, now: Duration) -> Next {
+        match self.core.poison.check() {
+            Ok(()) => {}
+            Err(Error::Closed) => return Next::Done,
+            Err(_) => {
+                self.end_pass();
+                return Next::Idle;
+            }
+        }
+        if self.core.full.load(Ordering::Acquire) {
+            // Whoever frees space goes first; the checkpoints look for room at the ends of files themselves.
+            self.end_pass();
+            return Next::At(now + LOOK);
+        }
+        match self.pass.take() {
+            None => self.look(now),
+            Some(pass) if pass.space.is_dropped() => {
+                self.pass = Some(pass);
+                self.end_pass();
+                Next::Again
+            }
+            Some(Pass { stage: Stage::Settle(left, ticket), space, tree, end }) => {
+                let pass = Pass { stage: Stage::Settle(0, None), space, tree, end };
+                self.settle(now, pass, left, ticket)
+            }
+            Some(Pass { stage: Stage::Move { target, from }, space, tree, end }) => {
+                let pass = Pass { stage: Stage::Move { target, from }, space, tree, end };
+                self.round(now, pass)
+            }
+        }
+    }
+}
+
+impl VacuumJob {
+    /// The job of a store.
+    pub fn new(core: Arc<Core>) -> Self {
+        let (pass, resting) = (None, BTreeMap::new());
+        VacuumJob { core, pass, look_at: Duration::ZERO, resting, slow: 1, left_out: 0 }
+    }
+
+    /// Takes up a file, if there is one that needs it.
+    fn look(&mut self, now: Duration) -> Next {
+        if now < self.look_at {
+            return Next::At(self.look_at);
+        }
+        self.look_at = now + LOOK;
+        self.resting.retain(|_, until| now < *until);
+        let mut next = Next::Idle;
+        for space in self.core.catalog.spaces() {
+            for tree in space.trees.iter().filter(|tree| self.wants(tree)) {
+                if let Some(until) = self.resting.get(&tree.id) {
+                    next = match next {
+                        Next::At(at) => Next::At(at.min(*until)),
+                        _ => Next::At(*until),
+                    };
+                    continue;
+                }
+                let (space, tree) = (Arc::clone(&space), Arc::clone(tree));
+                let mut room = tree.room.lock();
+                room.vacuums += 1;
+                let waits = if room.pending.units() > 0 { 2 } else { 0 };
+                drop(room);
+                self.pass = Some(Pass { space, tree, stage: Stage::Settle(waits, None), end: None });
+                return Next::Again;
+            }
+        }
+        next
+    }
+
+    fn wants(&self, tree: &Tree) -> bool {
+        let Sizes { all, unused } = tree.sizes();
+        let options = &self.core.options.vacuum;
+        let much = unused * 100 > all * u64::from(options.free_percent);
+        (much && unused * UNIT_BYTES as u64 >= options.free_bytes_min)
+            || (unused > 0 && tree.published().root.ptr.is_none())
+    }
+
+    fn end_pass(&mut self) {
+        if let Some(pass) = self.pass.take() {
+            pass.tree.room.lock().vacuums -= 1;
+            self.core.close_idle_files();
+        }
+    }
+
+    /// Ends the pass, and leaves its file alone for a while.
+    fn rest(&mut self, now: Duration, pass: Pass) -> Next {
+        self.resting.insert(pass.tree.id, now + REST);
+        self.pass = Some(pass);
+        self.end_pass();
+        Next::Again
+    }
+
+    fn settle(&mut self, now: Duration, mut pass: Pass, left: u32, ticket: Option<Ticket>) -> Next {
+        if left == 0 {
+            return self.aim(now, pass);
+        }
+        let mut ticket = ticket.unwrap_or_else(|| self.core.flush());
+        let polled = Pin::new(&mut ticket).poll(&mut Context::from_waker(&self.core.published.waker()));
+        let next = match polled {
+            Poll::Pending => {
+                pass.stage = Stage::Settle(left, Some(ticket));
+                Next::Idle
+            }
+            Poll::Ready(Ok(())) => {
+                pass.stage = Stage::Settle(left - 1, None);
+                Next::Again
+            }
+            // The next step finds the failure.
+            Poll::Ready(Err(_)) => Next::Again,
+        };
+        self.pass = Some(pass);
+        next
+    }
+
+    /// Cuts the file, and moves on if there is enough left to move.
+    fn aim(&mut self, now: Duration, mut pass: Pass) -> Next {
+        let Ends { end, unused, is_cut } = match cut(&self.core, &pass.space, &pass.tree) {
+            Ok(Some(ends)) => ends,
+            Ok(None) | Err(Error::NoSpace { .. }) => return self.rest(now, pass),
+            // It is its own matter (R4).
+            Err(error) if pass.tree.is_volatile() => {
+                pass.tree.set_failure(Some(error));
+                return self.rest(now, pass);
+            }
+            Err(error) => {
+                self.core.poison.set(&error);
+                self.pass = Some(pass);
+                return Next::Again;
+            }
+        };
+        self.core.counters.vacuum_cuts.fetch_add(u64::from(is_cut), Ordering::Relaxed);
+        let options = &self.core.options.vacuum;
+        let (all, share) = (u64::from(end), u64::from(options.free_percent));
+        let free = u64::from(unused);
+        let enough = free * 200 <= all * share || free * UNIT_BYTES as u64 * 2 < options.free_bytes_min;
+        let shorter = pass.end.is_none_or(|before| u64::from(before) > all + all / 64);
+        if enough && !self.wants(&pass.tree) {
+            self.pass = Some(pass);
+            self.end_pass();
+            return Next::Again;
+        }
+        if enough || !shorter {
+            return self.rest(now, pass);
+        }
+        // Some of it stays free, for what is written meanwhile.
+        let stays = all * share / 400;
+        let target = u32::try_from(all - free + stays).unwrap_or(end).min(end);
+        (pass.end, pass.stage) = (Some(end), Stage::Move { target, from: Vec::new() });
+        self.pass = Some(pass);
+        Next::Again
+    }
+
+    fn round(&mut self, now: Duration, mut pass: Pass) -> Next {
+        let Stage::Move { target, from } = &mut pass.stage else {
+            return Next::Again;
+        };
+        let core = &self.core;
+        let busy = core.short.load(Ordering::Acquire) || core.buffered() > core.options.buffer_bytes / 2;
+        if busy && self.left_out < LEFT_OUT_MAX {
+            return self.leave_out(now, pass);
+        }
+        let Ok(round) = collect(&pass.tree, *target, from, core.options.vacuum.step_bytes) else {
+            // Whoever reads there finds the damage and says so.
+            return self.rest(now, pass);
+        };
+        let (moved, next) = (round.moved.max(round.read / super::READS), round.next.clone());
+        if !round.is_empty() {
+            let mut admission = match core.admit(round.cost(&pass.tree)) {
+                Ok(admission) => admission,
+                Err(AdmitError::Short(_)) => return self.leave_out(now, pass),
+                Err(AdmitError::Refused(_)) => return self.rest(now, pass),
+            };
+            if !apply(core, &pass.space, &pass.tree, round, &mut admission) {
+                self.pass = Some(pass);
+                return Next::Again;
+            }
+        }
+        core.counters.vacuum_rounds.fetch_add(1, Ordering::Relaxed);
+        match next {
+            Some(key) => *from = key,
+            None => pass.stage = Stage::Settle(2, None),
+        }
+        self.pass = Some(pass);
+        let pause = self.pause(moved);
+        (self.left_out, self.slow) = (0, (self.slow / 2).max(1));
+        Next::At(now + pause)
+    }
+
+    /// Writers need the buffers: the next round is later.
+    fn leave_out(&mut self, now: Duration, pass: Pass) -> Next {
+        self.pass = Some(pass);
+        self.left_out = (self.left_out + 1) % (LEFT_OUT_MAX + 1);
+        self.slow = (self.slow * 2).min(SLOW_MAX);
+        Next::At(now + self.pause(self.core.options.vacuum.step_bytes))
+    }
+
+    fn pause(&self, bytes: u64) -> Duration {
+        let rate = self.core.options.vacuum.bytes_per_second.max(1);
+        (Duration::from_micros(bytes.saturating_mul(1_000_000) / rate) * self.slow).min(PAUSE_MAX)
+    }
+}

@@ -1,0 +1,234 @@
+//! What a vacuum reads, moves and cuts, on a simulated disk.
+
+use super::*;
+use crate::batch::{Batch, Replay, Replayed, SpaceInfo, SpaceSpec, TreeClass, TreeEdit, TreeSpec};
+use crate::core::VacuumOptions;
+use crate::disk::Disk;
+use crate::disk::sim::SimDisk;
+use crate::error::Error;
+use crate::ids::TreeId;
+use crate::run::ManualClock;
+use crate::run::seeded::{Seeded, meanwhile};
+use crate::store::{Runtime, Store, StoreOptions};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+struct Nothing;
+
+impl Replay for Nothing {
+    fn replay(&mut self, _: &SpaceInfo, state: &[u8], _: &[u8]) -> Result<Replayed, Error> {
+        Ok(Replayed { edits: Vec::new(), state: Bytes::copy_from_slice(state) })
+    }
+
+    fn settled(&mut self, _: &SpaceInfo, _: &[u8], _: bool) -> Result<Option<Bytes>, Error> {
+        Ok(None)
+    }
+}
+
+struct Driven {
+    store: Store,
+    jobs: Rc<RefCell<Seeded>>,
+    clock: ManualClock,
+    info: SpaceInfo,
+}
+
+/// A store of one tree, without a vacuum if `rate` is 0.
+fn open(disk: &SimDisk, rate: u64, class: TreeClass) -> Driven {
+    disk.create_dir("/data".as_ref()).unwrap();
+    let vacuum =
+        VacuumOptions { bytes_per_second: rate, step_bytes: 32 << 10, free_percent: 20, free_bytes_min: 64 << 10 };
+    let checkpoint_interval = Duration::from_millis(20);
+    let options =
+        StoreOptions { vacuum, checkpoint_interval, space_reserve_bytes: 0, ..StoreOptions::new("/data/store") };
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let store = Store::open(shared, options, Runtime::Manual, &mut Nothing).unwrap();
+    let tree = TreeSpec { page_bytes: 4096, class, ..TreeSpec::new("t") };
+    let spec = SpaceSpec { name: "space".into(), config: Bytes::new(), state: Bytes::new(), trees: vec![tree] };
+    let info = store.create_space(spec).unwrap();
+    let clock = ManualClock::default();
+    let jobs = Rc::new(RefCell::new(Seeded::new(store.take_jobs(), clock.clone(), 1)));
+    Driven { store, jobs, clock, info }
+}
+
+impl Driven {
+    fn tree(&self) -> TreeId {
+        self.info.trees[0].id
+    }
+
+    fn edit(&self, edits: impl Iterator<Item = (u32, Option<usize>)>) {
+        let edits = edits.map(|(key, len)| TreeEdit {
+            tree: self.tree(),
+            key: Bytes::copy_from_slice(&key.to_be_bytes()),
+            edit: len.map_or(Edit::Remove, |len| Edit::Put { head: Bytes::new(), body: vec![key as u8; len].into() }),
+        });
+        let mut batch = Batch { edits: edits.collect(), ..Batch::new(self.info.id) };
+        let admission = self.store.admit(Cost::default()).unwrap();
+        self.store.apply(admission, &mut batch);
+        self.block(|| self.store.flush().wait().unwrap());
+    }
+
+    fn block<T>(&self, call: impl FnOnce() -> T) -> T {
+        let (jobs, clock) = (Rc::clone(&self.jobs), self.clock.clone());
+        meanwhile(Some(Box::new(move |at| {
+            if at == "wait" && !jobs.borrow_mut().step_one() {
+                clock.advance(Duration::from_millis(5));
+            }
+            at == "wait"
+        })));
+        let done = call();
+        meanwhile(None);
+        done
+    }
+
+    fn pass(&self, millis: u64) {
+        for _ in 0..millis / 5 {
+            assert!(self.jobs.borrow_mut().run_until_idle(10_000), "there is always something to do");
+            self.clock.advance(Duration::from_millis(5));
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.store.tree_stats(self.tree()).unwrap().size
+    }
+
+    fn check(&self, keys: impl Iterator<Item = u32>) {
+        let mut found = Vec::new();
+        self.store
+            .scan(self.tree(), &mut |key, _, _| {
+                found.push(u32::from_be_bytes(key.try_into().unwrap()));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(found, keys.collect::<Vec<_>>());
+        self.store.verify(&mut |_, _| ()).unwrap();
+    }
+}
+
+fn all_rounds(core: &Core, tree: &Tree, target: u32, limit: u64) -> (Vec<Bytes>, u64, u64) {
+    let (mut keys, mut read, mut rounds, mut from) = (Vec::new(), 0, 0, Vec::new());
+    loop {
+        let round = collect(tree, target, &from, limit).unwrap();
+        keys.extend(round.entries.iter().map(|(key, _)| key.clone()));
+        (read, rounds) = (read + round.read, rounds + 1);
+        assert!(core.poison.check().is_ok() && rounds < 10_000);
+        match round.next {
+            Some(next) => from = next,
+            None => return (keys, read, rounds),
+        }
+    }
+}
+
+#[test]
+fn only_leaves_that_move_are_read() {
+    let disk = SimDisk::new(1);
+    let driven = open(&disk, 0, TreeClass::Durable);
+    for part in 0..20 {
+        driven.edit((part * 500..part * 500 + 500).map(|key| (key, Some(100))));
+    }
+    let (core, tree) = (driven.store.core(), driven.store.core().catalog.tree(driven.tree()).unwrap());
+    let end = tree.room.lock().free.end();
+    let (keys, read, _) = all_rounds(core, &tree, end - 10, u64::MAX);
+    assert!((1..=10).contains(&keys.len()), "{keys:?}");
+    assert!(read < 20 * 4096, "{read} bytes are read of {end} units");
+    // In small rounds the same.
+    let (some, in_parts, rounds) = all_rounds(core, &tree, end / 2, 8192);
+    let (once, whole, _) = all_rounds(core, &tree, end / 2, u64::MAX);
+    assert!(once.iter().all(|key| some.contains(key)) && once.len() as u32 > end / 3);
+    assert!(rounds > 50 && in_parts < 3 * whole + rounds * 3 * 4096, "{in_parts} in {rounds} rounds, {whole} at once");
+    // Where bodies lie behind leaves, all are read, and the extents that are behind are moved.
+    driven.edit((0..10).map(|key| (key * 900, Some(20_000))));
+    let end = tree.room.lock().free.end();
+    let (keys, read, _) = all_rounds(core, &tree, end - 50, u64::MAX);
+    assert!(keys.len() >= 5 && read > u64::from(end) * 4096 / 3, "{} keys, {read}", keys.len());
+    let (parts, _, _) = all_rounds(core, &tree, end - 50, 1);
+    assert!(keys.iter().all(|key| parts.contains(key)));
+    driven.edit((0..10).map(|key| (key * 900, Some(10))));
+    let end = tree.room.lock().free.end();
+    let (_, read, _) = all_rounds(core, &tree, end - 5, u64::MAX);
+    assert!(read < 40 * 4096, "no extent is left, and {read} bytes are read");
+}
+
+#[test]
+fn a_file_of_which_much_is_free_becomes_shorter_by_itself() {
+    for (class, rate) in [(TreeClass::Durable, 1 << 20), (TreeClass::Volatile, 1 << 20), (TreeClass::Durable, 0)] {
+        let disk = SimDisk::new(2);
+        let driven = open(&disk, rate, class);
+        let bodies = |key: u32| if key.is_multiple_of(50) { 9000 } else { 300 };
+        for part in 0..10 {
+            driven.edit((part * 200..part * 200 + 200).map(|key| (key, Some(bodies(key)))));
+        }
+        let full = driven.size();
+        // The front half goes.
+        driven.edit((0..1000).map(|key| (key, None)));
+        driven.pass(4_000);
+        if rate == 0 {
+            assert!(driven.size() >= full, "nobody was asked");
+            let left = driven.block(|| driven.store.vacuum(driven.info.id, driven.tree())).unwrap();
+            let stats = driven.store.tree_stats(driven.tree()).unwrap();
+            assert!(left == stats.size && stats.in_use * 11 > stats.size * 10, "{stats:?}");
+        } else {
+            let stats = driven.store.tree_stats(driven.tree()).unwrap();
+            assert!(stats.in_use * 10 >= stats.size * 8 && stats.size * 10 < full * 7, "{stats:?} of {full}");
+            let moved = driven.store.stats();
+            assert!(moved.vacuum_rounds > 5 && moved.vacuum_moved_bytes < full && moved.vacuum_cut_bytes > full / 4);
+            // It comes to rest.
+            let checkpoints = driven.store.checkpoints();
+            driven.pass(10_000);
+            assert_eq!(driven.store.checkpoints(), checkpoints);
+        }
+        driven.check(1000..2000);
+        assert_eq!(driven.store.stats().buffered_bytes, 0);
+    }
+}
+
+#[test]
+fn an_emptied_file_shrinks_to_its_header() {
+    for class in [TreeClass::Durable, TreeClass::Volatile] {
+        let disk = SimDisk::new(3);
+        let driven = open(&disk, 1 << 20, class);
+        driven.edit((0..20).map(|key| (key, Some(100))));
+        driven.edit((0..20).map(|key| (key, None)));
+        assert!(driven.size() > 4096);
+        driven.pass(3_000);
+        assert_eq!(driven.size(), 4096);
+        let is_tree = |path: &std::path::Path| path.extension().is_some_and(|name| name == "tree");
+        let lengths: Vec<u64> = disk.files().iter().filter(|(path, _)| is_tree(path)).map(|(_, len)| *len).collect();
+        assert_eq!(lengths, [4096], "{class:?}");
+        driven.edit((5..9).map(|key| (key, Some(100))));
+        driven.check(5..9);
+    }
+}
+
+#[test]
+fn a_long_read_keeps_its_pages_and_a_full_disk_comes_first() {
+    let disk = SimDisk::new(4);
+    let driven = open(&disk, 1 << 20, TreeClass::Durable);
+    for part in 0..10 {
+        driven.edit((part * 200..part * 200 + 200).map(|key| (key, Some(300))));
+    }
+    let full = driven.size();
+    let view = driven.store.view(driven.tree()).unwrap();
+    driven.edit((0..1500).map(|key| (key, None)));
+    driven.pass(3_000);
+    assert!(driven.size() >= full / 2, "its pages lie there");
+    let mut read = 0;
+    view.ascend(std::ops::Bound::Unbounded, &mut |_, _, body| {
+        assert_eq!(body.load()?.len(), 300);
+        read += 1;
+        Ok(true)
+    })
+    .unwrap();
+    // What was removed since shows: its buffer is the view's.
+    assert_eq!(read, 500);
+    drop(view);
+    driven.store.core().full.store(true, Ordering::Release);
+    let rounds = driven.store.stats().vacuum_rounds;
+    driven.jobs.borrow_mut().run_until_idle(100);
+    assert_eq!(driven.store.stats().vacuum_rounds, rounds);
+    driven.store.core().signal.raise();
+    driven.pass(70_000);
+    assert!(driven.size() < full / 2, "the disk is not full any more, and nobody reads");
+    driven.check(1500..2000);
+}
