@@ -127,7 +127,6 @@ struct Promised {
     reused: u64,
     checkpoints: u64,
     vacuum_rounds: u64,
-    vacuum_cuts: u64,
 }
 
 impl Driven {
@@ -197,14 +196,12 @@ impl Driven {
 
     /// Lets the vacuum do what it finds.
     fn rest(&mut self, promised: &mut Promised) {
-        let before = self.store.stats();
+        let before = self.store.stats().vacuum_rounds;
         for _ in 0..60 {
             self.jobs.run_until_idle(1000);
             self.jobs.advance(Duration::from_millis(100));
         }
-        let stats = self.store.stats();
-        promised.vacuum_rounds += stats.vacuum_rounds - before.vacuum_rounds;
-        promised.vacuum_cuts += stats.vacuum_cuts;
+        promised.vacuum_rounds += self.store.stats().vacuum_rounds - before;
     }
 
     /// Exactly what the batches up to `last` left, in every tree.
@@ -244,17 +241,17 @@ struct Seen {
     /// Of vacuums: after a round was moved and before the file was cut, and in the cut.
     moved: u64,
     cuts: u64,
-    /// Cuts before the crash, and the rounds before the last of them.
-    cut_at: (u64, u64),
+    /// The rounds before the last cut.
+    rounds_cut: u64,
 }
 
 impl Seen {
-    fn note_vacuum(&mut self, Promised { vacuum_rounds, vacuum_cuts, .. }: &Promised, stopped_in: &str) {
-        if *vacuum_cuts > self.cut_at.0 {
-            self.cut_at = (*vacuum_cuts, *vacuum_rounds);
+    fn note_vacuum(&mut self, rounds: u64, stopped_in: &str) {
+        if stopped_in.starts_with("truncate") && stopped_in.ends_with(".tree") {
+            self.cuts += 1;
+            self.rounds_cut = rounds;
         }
-        self.moved += u64::from(*vacuum_rounds > self.cut_at.1);
-        self.cuts += u64::from(stopped_in.starts_with("truncate") && stopped_in.ends_with(".tree"));
+        self.moved += u64::from(rounds > self.rounds_cut);
     }
 }
 
@@ -327,7 +324,7 @@ fn at_call(call: u64, setup: Setup, seed: u64, seen: &mut Seen) {
     assert!(disk.crashed());
     seen.crashes += 1;
     eprintln!("{setup:?}, seed {seed}, call {call} ({}), {promised:?}", disk.last_call());
-    seen.note_vacuum(&promised, &disk.last_call());
+    seen.note_vacuum(promised.vacuum_rounds, &disk.last_call());
     let kill = disk.after_crash(Survive::All);
     for survive in [Survive::Nothing, Survive::All].into_iter().chain((0..8).map(Survive::Mix)) {
         recover(&disk.after_crash(survive), setup, &promised, made, seen);

@@ -2,8 +2,10 @@
 //! down at a bounded rate.
 //!
 //! A file is taken up when more than a share of it is free and left alone once less than half of that is, or
-//! once a pass did not make it shorter. Between the two a file grows before it takes short holes, and that gives it no
-//! more of them than the lower of the two allows; so neither starts the other.
+//! once a pass did not make it shorter. In between a file grows before it takes short holes; so neither starts the other.
+//!
+//! What is moved while a compaction goes over the file would be written once more for nothing. So a file that holds
+//! less and less is waited for; what is written meanwhile goes to its low places all the same.
 
 use super::{Ends, apply, collect, cut};
 use crate::batch::AdmitError;
@@ -25,6 +27,10 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a file is left alone that does not become shorter: a long read may keep what is free in it.
 const REST: Duration = Duration::from_secs(30);
+/// How often a file is looked at again that holds less and less.
+const LESS_MAX: u32 = 60;
+/// Less by one in so many units of the file.
+const LESS_SHARE: u32 = 256;
 /// The longest pause between rounds.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How much slower it gets while writers need the buffers.
@@ -53,6 +59,11 @@ struct Pass {
     stage: Stage,
     /// Where the file ended before it was moved; None before the first time.
     end: Option<u32>,
+    /// Units in use when it was looked at last.
+    in_use: u32,
+    /// How often it is looked at again, and when.
+    looks: u32,
+    not_before: Duration,
 }
 
 #[derive(Debug)]
@@ -97,14 +108,10 @@ impl Job for VacuumJob {
                 self.end_pass();
                 Next::Again
             }
-            Some(Pass { stage: Stage::Settle(left, ticket), space, tree, end }) => {
-                let pass = Pass { stage: Stage::Settle(0, None), space, tree, end };
-                self.settle(now, pass, left, ticket)
-            }
-            Some(Pass { stage: Stage::Move { target, from }, space, tree, end }) => {
-                let pass = Pass { stage: Stage::Move { target, from }, space, tree, end };
-                self.round(now, pass)
-            }
+            Some(mut pass) => match std::mem::replace(&mut pass.stage, Stage::Settle(0, None)) {
+                Stage::Settle(left, ticket) => self.settle(now, pass, left, ticket),
+                Stage::Move { target, from } => self.round(now, pass, target, from),
+            },
         }
     }
 }
@@ -138,7 +145,9 @@ impl VacuumJob {
                 room.vacuums += 1;
                 let waits = if room.pending.units() > 0 { 2 } else { 0 };
                 drop(room);
-                self.pass = Some(Pass { space, tree, stage: Stage::Settle(waits, None), end: None });
+                let stage = Stage::Settle(waits, None);
+                let (end, in_use, looks, not_before) = (None, u32::MAX, LESS_MAX, now);
+                self.pass = Some(Pass { space, tree, stage, end, in_use, looks, not_before });
                 return Next::Again;
             }
         }
@@ -169,6 +178,11 @@ impl VacuumJob {
     }
 
     fn settle(&mut self, now: Duration, mut pass: Pass, left: u32, ticket: Option<Ticket>) -> Next {
+        if left == 0 && now < pass.not_before {
+            let at = pass.not_before;
+            self.pass = Some(pass);
+            return Next::At(at);
+        }
         if left == 0 {
             return self.aim(now, pass);
         }
@@ -220,6 +234,12 @@ impl VacuumJob {
         if enough || !shorter {
             return self.rest(now, pass);
         }
+        let before = std::mem::replace(&mut pass.in_use, end - unused);
+        if pass.looks > 0 && pass.in_use < before.saturating_sub(end / LESS_SHARE) {
+            (pass.looks, pass.not_before) = (pass.looks - 1, now + LOOK);
+            self.pass = Some(pass);
+            return Next::Again;
+        }
         // Some of it stays free, for what is written meanwhile.
         let stays = all * share / 400;
         let target = u32::try_from(all - free + stays).unwrap_or(end).min(end);
@@ -228,16 +248,14 @@ impl VacuumJob {
         Next::Again
     }
 
-    fn round(&mut self, now: Duration, mut pass: Pass) -> Next {
-        let Stage::Move { target, from } = &mut pass.stage else {
-            return Next::Again;
-        };
+    fn round(&mut self, now: Duration, mut pass: Pass, target: u32, from: Vec<u8>) -> Next {
         let core = &self.core;
         let busy = core.short.load(Ordering::Acquire) || core.buffered() > core.options.buffer_bytes / 2;
         if busy && self.left_out < LEFT_OUT_MAX {
+            pass.stage = Stage::Move { target, from };
             return self.leave_out(now, pass);
         }
-        let Ok(round) = collect(&pass.tree, *target, from, core.options.vacuum.step_bytes) else {
+        let Ok(round) = collect(&pass.tree, target, &from, core.options.vacuum.step_bytes) else {
             // Whoever reads there finds the damage and says so.
             return self.rest(now, pass);
         };
@@ -245,19 +263,23 @@ impl VacuumJob {
         if !round.is_empty() {
             let mut admission = match core.admit(round.cost(&pass.tree)) {
                 Ok(admission) => admission,
-                Err(AdmitError::Short(_)) => return self.leave_out(now, pass),
+                Err(AdmitError::Short(_)) => {
+                    pass.stage = Stage::Move { target, from };
+                    return self.leave_out(now, pass);
+                }
                 Err(AdmitError::Refused(_)) => return self.rest(now, pass),
             };
             if !apply(core, &pass.space, &pass.tree, round, &mut admission) {
+                pass.stage = Stage::Move { target, from };
                 self.pass = Some(pass);
                 return Next::Again;
             }
         }
         core.counters.vacuum_rounds.fetch_add(1, Ordering::Relaxed);
-        match next {
-            Some(key) => *from = key,
-            None => pass.stage = Stage::Settle(2, None),
-        }
+        pass.stage = match next {
+            Some(from) => Stage::Move { target, from },
+            None => Stage::Settle(2, None),
+        };
         self.pass = Some(pass);
         let pause = self.pause(moved);
         (self.left_out, self.slow) = (0, (self.slow / 2).max(1));

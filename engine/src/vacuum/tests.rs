@@ -232,3 +232,24 @@ fn a_long_read_keeps_its_pages_and_a_full_disk_comes_first() {
     assert!(driven.size() < full / 2, "the disk is not full any more, and nobody reads");
     driven.check(1500..2000);
 }
+
+/// A compaction that goes over a file writes most of its leaves anew: they would be moved for nothing.
+#[test]
+fn a_file_that_holds_less_and_less_is_waited_for() {
+    let disk = SimDisk::new(5);
+    let driven = open(&disk, 1 << 20, TreeClass::Durable);
+    for part in 0..10 {
+        driven.edit((part * 200..part * 200 + 200).map(|key| (key, Some(300))));
+    }
+    let full = driven.size();
+    let mut taken_up = 0;
+    for part in 0..16 {
+        driven.edit((part * 75..part * 75 + 75).map(|key| (key, None)));
+        driven.pass(500);
+        taken_up += driven.store.core().catalog.tree(driven.tree()).unwrap().room.lock().vacuums;
+    }
+    assert!(taken_up > 5 && driven.store.stats().vacuum_moved_bytes == 0, "{taken_up}, {:?}", driven.store.stats());
+    driven.pass(4_000);
+    assert!(driven.store.stats().vacuum_moved_bytes > 0 && driven.size() * 2 < full);
+    driven.check(1200..2000);
+}
