@@ -49,15 +49,16 @@ impl TreeBuffer {
         if self.is_below(key) { None } else { self.entries.read().get(key).cloned() }
     }
 
-    /// The same for keys given in ascending order: appends the place of each that is there, and what becomes of it.
-    pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K], out: &mut Vec<(usize, Edit)>) {
-        let first = keys.partition_point(|key| self.is_below(key.as_ref()));
-        if first == keys.len() {
+    /// The same for many keys: appends the place of each that is there, counted from `base`, and what becomes of it.
+    pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K], base: usize, out: &mut Vec<(usize, Edit)>) {
+        if keys.iter().all(|key| self.is_below(key.as_ref())) {
             return;
         }
         let entries = self.entries.read();
-        for (at, key) in keys.iter().enumerate().skip(first) {
-            out.extend(entries.get(key.as_ref()).map(|edit| (at, edit.clone())));
+        for (at, key) in (base..).zip(keys) {
+            if !self.is_below(key.as_ref()) {
+                out.extend(entries.get(key.as_ref()).map(|edit| (at, edit.clone())));
+            }
         }
     }
 
@@ -181,11 +182,11 @@ mod tests {
             prop_assert_eq!(buffer.sorted(), &whole[..]);
             prop_assert!(buffer.show(|entries| entries == &whole[..]));
             prop_assert_eq!(buffer.get(&[probe]), model.get(&[probe][..]).cloned());
-            let probes: Vec<[u8; 1]> = (0..40).filter(|key| key % 3 != probe % 3).map(|key| [key]).collect();
+            let probes: Vec<[u8; 1]> = (0..40).filter(|key| key % 3 != probe % 3).map(|key| [key * 7 % 40]).collect();
             let mut many = Vec::new();
-            buffer.get_many(&probes, &mut many);
+            buffer.get_many(&probes, 7, &mut many);
             let found = |(at, key): (usize, &[u8; 1])| Some((at, model.get(&key[..])?.clone()));
-            prop_assert_eq!(many, probes.iter().enumerate().filter_map(found).collect::<Vec<_>>());
+            prop_assert_eq!(many, (7..).zip(&probes).filter_map(found).collect::<Vec<_>>());
             let mut up = Vec::new();
             buffer.ascend(Bound::Excluded(&[probe]), 3, &mut up);
             let want: Vec<_> = model.iter().filter(|(k, _)| k[0] > probe).take(3).map(|(k, e)| (k.clone(), e.clone())).collect();

@@ -14,13 +14,14 @@ use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{PagePtr, TreeId, UNIT_BYTES};
 use crate::page::layout::{self, HEADER_BYTES};
 use crate::page::leaf::ExtentRef;
-use crate::page::{self, Head, Kind, Stamp};
+use crate::page::{self, Head, Kind, Stamp, search};
 use crate::space::{Extent, FreeSpace};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::tree::{PageRef, PageSink, PageSource};
+use crate::tree::{Leaves, PageRef, PageSink, PageSource, Root};
 use arc_swap::{ArcSwapOption, Guard};
 use bytes::Bytes;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,6 +33,11 @@ const WRITE_BYTES_MAX: usize = 1 << 20;
 const COLLECT_BYTES_MAX: usize = 4 << 20;
 /// The cache of a file that cannot be mapped.
 const FALLBACK_CACHE_BYTES: usize = 256 << 10;
+
+/// Leaves are listed about as fast as lookups of one in so many entries are the faster for it.
+const ENTRIES_PER_LOOKUP: u64 = 1024;
+/// Spreads ordinals.
+const DRAW: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// How pages are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,6 +65,10 @@ pub struct TreeFile {
     opened: ArcSwapOption<Opened>,
     /// Held while it is opened.
     opening: Mutex<()>,
+    /// Of the newest root that was read a lot.
+    leaves: ArcSwapOption<Leaves>,
+    /// Held while they are listed.
+    listing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -96,11 +106,13 @@ impl Mapped {
     }
 
     /// The marks that `unit` is among.
+    #[inline]
     fn marks(&self, unit: u32) -> Option<&AtomicU64> {
         let word = unit as usize / 64;
         self.checked.get(word / MARK_WORDS)?.get(word % MARK_WORDS)
     }
 
+    #[inline]
     fn is_checked(&self, unit: u32) -> bool {
         self.marks(unit).is_some_and(|word| word.load(Ordering::Acquire) & (1 << (unit % 64)) != 0)
     }
@@ -157,6 +169,8 @@ impl TreeFile {
             cache: PageCache::new(cache_bytes),
             opened: ArcSwapOption::empty(),
             opening: Mutex::new(()),
+            leaves: ArcSwapOption::empty(),
+            listing: Mutex::new(()),
         }
     }
 
@@ -173,6 +187,7 @@ impl TreeFile {
     /// Closes the file and drops its mapping and cache; the next use opens it again.
     pub fn close_idle(&self) {
         self.opened.store(None);
+        self.leaves.store(None);
         self.cache.clear();
     }
 
@@ -352,6 +367,7 @@ impl TreeFile {
     }
 
     /// A page in a mapping, checked if it was not yet.
+    #[inline]
     fn page_in<'a>(&self, mapped: &'a Mapped, ptr: PagePtr, height: u8) -> Result<&'a [u8]> {
         let start = ptr.unit as usize * UNIT_BYTES;
         let bytes = &mapped.mapping.bytes()[start..start + self.page_bytes];
@@ -363,8 +379,26 @@ impl TreeFile {
         Ok(bytes)
     }
 
+    #[inline]
     fn page_end(&self, ptr: PagePtr) -> usize {
         ptr.unit as usize * UNIT_BYTES + self.page_bytes
+    }
+
+    /// Lists the leaves of `root` if it is worth it for a lookup of so many keys.
+    #[cold]
+    fn list_leaves(&self, source: &Pages<'_>, root: Root, keys: usize, first: &[u8]) {
+        // One lookup of many lists them, or many of one: which of these is drawn by its key, so that nothing is counted.
+        let draw = search::ordinal(first).wrapping_mul(DRAW) % root.entries.max(1);
+        if draw >= (keys as u64).saturating_mul(ENTRIES_PER_LOOKUP) {
+            return;
+        }
+        let Some(_one) = self.listing.try_lock() else { return };
+        let epoch = |root: Root| root.ptr.map(|ptr| ptr.epoch);
+        // An older root is not read for long.
+        if self.leaves.load().as_ref().is_some_and(|have| epoch(have.root()) >= epoch(root)) {
+            return;
+        }
+        self.leaves.store(Some(Arc::new(Leaves::list(source, root))));
     }
 
     /// The file for one read of several pages: what is looked up once for all of them.
@@ -384,7 +418,22 @@ pub struct Pages<'a> {
     mapped: Guard<Option<Arc<Mapped>>>,
 }
 
+impl Pages<'_> {
+    /// The leaves of the tree, for a lookup of so many keys; None if they are not listed.
+    pub fn leaves(&self, root: Root, keys: usize, first: &[u8]) -> impl Deref<Target = Option<Arc<Leaves>>> + use<> {
+        let leaves = self.file.leaves.load();
+        if leaves.as_ref().is_some_and(|leaves| leaves.root() == root) {
+            return leaves;
+        }
+        drop(leaves);
+        self.file.list_leaves(self, root, keys, first);
+        let leaves = self.file.leaves.load();
+        if leaves.as_ref().is_some_and(|leaves| leaves.root() == root) { leaves } else { Guard::from_inner(None) }
+    }
+}
+
 impl PageSource for Pages<'_> {
+    #[inline]
     fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>> {
         let end = self.file.page_end(ptr);
         match self.mapped.as_deref().filter(|mapped| mapped.mapping.bytes().len() >= end) {
@@ -394,11 +443,12 @@ impl PageSource for Pages<'_> {
         }
     }
 
+    #[inline]
     fn load_ahead(&self, ptr: PagePtr) {
         let start = ptr.unit as usize * UNIT_BYTES;
         let mapped = self.mapped.as_deref().map_or(&[][..], |mapped| mapped.mapping.bytes());
         if let Some(page) = mapped.get(start..start + self.file.page_bytes) {
-            layout::load_ahead(page, None);
+            layout::load_head(page);
         }
     }
 

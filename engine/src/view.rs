@@ -6,7 +6,7 @@
 
 use crate::batch::Edit;
 use crate::buffer::TreeBuffer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::file::{Pages, TreeFile};
 use crate::page::leaf::{BodyAt, Entry, ExtentRef};
 use crate::tree::{self, PageSource, Root};
@@ -75,56 +75,67 @@ impl View {
         self.published.show(key, with_body, show)
     }
 
-    /// Looks up keys given in ascending order and shows each with its place in `keys`, where it lies. Bodies in
-    /// extents are read only if `with_body`.
-    pub fn get_many<K: AsRef<[u8]>>(
+    /// Looks up keys in the order in which they are given, and shows each with its place in `keys`, where it lies, until
+    /// `visit` says false. Bodies in extents are read only if `with_body`.
+    pub fn get_many<K: AsRef<[u8]>, E: From<Error>>(
         &self,
         keys: &[K],
         with_body: bool,
-        visit: &mut dyn FnMut(usize, Option<Lent<'_>>) -> Result<()>,
-    ) -> Result<()> {
-        let pages = self.pages()?;
-        let (mut newest, mut frozen) = (Vec::new(), Vec::new());
+        visit: &mut impl FnMut(usize, Option<Lent<'_>>) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let mut edits = Vec::new();
         for (base, keys) in (0..).step_by(KEYS_TOGETHER).zip(keys.chunks(KEYS_TOGETHER)) {
-            newest.clear();
-            self.published.active.get_many(keys, &mut newest);
+            self.published.active.get_many(keys, base, &mut edits);
             if let Some(buffer) = &self.published.frozen {
-                frozen.clear();
-                buffer.get_many(keys, &mut frozen);
-                // Of two the newest holds, which a stable sort leaves in front.
-                newest.append(&mut frozen);
-                newest.sort_by_key(|(at, _)| *at);
-                newest.dedup_by_key(|(at, _)| *at);
+                buffer.get_many(keys, base, &mut edits);
             }
-            let mut from = 0;
-            for (at, edit) in newest.iter().map(|(at, edit)| (*at, Some(edit))).chain([(keys.len(), None)]) {
-                if from < at {
-                    self.get_in_tree(pages.as_ref(), &keys[from..at], with_body, &mut |place, lent| {
-                        visit(base + from + place, lent)
-                    })?;
-                }
-                if let Some(edit) = edit {
-                    visit(base + at, Lent::of_edit(edit, with_body))?;
-                }
-                from = at + 1;
+        }
+        if edits.is_empty() {
+            return self.get_in_tree(keys, with_body, visit);
+        }
+        // Of two the newest holds, which a stable sort leaves in front.
+        edits.sort_by_key(|(at, _)| *at);
+        edits.dedup_by_key(|(at, _)| *at);
+        let mut buffered = edits.iter().map(|(at, _)| *at).peekable();
+        let rest: Vec<usize> = (0..keys.len()).filter(|at| buffered.next_if_eq(at).is_none()).collect();
+        let mut edits = edits.into_iter().peekable();
+        let rest_keys: Vec<&K> = rest.iter().map(|at| &keys[*at]).collect();
+        let mut more = true;
+        self.get_in_tree(&rest_keys, with_body, &mut |at, lent| {
+            while let Some((before, edit)) = edits.next_if(|(before, _)| more && *before < rest[at]) {
+                more = visit(before, Lent::of_edit(&edit, with_body))?;
             }
+            more = more && visit(rest[at], lent)?;
+            Ok::<_, E>(more)
+        })?;
+        while let Some((at, edit)) = edits.next_if(|_| more) {
+            more = visit(at, Lent::of_edit(&edit, with_body))?;
         }
         Ok(())
     }
 
-    fn get_in_tree<K: AsRef<[u8]>>(
+    fn get_in_tree<K: AsRef<[u8]>, E: From<Error>>(
         &self,
-        pages: Option<&Pages<'_>>,
         keys: &[K],
         with_body: bool,
-        visit: &mut dyn FnMut(usize, Option<Lent<'_>>) -> Result<()>,
-    ) -> Result<()> {
-        let Some(pages) = pages else {
-            return (0..keys.len()).try_for_each(|at| visit(at, None));
+        visit: &mut impl FnMut(usize, Option<Lent<'_>>) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let root = self.published.root;
+        let (Some(pages), Some(first)) = (self.pages()?, keys.first()) else {
+            for at in 0..keys.len() {
+                if !visit(at, None)? {
+                    break;
+                }
+            }
+            return Ok(());
         };
-        tree::get_many(pages, self.published.root, keys, &mut |at, lent| {
-            visit(at, lent.map(|lent| Lent::of_tree(pages, lent, with_body)).transpose()?)
-        })
+        let visit = &mut |at, lent: Option<tree::Lent<'_>>| {
+            visit(at, lent.map(|lent| Lent::of_tree(&pages, lent, with_body)).transpose()?)
+        };
+        match &*pages.leaves(root, keys.len(), first.as_ref()) {
+            Some(leaves) => leaves.get_many(&pages, keys, visit),
+            None => tree::get_many(&pages, root, keys, visit),
+        }
     }
 
     /// Walks entries from `from` on, ascending, until `visit` says false. Bodies are loaded on demand.
@@ -163,7 +174,11 @@ impl Published {
         let Some(pages) = self.pages()? else {
             return Ok(None);
         };
-        let shown = tree::find(&pages, self.root, key, |lent| Lent::of_tree(&pages, lent, with_body).map(show));
+        let show = |lent: tree::Lent<'_>| Lent::of_tree(&pages, lent, with_body).map(show);
+        let shown = match &*pages.leaves(self.root, 1, key) {
+            Some(leaves) => leaves.find(&pages, key, show),
+            None => tree::find(&pages, self.root, key, show),
+        };
         shown?.transpose()
     }
 

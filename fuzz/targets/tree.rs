@@ -12,7 +12,7 @@ use polybolt_engine::file::{FileSpec, ReadMode, TreeFile};
 use polybolt_engine::page::layout::{self, HEADER_BYTES, Head, Kind, Stamp};
 use polybolt_engine::page::leaf::Entry as LeafEntry;
 use polybolt_engine::space::{Extent, FreeSpace};
-use polybolt_engine::tree::{self, Cursor, Edit, Reached, Root, Surveyor};
+use polybolt_engine::tree::{self, Cursor, Edit, Leaves, Reached, Root, Surveyor};
 use polybolt_engine::{Damage, Error, PagePtr, TreeId, UNIT_BYTES, limits};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -144,9 +144,9 @@ fn whole(file: &TreeFile, root: Root, content: &Content) {
     let mut many = Vec::new();
     let visit = &mut |at: usize, entry: Option<tree::Lent<'_>>| {
         many.push((at, entry.map(|entry| entry.head.to_vec())));
-        Ok(())
+        Ok::<_, Error>(true)
     };
-    tree::get_many(file, root, &keys, visit).expect("it is whole");
+    Leaves::list(file, root).get_many(file, &keys, visit).expect("it is whole");
     for (at, (key, (head, body))) in content.iter().enumerate() {
         assert_eq!(many[at], (at, Some(head.clone())));
         let found = tree::get(file, root, key).expect("it is whole").expect("it is there");

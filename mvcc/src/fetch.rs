@@ -20,7 +20,7 @@ impl Core {
     /// The lives of what was found. The index knows those of newest states; others are read.
     pub(crate) fn lives(&self, found: &[Found]) -> Result<Vec<Life>> {
         let older: Vec<Found> = found.iter().filter(|found| found.hit.life.is_none()).cloned().collect();
-        let mut rows = self.fetch(&older, true)?.into_iter();
+        let mut rows = self.fetch(older, true)?.into_iter();
         let mut read = || {
             let kv = rows.next().unwrap_or_default();
             Life { created: kv.create_revision.cast_unsigned(), version: kv.version.cast_unsigned() }
@@ -28,70 +28,87 @@ impl Core {
         Ok(found.iter().map(|found| found.hit.life.unwrap_or_else(&mut read)).collect())
     }
 
-    /// The rows of what was found, in the same order; each tree is read in the order of revisions.
-    pub(crate) fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
-        self.fetch_in(found, keys_only, &Views::new())
+    /// The rows of what was found, in the same order.
+    pub(crate) fn fetch(&self, found: Vec<Found>, keys_only: bool) -> Result<Vec<KeyValue>> {
+        self.fetch_in(found, keys_only, usize::MAX, &Views::new())
+    }
+
+    /// The rows of the first of what was found in the order of keys, until they have so many bytes.
+    pub(crate) fn fetch_some(&self, found: Vec<Found>, keys_only: bool, bytes_max: usize) -> Result<Vec<KeyValue>> {
+        self.fetch_in(found, keys_only, bytes_max, &Views::new())
     }
 
     /// The same out of `views`, where there is one.
-    pub(crate) fn fetch_in(&self, found: &[Found], keys_only: bool, views: &Views) -> Result<Vec<KeyValue>> {
+    pub(crate) fn fetch_in(
+        &self,
+        mut found: Vec<Found>,
+        keys_only: bool,
+        bytes_max: usize,
+        views: &Views,
+    ) -> Result<Vec<KeyValue>> {
         let view_of = |shard: &Shard| match views.iter().find(|(of, _)| *of == shard.tree) {
             None => self.store.view(shard.tree),
             Some((_, early)) => Ok(early.clone()),
         };
-        if let [found] = found {
+        if let [found] = &mut found[..] {
             let shard = &self.shards[found.shard];
-            let key = record::row_key(found.hit.modified);
+            let tree_key = record::row_key(found.hit.modified);
+            let key = std::mem::take(&mut found.key);
             let open = |lent: Lent<'_>| {
-                let (mut kv, value) = self.open((found.shard, &found.key, found.hit.modified), &key, &lent)?;
+                let (mut kv, value) = self.open((found.shard, key, found.hit.modified), &tree_key, &lent)?;
                 kv.value = value.into_bytes();
                 Ok::<_, Error>(kv)
             };
             let row = if views.is_empty() {
                 let now = shard.reader.glance();
                 pause("read: view");
-                now.show(&key, !keys_only, open)?
+                now.show(&tree_key, !keys_only, open)?
             } else {
-                view_of(shard)?.show(&key, !keys_only, open)?
+                view_of(shard)?.show(&tree_key, !keys_only, open)?
             };
             return Ok(vec![row.unwrap_or_else(|| Err(self.missing(shard)))?]);
         }
-        let mut kvs = vec![KeyValue::default(); found.len()];
-        let mut wanted: Vec<_> = (0..found.len()).map(|at| (found[at].shard, found[at].hit.modified, at)).collect();
-        wanted.sort_unstable();
-        for wanted in wanted.chunk_by(|(a, ..), (b, ..)| a == b) {
-            let shard = &self.shards[wanted[0].0];
-            let keys: Vec<_> = wanted.iter().map(|(_, at, _)| record::row_key(*at)).collect();
+        if found.chunk_by(|a, b| a.shard == b.shard).count() > self.shards.len() {
+            return self.fetch_mixed(found, keys_only, views);
+        }
+        let mut kvs = Vec::with_capacity(found.len());
+        let mut bytes = 0;
+        for run in found.chunk_by_mut(|a, b| a.shard == b.shard) {
+            let shard = &self.shards[run[0].shard];
+            let keys: Vec<_> = run.iter().map(|found| record::row_key(found.hit.modified)).collect();
             let view = view_of(shard)?;
             pause("read: view");
             let mut values = Values::default();
-            let mut failed = None;
-            let shown = view.get_many(&keys, !keys_only, &mut |which, lent| {
-                let place = wanted[which].2;
-                let opened = lent.map_or_else(
-                    || Err(self.missing(shard)),
-                    |lent| {
-                        let Found { shard, key, hit, .. } = &found[place];
-                        let (kv, value) = self.open((*shard, key, hit.modified), &keys[which], &lent)?;
-                        kvs[place] = kv;
-                        match value {
-                            Value::Lent(value) => values.copy(value, place, wanted.len() - which, &mut kvs),
-                            Value::Shared(value) => kvs[place].value = value,
-                        }
-                        Ok(())
-                    },
-                );
-                opened.map_err(|error| {
-                    failed = Some(error);
-                    EngineError::Closed
-                })
-            });
-            if let Some(error) = failed {
-                return Err(error);
-            }
-            shown?;
+            view.get_many(&keys, !keys_only, &mut |which, lent| {
+                let lent = lent.ok_or_else(|| self.missing(shard))?;
+                let Found { shard, key, hit, .. } = &mut run[which];
+                let whose = (*shard, std::mem::take(key), hit.modified);
+                let (kv, value) = self.open(whose, &keys[which], &lent)?;
+                bytes += kv.key.len() + value.len();
+                kvs.push(kv);
+                match value {
+                    Value::Lent(value) => values.copy(value, keys.len() - which, &mut kvs),
+                    Value::Shared(value) => kvs.last_mut().expect("it was just pushed").value = value,
+                }
+                Ok::<_, Error>(bytes < bytes_max)
+            })?;
             values.share(&mut kvs);
+            if bytes >= bytes_max {
+                break;
+            }
         }
+        Ok(kvs)
+    }
+
+    /// The rows of what was found in an order that goes to and fro between shards: each is read once.
+    fn fetch_mixed(&self, found: Vec<Found>, keys_only: bool, views: &Views) -> Result<Vec<KeyValue>> {
+        let mut kvs = vec![KeyValue::default(); found.len()];
+        let mut places: Vec<usize> = (0..found.len()).collect();
+        places.sort_by_key(|at| found[*at].shard);
+        let mut found: Vec<_> = found.into_iter().map(Some).collect();
+        let by_shard = places.iter().filter_map(|at| found[*at].take()).collect();
+        let fetched = self.fetch_in(by_shard, keys_only, usize::MAX, views)?;
+        places.into_iter().zip(fetched).for_each(|(at, kv)| kvs[at] = kv);
         Ok(kvs)
     }
 
@@ -99,15 +116,14 @@ impl Core {
     /// there is none, and nothing that its checksum is of.
     pub(crate) fn open<'a>(
         &self,
-        (shard, key, modified): (usize, &Bytes, Revision),
+        (shard, key, modified): (usize, Bytes, Revision),
         tree_key: &[u8],
         lent: &'a Lent<'_>,
     ) -> Result<(KeyValue, Value<'a>)> {
         let damaged = |damage| self.damaged(&self.shards[shard], damage);
         let row = RowHead::decode(lent.head).map_err(damaged)?;
-        let kv = key_only(key, modified, Life { created: row.created, version: row.version }, row.lease);
         let value = match &lent.body {
-            LentBody::Unread => return Ok((kv, Value::Lent(&[]))),
+            LentBody::Unread => Value::Lent(&[]),
             LentBody::Joined(both) => {
                 row.check_joined(tree_key, both).map_err(damaged)?;
                 Value::Lent(row.value_in(lent.body()).map_err(damaged)?)
@@ -119,10 +135,11 @@ impl Core {
                 if value.len() > SHARED_VALUE_MAX { Value::Shared(body.slice_ref(value)) } else { Value::Lent(value) }
             }
         };
-        if row.key_in(lent.body()).map_err(damaged)? != *key {
+        let unread = matches!(lent.body, LentBody::Unread);
+        if !unread && row.key_in(lent.body()).map_err(damaged)? != key {
             return Err(damaged(Damage::Malformed { what: "a row is not of the key that the index has it for" }).into());
         }
-        Ok((kv, value))
+        Ok((key_only(key, modified, Life { created: row.created, version: row.version }, row.lease), value))
     }
 
     pub(crate) fn missing(&self, shard: &Shard) -> Error {
@@ -136,15 +153,15 @@ impl Core {
 
     /// One row.
     pub(crate) fn fetch_one(&self, found: &Found) -> Result<KeyValue> {
-        let mut kvs = self.fetch(std::slice::from_ref(found), false)?;
+        let mut kvs = self.fetch(vec![found.clone()], false)?;
         kvs.pop().ok_or(Error::Storage(EngineError::Closed))
     }
 }
 
 /// A key without its value.
-pub(crate) fn key_only(key: &Bytes, modified: Revision, life: Life, lease: i64) -> KeyValue {
+pub(crate) fn key_only(key: Bytes, modified: Revision, life: Life, lease: i64) -> KeyValue {
     KeyValue {
-        key: key.clone(),
+        key,
         create_revision: life.created.cast_signed(),
         mod_revision: modified.main.cast_signed(),
         version: life.version.cast_signed(),
@@ -160,6 +177,13 @@ pub(crate) enum Value<'a> {
 }
 
 impl Value<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Value::Lent(value) => value.len(),
+            Value::Shared(value) => value.len(),
+        }
+    }
+
     pub(crate) fn into_bytes(self) -> Bytes {
         match self {
             Value::Lent(value) => Bytes::copy_from_slice(value),
@@ -177,14 +201,14 @@ struct Values {
 }
 
 impl Values {
-    /// Takes a value; so many are to come, this one included.
-    fn copy(&mut self, value: &[u8], place: usize, to_come: usize, kvs: &mut [KeyValue]) {
+    /// Takes the value of the last row; so many are to come, this one included.
+    fn copy(&mut self, value: &[u8], to_come: usize, kvs: &mut [KeyValue]) {
+        let place = kvs.len() - 1;
         if value.len() > SHARED_VALUE_MAX {
             kvs[place].value = Bytes::copy_from_slice(value);
             return;
         }
-        let from = self.bytes.len();
-        if from + value.len() > self.bytes.capacity() {
+        if self.bytes.len() + value.len() > self.bytes.capacity() {
             self.share(kvs);
             let room = value.len().saturating_mul(to_come).clamp(value.len(), SHARED_BYTES_MAX);
             self.bytes.reserve_exact(room);

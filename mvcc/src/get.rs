@@ -48,7 +48,7 @@ fn row(core: &Core, shard: usize, request: &RangeRequest, hit: Hit) -> Result<Ve
     let now = core.shards[shard].reader.glance();
     pause("read: view");
     let shown = now.show(&tree_key, !request.keys_only, |lent| {
-        let (mut kv, value) = core.open((shard, &request.span.key, hit.modified), &tree_key, &lent)?;
+        let (mut kv, value) = core.open((shard, request.span.key.clone(), hit.modified), &tree_key, &lent)?;
         kv.value = value.into_bytes();
         Ok::<_, Error>(vec![kv])
     })?;

@@ -207,7 +207,7 @@ impl<'a> Events<'a> {
             has.push(before.is_some());
             found.extend(before);
         }
-        let mut versions = self.core.fetch(&found, false)?.into_iter();
+        let mut versions = self.core.fetch(found, false)?.into_iter();
         for (row, has) in open.into_iter().zip(has) {
             let prev = if has { versions.next().map(KeyValue::detached) } else { None };
             self.bytes += prev.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());

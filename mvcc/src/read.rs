@@ -17,7 +17,7 @@ pub(crate) trait Source {
     /// Their lives.
     fn lives(&self, found: &[Found]) -> Result<Vec<Life>>;
     /// Their rows.
-    fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>>;
+    fn fetch(&self, found: Vec<Found>, keys_only: bool) -> Result<Vec<KeyValue>>;
 }
 
 /// Answers a range. Memory: the result, or all matching keys where they have to be sorted.
@@ -51,11 +51,11 @@ pub(crate) fn range(source: &dyn Source, request: &RangeRequest, revision: u64) 
     }
     if by_key {
         response.more = cut(&mut found, limit);
-        response.kvs = source.fetch(&found, request.keys_only)?;
+        response.kvs = source.fetch(found, request.keys_only)?;
         return Ok(response);
     }
     if request.sort_target == SortTarget::Value {
-        let mut kvs = source.fetch(&found, false)?;
+        let mut kvs = source.fetch(found, false)?;
         kvs.sort_by(|a, b| directed(request.sort_order, a.value.cmp(&b.value)));
         response.more = cut(&mut kvs, limit);
         if request.keys_only {
@@ -74,7 +74,7 @@ pub(crate) fn range(source: &dyn Source, request: &RangeRequest, revision: u64) 
     sorted.sort_by(|a, b| directed(request.sort_order, a.0.cmp(&b.0)));
     let mut found: Vec<Found> = sorted.into_iter().map(|(_, found)| found).collect();
     response.more = cut(&mut found, limit);
-    response.kvs = source.fetch(&found, request.keys_only)?;
+    response.kvs = source.fetch(found, request.keys_only)?;
     Ok(response)
 }
 
@@ -139,7 +139,7 @@ impl Source for Pinned<'_> {
         self.core.lives(found)
     }
 
-    fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
+    fn fetch(&self, found: Vec<Found>, keys_only: bool) -> Result<Vec<KeyValue>> {
         self.core.fetch(found, keys_only)
     }
 }
@@ -163,8 +163,8 @@ impl Source for Early<'_> {
         self.source.lives(found)
     }
 
-    fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
-        self.source.core.fetch_in(found, keys_only, &self.views)
+    fn fetch(&self, found: Vec<Found>, keys_only: bool) -> Result<Vec<KeyValue>> {
+        self.source.core.fetch_in(found, keys_only, usize::MAX, &self.views)
     }
 }
 
@@ -191,8 +191,8 @@ pub struct RangeStream {
 const CHUNK_KEYS: usize = 64;
 /// About how many bytes a chunk should have.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Rows that are read at a time.
-const KEYS_PER_FETCH: usize = 64;
+/// The most keys of a chunk.
+const CHUNK_KEYS_MAX: usize = 8192;
 
 impl RangeStream {
     /// Begins a stream (RST-1..5). Order has to be by key, ascending, and no revision filters.
@@ -243,22 +243,6 @@ impl RangeStream {
         self.more
     }
 
-    /// The rows of the first of `found`, up to about as many bytes as a chunk should have: however large values
-    /// are, no more than [`KEYS_PER_FETCH`] of them are held beyond that.
-    fn fetch(&self, source: &Pinned<'_>, found: &[Found]) -> Result<Vec<KeyValue>> {
-        let (mut kvs, mut bytes) = (Vec::with_capacity(found.len()), 0);
-        for some in found.chunks(KEYS_PER_FETCH) {
-            for kv in source.fetch(some, self.request.keys_only)? {
-                bytes += kv.key.len() + kv.value.len();
-                kvs.push(kv);
-            }
-            if bytes >= CHUNK_BYTES {
-                break;
-            }
-        }
-        Ok(kvs)
-    }
-
     fn chunk(&mut self, from: Bytes) -> Result<Vec<KeyValue>> {
         if !self.point.pin.holds() {
             let revision = self.core.publisher.compacted();
@@ -272,7 +256,8 @@ impl RangeStream {
         let segments = self.core.routes.cut(&Span { key: from, end });
         let source = Pinned { core: &self.core, segments, at: self.point.at };
         let found = source.keys(self.chunk.min(self.left), true);
-        let kvs = self.fetch(&source, &found);
+        let wanted = found.len();
+        let kvs = self.core.fetch_some(found, self.request.keys_only, CHUNK_BYTES);
         // Looked at again: what was let go meanwhile may be missing, in the index or in the tree.
         if !self.point.pin.holds() {
             let revision = self.core.publisher.compacted();
@@ -280,18 +265,15 @@ impl RangeStream {
         }
         let kvs = kvs?;
         self.left -= kvs.len();
-        let bytes: usize = kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
-        if (kvs.len() == self.chunk || kvs.len() < found.len()) && self.left > 0 {
-            let mut next = found[kvs.len() - 1].key.to_vec();
+        if (wanted == self.chunk || kvs.len() < wanted) && self.left > 0 {
+            let mut next = kvs.last().map_or_else(Vec::new, |kv| kv.key.to_vec());
             next.push(0);
             self.next = Some(next.into());
         }
-        if bytes < CHUNK_BYTES / 2 {
-            self.chunk *= 2;
-        } else if bytes > CHUNK_BYTES * 2 {
-            self.chunk = (self.chunk / 2).max(1);
-        }
-        self.chunk = self.chunk.min(8192);
+        // As many as there will be bytes for, so that few are looked up in vain.
+        let bytes: usize = kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
+        let fit = CHUNK_BYTES.saturating_mul(kvs.len()) / bytes.max(1) + 1;
+        self.chunk = fit.min(self.chunk * 2).min(CHUNK_KEYS_MAX);
         Ok(kvs)
     }
 }

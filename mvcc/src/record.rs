@@ -184,18 +184,20 @@ fn crc_begun(key: &[u8], head: &[u8]) -> crc32fast::Hasher {
 impl<'a> RowHead<'a> {
     /// The head of a row; its crc is checked by [`open_row`], which has the body.
     pub(crate) fn decode(head: &'a [u8]) -> Result<Self, Damage> {
-        let mut reader = Reader::new(head);
-        let (flags, codec) = (reader.u8()?, reader.u8()?);
-        reader.zeros(2)?;
-        if flags & !(TOMBSTONE | KEY_IN_BODY) != 0 || codec != 0 {
+        let short = Damage::Truncated { needed: HEAD_BYTES as u64, found: head.len() as u64 };
+        let (fixed, rest) = head.split_first_chunk::<HEAD_BYTES>().ok_or(short)?;
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| fixed[at + byte]));
+        let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| fixed[at + byte]));
+        let flags = fixed[0];
+        if flags & !(TOMBSTONE | KEY_IN_BODY) != 0 || fixed[1..4] != [0; 3] {
             return Err(Damage::Malformed { what: "a row has flags or a codec that this build does not know" });
         }
-        let crc = reader.u32()?;
-        let key_len = reader.u32()? as usize;
-        let (created, version) = (reader.u64()?, reader.u64()?);
-        let lease = i64::from_le_bytes(reader.array()?);
-        let key = if flags & KEY_IN_BODY == 0 { Some(reader.take(key_len)?) } else { None };
-        reader.finish()?;
+        let (crc, key_len) = (half(4), half(8) as usize);
+        let (created, version, lease) = (word(12), word(20), word(28).cast_signed());
+        let key = if flags & KEY_IN_BODY == 0 { Some(rest) } else { None };
+        if rest.len() != key.map_or(0, |_| key_len) {
+            return Err(Damage::Malformed { what: "a row's head is not as long as its key says" });
+        }
         let tombstone = flags & TOMBSTONE != 0;
         if tombstone != (version == 0) {
             return Err(Damage::Malformed { what: "a row is neither a put nor a tombstone" });

@@ -213,7 +213,7 @@ impl Core {
             let keys: Vec<_> = places.iter().map(|&which| record::row_key(wanted[which].0)).collect();
             let (mut block, mut found) = (Block::default(), Vec::with_capacity(places.len()));
             self.store.view(shard.tree)?.get_many(&keys, true, &mut |which, stored| {
-                let Some(lent) = stored else { return Ok(()) };
+                let Some(lent) = stored else { return Ok::<_, polybolt_engine::Error>(true) };
                 let (place, damaged) = (places[which], |damage| self.damaged(shard, damage));
                 let row = (wanted[place].0, &keys[which][..], lent.head);
                 block.add(
@@ -226,7 +226,7 @@ impl Core {
                     },
                 )?;
                 found.push(place);
-                Ok(())
+                Ok(true)
             })?;
             for (place, row) in found.into_iter().zip(block.finish()) {
                 rows[place] = Some(row);

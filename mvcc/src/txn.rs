@@ -243,7 +243,7 @@ impl<'a> Evaluation<'a> {
 
     fn kvs_of(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
         let stored: Vec<Found> = found.iter().filter(|found| found.own.is_none()).cloned().collect();
-        let mut rows = self.core.fetch(&stored, keys_only)?.into_iter();
+        let mut rows = self.core.fetch(stored, keys_only)?.into_iter();
         let mut kvs = Vec::with_capacity(found.len());
         for found in found {
             let own = found.own.and_then(|at| self.changes[at].put.as_ref());
@@ -251,7 +251,7 @@ impl<'a> Evaluation<'a> {
                 None => rows.next().ok_or(Refusal::KeyNotFound)?,
                 Some(put) => {
                     let life = Life { created: put.created, version: put.version };
-                    let mut kv = crate::fetch::key_only(&found.key, found.hit.modified, life, put.lease);
+                    let mut kv = crate::fetch::key_only(found.key.clone(), found.hit.modified, life, put.lease);
                     if !keys_only {
                         kv.value = put.value.clone();
                     }
@@ -283,8 +283,8 @@ impl<'a> Evaluation<'a> {
             });
         }
         let rows = match &compare.target {
-            CompareTarget::Value(_) => self.core.fetch(&found, false)?,
-            CompareTarget::Lease(_) => self.core.fetch(&found, true)?,
+            CompareTarget::Value(_) => self.core.fetch(found.clone(), false)?,
+            CompareTarget::Lease(_) => self.core.fetch(found.clone(), true)?,
             _ => Vec::new(),
         };
         let lives = match &compare.target {
@@ -349,8 +349,8 @@ impl Source for Overlaid<'_> {
         self.base.core.lives(found)
     }
 
-    fn fetch(&self, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>> {
-        self.txn.kvs_of(found, keys_only)
+    fn fetch(&self, found: Vec<Found>, keys_only: bool) -> Result<Vec<KeyValue>> {
+        self.txn.kvs_of(&found, keys_only)
     }
 }
 

@@ -262,6 +262,19 @@ impl DiskFile for OsFile {
     }
 }
 
+/// Begins to load the line of memory in which this begins, and goes on.
+#[inline]
+pub fn load_soon<T: Copy>(first: &T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[expect(unsafe_code, reason = "the instruction has no safe face")]
+    // SAFETY: it is a hint, of memory that is borrowed; every x86-64 has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(first).cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    std::hint::black_box(*first);
+}
+
 impl Mapping for OsMapping {
     fn bytes(&self) -> &[u8] {
         &self.map

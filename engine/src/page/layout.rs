@@ -20,9 +20,9 @@
 //! A leaf or branch goes on with `count` u16 offsets of its entries, ascending by key, then the
 //! entries. Numbers are little-endian. A page never changes after the epoch that wrote it.
 
+use crate::disk::os::load_soon;
 use crate::error::Damage;
 use crate::ids::{PagePtr, TreeId, UNIT_BYTES};
-use std::hint::black_box;
 use std::ops::Range;
 
 const CHECKSUM: Range<usize> = 0..4;
@@ -125,11 +125,13 @@ pub fn check(page: &[u8], stamp: Stamp, at: PagePtr, kind: Kind, height: u8) -> 
 }
 
 /// The epoch a page says it is of.
+#[inline]
 pub fn epoch(page: &[u8]) -> u64 {
     u64_at(page, EPOCH.start)
 }
 
 /// The height a page says it has.
+#[inline]
 pub fn height(page: &[u8]) -> u8 {
     page[HEIGHT]
 }
@@ -140,28 +142,47 @@ pub fn kind_byte(page: &[u8]) -> u8 {
 }
 
 /// The count in a page's header.
+#[inline]
 pub fn count(page: &[u8]) -> u32 {
     u32_at(page, COUNT.start)
 }
 
 /// The slots of a leaf or branch: the offset of entry `at`. The page was checked.
+#[inline]
 pub fn slot(page: &[u8], at: usize) -> usize {
     usize::from(u16_at(page, HEADER_BYTES + 2 * at))
 }
 
-/// Loads what a lookup of about the entry `at` reads of a page, before it is needed: its header and first slots
-/// if `at` is None, else the entry up to the next. Whatever the page holds, that is nothing but loads.
-pub fn load_ahead(page: &[u8], at: Option<usize>) {
-    let range = match at {
-        None => 0..HEADER_BYTES + 1,
-        Some(at) if HEADER_BYTES + 2 * at + 4 <= page.len() => slot(page, at)..slot(page, at + 1),
-        Some(_) => return,
-    };
-    // Behind the last slot is no other: then it is as many bytes as an entry may have in a leaf.
-    let end = if range.end > range.start { range.end } else { range.start + page.len() / 8 };
-    for line in page.get(range.start..end.min(page.len())).unwrap_or(&[]).iter().step_by(LINE_BYTES) {
-        black_box(*line);
+/// Begins to load the header and the first slots of a page. Whatever it holds: this and the next two only load.
+#[inline]
+pub fn load_head(page: &[u8]) {
+    load_lines(page, 0..HEADER_BYTES + 1);
+}
+
+/// Begins to load the keys of entry `at` and of those beside it.
+#[inline]
+pub fn load_keys(page: &[u8], at: usize) {
+    for at in at.saturating_sub(1)..at + 2 {
+        if HEADER_BYTES + 2 * at + 2 <= page.len() {
+            page.get(slot(page, at)).into_iter().for_each(load_soon);
+        }
     }
+}
+
+/// Begins to load entry `at`.
+#[inline]
+pub fn load_entry(page: &[u8], at: usize) {
+    if HEADER_BYTES + 2 * at + 4 <= page.len() {
+        let (start, next) = (slot(page, at), slot(page, at + 1));
+        // Behind the last slot is no other: then it is as many bytes as an entry may have in a leaf.
+        load_lines(page, start..if next > start { next } else { start + page.len() / 8 });
+    }
+}
+
+#[inline]
+fn load_lines(page: &[u8], range: Range<usize>) {
+    let lines = page.get(range.start..range.end.min(page.len())).unwrap_or(&[]);
+    lines.iter().step_by(LINE_BYTES).chain(lines.last()).for_each(load_soon);
 }
 
 /// Checks that all slots point behind the slots, ascending, into the page.
@@ -183,16 +204,19 @@ pub fn check_slots(page: &[u8], count: u32) -> Result<(), Damage> {
 }
 
 /// Two little-endian bytes as a number. The page was checked.
+#[inline]
 pub fn u16_at(page: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
 
 /// Four little-endian bytes as a number. The page was checked.
+#[inline]
 pub fn u32_at(page: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
 }
 
 /// Eight little-endian bytes as a number. The page was checked.
+#[inline]
 pub fn u64_at(page: &[u8], at: usize) -> u64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&page[at..at + 8]);

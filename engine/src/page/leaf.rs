@@ -80,11 +80,13 @@ pub struct Leaf<'a> {
 
 impl<'a> Leaf<'a> {
     /// A view of a page that passed `check`.
+    #[inline]
     pub fn new(page: &'a [u8]) -> Self {
         Leaf { page }
     }
 
     /// How many entries.
+    #[inline]
     pub fn len(&self) -> usize {
         layout::count(self.page) as usize
     }
@@ -95,6 +97,7 @@ impl<'a> Leaf<'a> {
     }
 
     /// The key of entry `at`.
+    #[inline]
     pub fn key(&self, at: usize) -> &'a [u8] {
         let from = layout::slot(self.page, at);
         let start = from + ENTRY_HEAD;
@@ -102,6 +105,7 @@ impl<'a> Leaf<'a> {
     }
 
     /// Entry `at`.
+    #[inline]
     pub fn entry(&self, at: usize) -> Entry<'a> {
         let from = layout::slot(self.page, at);
         let key = from + ENTRY_HEAD;
@@ -118,6 +122,7 @@ impl<'a> Leaf<'a> {
     }
 
     /// The bytes of entry `at`, as they can be copied into another leaf.
+    #[inline]
     pub fn raw(&self, at: usize) -> &'a [u8] {
         let from = layout::slot(self.page, at);
         let len = entry_len(self.page, from).unwrap_or(0);
@@ -130,16 +135,19 @@ impl<'a> Leaf<'a> {
     }
 
     /// The same, looked for from place `first` on.
+    #[inline]
     pub fn find_from(&self, first: usize, key: &[u8]) -> Result<usize, usize> {
         search::find(self.len(), first, key, |at| self.key(at))
     }
 
     /// Where `key` should be, if the ordinals of the entries lie in `bounds`.
+    #[inline]
     pub fn guess(&self, key: &[u8], bounds: &Range<u64>) -> usize {
         search::guess(self.len(), search::ordinal(key), bounds)
     }
 
     /// The ordinals of its first and behind its last key.
+    #[inline]
     pub fn bounds(&self) -> Range<u64> {
         let last = self.len().saturating_sub(1);
         search::ordinal(self.key(0))..search::ordinal(self.key(last)).saturating_add(1)
@@ -147,6 +155,7 @@ impl<'a> Leaf<'a> {
 }
 
 /// Bytes of the entry at `from`, if it ends within the page.
+#[inline]
 fn entry_len(page: &[u8], from: usize) -> Option<usize> {
     if from + ENTRY_HEAD > page.len() {
         return None;

@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 use std::ops::Range;
 
 /// The first eight bytes of a key as a number. Ordered as keys are, but equal for keys that begin alike.
+#[inline]
 pub fn ordinal(key: &[u8]) -> u64 {
     match key.first_chunk::<8>() {
         Some(first) => u64::from_be_bytes(*first),
@@ -16,6 +17,7 @@ pub fn ordinal(key: &[u8]) -> u64 {
 }
 
 /// Where among `len` entries, whose ordinals lie in `bounds`, that of `wanted` should be; below `len`, which is not 0.
+#[inline]
 pub fn guess(len: usize, wanted: u64, bounds: &Range<u64>) -> usize {
     if wanted <= bounds.start || bounds.end <= bounds.start {
         return 0;
@@ -26,7 +28,28 @@ pub fn guess(len: usize, wanted: u64, bounds: &Range<u64>) -> usize {
     (place as usize).min(len - 1)
 }
 
+/// The last of `len` ascending ordinals that is not above `wanted`, or the first; looked for from place `first` on.
+#[inline]
+pub fn last_not_above(len: usize, first: usize, wanted: u64, ordinal_at: impl Fn(usize) -> u64) -> usize {
+    // It is not before `low`, nor at `high` or behind.
+    let (mut low, mut high) = (0, len);
+    let (mut at, mut step) = (first, 1);
+    while low + 1 < high {
+        at = if (low + 1..high).contains(&at) { at } else { usize::midpoint(low + 1, high) };
+        if ordinal_at(at) <= wanted {
+            low = at;
+            at = low.saturating_add(step);
+        } else {
+            high = at;
+            at = high.wrapping_sub(step);
+        }
+        step *= 2;
+    }
+    low
+}
+
 /// The place of `key` among `len` ascending keys, or where it would be; looked for from place `first` on.
+#[inline]
 pub fn find<'a>(len: usize, first: usize, key: &[u8], key_at: impl Fn(usize) -> &'a [u8]) -> Result<usize, usize> {
     // It is not before `low`, nor at `high` or behind.
     let (mut low, mut high) = (0, len);
@@ -76,6 +99,21 @@ mod tests {
             let wanted = keys.binary_search(&probe);
             for first in (0..keys.len()).chain([guess(keys.len(), ordinal(&probe), &(low..high))]) {
                 prop_assert_eq!(find(keys.len(), first, &probe, |at| &keys[at]), wanted);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_last_that_is_not_above_is_found_from_wherever(
+            ordinals in prop::collection::vec(0u64..30, 1..40),
+            wanted in 0u64..30,
+        ) {
+            let mut ordinals = ordinals;
+            ordinals.sort_unstable();
+            let last = ordinals.partition_point(|ordinal| *ordinal <= wanted).saturating_sub(1);
+            for first in 0..=ordinals.len() {
+                prop_assert_eq!(last_not_above(ordinals.len(), first, wanted, |at| ordinals[at]), last);
             }
         }
     }

@@ -9,10 +9,12 @@ mod edit;
 mod pack;
 mod reach;
 mod seek;
+mod leaves;
 mod survey;
 
 pub use cursor::Cursor;
 pub use edit::edit;
+pub use leaves::Leaves;
 pub use reach::{Reached, TreeShape, reach};
 pub use seek::{Lent, find, get, get_many};
 pub use survey::{Surveyor, survey};

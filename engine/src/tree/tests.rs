@@ -143,22 +143,36 @@ impl Tested {
 
     fn check_reads(&self, rng: &mut Rng) {
         let keys: Vec<Vec<u8>> = self.model.keys().cloned().chain([vec![], vec![255; 9]]).collect();
-        let mut probes: Vec<&[u8]> = keys.iter().filter(|_| rng.one_in(2)).map(|key| &key[..]).collect();
-        probes.sort_unstable();
-        let mut seen = Vec::new();
-        get_many(&*self.memory, self.root, &probes, &mut |at, entry| {
-            assert_eq!(at, seen.len());
-            let copy = |lent| Entry::copy(lent);
-            let found =
-                entry.map(copy).map(|entry| (entry.head.to_vec(), entry.body.load(&*self.memory).unwrap().to_vec()));
-            seen.push(found);
-            Ok(())
-        })
-        .unwrap();
-        for (probe, found) in probes.iter().zip(&seen) {
-            assert_eq!(found.as_ref(), self.model.get(*probe));
-            let one = get(&*self.memory, self.root, probe).unwrap().map(|entry| entry.head.to_vec());
-            assert_eq!(one.as_ref(), found.as_ref().map(|(head, _)| head));
+        let probes: Vec<&[u8]> =
+            (0..keys.len() / 2).map(|_| &keys[rng.below(keys.len() as u64) as usize][..]).collect();
+        let leaves = Leaves::list(&*self.memory, self.root);
+        assert_eq!(leaves.root(), self.root);
+        let stop = rng.below(probes.len() as u64 * 2 + 1) as usize;
+        for listed in [true, false] {
+            let mut seen = Vec::new();
+            let mut see = |at, entry: Option<Lent<'_>>| {
+                assert_eq!(at, seen.len());
+                let copy = |lent| Entry::copy(lent);
+                seen.push(
+                    entry
+                        .map(copy)
+                        .map(|entry| (entry.head.to_vec(), entry.body.load(&*self.memory).unwrap().to_vec())),
+                );
+                Ok::<_, Error>(at != stop)
+            };
+            if listed {
+                leaves.get_many(&*self.memory, &probes, &mut see).unwrap();
+            } else {
+                get_many(&*self.memory, self.root, &probes, &mut see).unwrap();
+            }
+            assert_eq!(seen.len(), probes.len().min(stop + 1));
+            for (probe, found) in probes.iter().zip(&seen) {
+                assert_eq!(found.as_ref(), self.model.get(*probe));
+                let one = get(&*self.memory, self.root, probe).unwrap().map(|entry| entry.head.to_vec());
+                assert_eq!(one.as_ref(), found.as_ref().map(|(head, _)| head));
+                let one = leaves.find(&*self.memory, probe, |lent| lent.head.to_vec()).unwrap();
+                assert_eq!(one.as_ref(), found.as_ref().map(|(head, _)| head));
+            }
         }
         let mut cursor = Cursor::new(&*self.memory, self.root);
         for _ in 0..4 {
