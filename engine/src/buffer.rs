@@ -182,7 +182,7 @@ mod tests {
             prop_assert_eq!(buffer.sorted(), &whole[..]);
             prop_assert!(buffer.show(|entries| entries == &whole[..]));
             prop_assert_eq!(buffer.get(&[probe]), model.get(&[probe][..]).cloned());
-            let probes: Vec<[u8; 1]> = (0..40).filter(|key| key % 3 != probe % 3).map(|key| [key * 7 % 40]).collect();
+            let probes: Vec<[u8; 1]> = (0..40).filter(|key| key % 3 != probe % 3).map(|key| [key * 3 % 40]).collect();
             let mut many = Vec::new();
             buffer.get_many(&probes, 7, &mut many);
             let found = |(at, key): (usize, &[u8; 1])| Some((at, model.get(&key[..])?.clone()));
