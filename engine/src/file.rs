@@ -14,11 +14,11 @@ use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{PagePtr, TreeId, UNIT_BYTES};
 use crate::page::layout::{self, HEADER_BYTES};
 use crate::page::leaf::ExtentRef;
-use crate::page::{self, Head, Kind, Stamp, search};
+use crate::page::{self, Head, Kind, Stamp};
 use crate::space::{Extent, FreeSpace};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::tree::{Leaves, PageRef, PageSink, PageSource, Root};
+use crate::tree::{Leaves, Newest, PageRef, PageSink, PageSource, Root};
 use arc_swap::{ArcSwapOption, Guard};
 use bytes::Bytes;
 use std::ops::Deref;
@@ -33,11 +33,6 @@ const WRITE_BYTES_MAX: usize = 1 << 20;
 const COLLECT_BYTES_MAX: usize = 4 << 20;
 /// The cache of a file that cannot be mapped.
 const FALLBACK_CACHE_BYTES: usize = 256 << 10;
-
-/// Leaves are listed about as fast as lookups of one in so many entries are the faster for it.
-const ENTRIES_PER_LOOKUP: u64 = 1024;
-/// Spreads ordinals.
-const DRAW: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// How pages are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,10 +60,7 @@ pub struct TreeFile {
     opened: ArcSwapOption<Opened>,
     /// Held while it is opened.
     opening: Mutex<()>,
-    /// Of the newest root that was read a lot.
-    leaves: ArcSwapOption<Leaves>,
-    /// Held while they are listed.
-    listing: Mutex<()>,
+    leaves: Newest,
 }
 
 #[derive(Debug)]
@@ -169,8 +161,7 @@ impl TreeFile {
             cache: PageCache::new(cache_bytes),
             opened: ArcSwapOption::empty(),
             opening: Mutex::new(()),
-            leaves: ArcSwapOption::empty(),
-            listing: Mutex::new(()),
+            leaves: Newest::default(),
         }
     }
 
@@ -187,7 +178,7 @@ impl TreeFile {
     /// Closes the file and drops its mapping and cache; the next use opens it again.
     pub fn close_idle(&self) {
         self.opened.store(None);
-        self.leaves.store(None);
+        self.leaves.forget();
         self.cache.clear();
     }
 
@@ -384,23 +375,6 @@ impl TreeFile {
         ptr.unit as usize * UNIT_BYTES + self.page_bytes
     }
 
-    /// Lists the leaves of `root` if it is worth it for a lookup of so many keys.
-    #[cold]
-    fn list_leaves(&self, source: &Pages<'_>, root: Root, keys: usize, first: &[u8]) {
-        // One lookup of many lists them, or many of one: which of these is drawn by its key, so that nothing is counted.
-        let draw = search::ordinal(first).wrapping_mul(DRAW) % root.entries.max(1);
-        if draw >= (keys as u64).saturating_mul(ENTRIES_PER_LOOKUP) {
-            return;
-        }
-        let Some(_one) = self.listing.try_lock() else { return };
-        let epoch = |root: Root| root.ptr.map(|ptr| ptr.epoch);
-        // An older root is not read for long.
-        if self.leaves.load().as_ref().is_some_and(|have| epoch(have.root()) >= epoch(root)) {
-            return;
-        }
-        self.leaves.store(Some(Arc::new(Leaves::list(source, root))));
-    }
-
     /// The file for one read of several pages: what is looked up once for all of them.
     pub fn pages(&self) -> Result<Pages<'_>> {
         let mapped = match self.opened.load().as_ref() {
@@ -420,15 +394,8 @@ pub struct Pages<'a> {
 
 impl Pages<'_> {
     /// The leaves of the tree, for a lookup of so many keys; None if they are not listed.
-    pub fn leaves(&self, root: Root, keys: usize, first: &[u8]) -> impl Deref<Target = Option<Arc<Leaves>>> + use<> {
-        let leaves = self.file.leaves.load();
-        if leaves.as_ref().is_some_and(|leaves| leaves.root() == root) {
-            return leaves;
-        }
-        drop(leaves);
-        self.file.list_leaves(self, root, keys, first);
-        let leaves = self.file.leaves.load();
-        if leaves.as_ref().is_some_and(|leaves| leaves.root() == root) { leaves } else { Guard::from_inner(None) }
+    pub fn leaves(&self, root: Root, keys: usize, first: &[u8]) -> impl Deref<Target = Option<Arc<Leaves>>> + use<'_> {
+        self.file.leaves.of(self, root, keys, first)
     }
 }
 

@@ -146,7 +146,7 @@ fn whole(file: &TreeFile, root: Root, content: &Content) {
         many.push((at, entry.map(|entry| entry.head.to_vec())));
         Ok::<_, Error>(true)
     };
-    Leaves::list(file, root).get_many(file, &keys, visit).expect("it is whole");
+    Leaves::list(file, root, None).get_many(file, &keys, visit).expect("it is whole");
     for (at, (key, (head, body))) in content.iter().enumerate() {
         assert_eq!(many[at], (at, Some(head.clone())));
         let found = tree::get(file, root, key).expect("it is whole").expect("it is there");

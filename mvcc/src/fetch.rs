@@ -68,7 +68,8 @@ impl Core {
             };
             return Ok(vec![row.unwrap_or_else(|| Err(self.missing(shard)))?]);
         }
-        if found.chunk_by(|a, b| a.shard == b.shard).count() > self.shards.len() {
+        // Of some it takes the first, and in the order of keys shards take few turns.
+        if bytes_max == usize::MAX && found.chunk_by(|a, b| a.shard == b.shard).count() > self.shards.len() {
             return self.fetch_mixed(found, keys_only, views);
         }
         let mut kvs = Vec::with_capacity(found.len());
@@ -100,7 +101,7 @@ impl Core {
         Ok(kvs)
     }
 
-    /// The rows of what was found in an order that goes to and fro between shards: each is read once.
+    /// The rows of what was found in an order that goes to and fro between shards: each shard is read once.
     fn fetch_mixed(&self, found: Vec<Found>, keys_only: bool, views: &Views) -> Result<Vec<KeyValue>> {
         let mut kvs = vec![KeyValue::default(); found.len()];
         let mut places: Vec<usize> = (0..found.len()).collect();

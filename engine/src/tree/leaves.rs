@@ -1,7 +1,9 @@
 //! The leaves of a tree in a table, so that lookups go through no branches.
 //!
 //! In a branch a lookup waits for several loads, one after the other. The table has the beginning of each leaf's
-//! lowest key, and where the leaf is: 24 bytes of a leaf. A lookup guesses a place in it that is off by a leaf or two.
+//! lowest key, and where the leaf is: 24 bytes of a leaf, and 32 of a lowest branch. A lookup guesses a place in it
+//! that is off by a leaf or two. A table shares the leaves of each branch that the tree before had too with the table
+//! of that one: after a checkpoint it costs what changed, and one step of each lowest branch.
 //!
 //! Many lookups go in blocks, each a step behind the next: before the table line, leaf, keys and entry of a lookup are
 //! looked at, they are asked for, and come while others are answered. What a block asks for it asks for at once, so
@@ -12,12 +14,8 @@ use crate::disk::os::load_soon;
 use crate::error::{Error, Result};
 use crate::ids::PagePtr;
 use crate::page::{Branch, Leaf, layout, search};
+use std::sync::Arc;
 
-/// Leaves of which the first one stands for the rest when a place is looked for.
-#[cfg(not(test))]
-const GROUP: usize = 64;
-#[cfg(test)]
-const GROUP: usize = 4;
 /// Lookups of a block.
 const TOGETHER: usize = 8;
 /// What a block waits for, a turn each: the table, its leaf, the keys there, and its entry.
@@ -26,63 +24,108 @@ const WAITS: usize = 4;
 const UNDER_WAY: usize = WAITS * TOGETHER;
 
 /// The leaves of a tree as of one commit.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Leaves {
     root: Root,
-    leaves: Vec<Listed>,
-    /// The `low` of the first of each group.
-    groups: Vec<u64>,
+    branches: Vec<Lowest>,
+    /// The `low` of the first leaf of each branch; of the very first what its lowest key says.
+    lows: Vec<u64>,
+}
+
+/// A lowest branch.
+#[derive(Debug, PartialEq, Eq)]
+struct Lowest {
+    ptr: PagePtr,
+    leaves: Arc<[Listed]>,
 }
 
 /// A leaf.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Listed {
     /// The ordinal of none of its keys is lower, and of none in leaves before higher.
     low: u64,
     ptr: PagePtr,
 }
 
+/// Where a leaf is in the table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Place {
+    branch: usize,
+    child: usize,
+}
+
 /// A lookup on its way: first its place in the table is a guess, then where in the leaf it is looked for.
 struct Lookup<'a> {
-    place: usize,
+    place: Place,
     page: Option<Result<PageRef<'a>>>,
     entry: Result<usize, usize>,
 }
 
-/// Adds the leaves below a page; None if it fails, or if there are more than `max`, as pages that lead in circles have.
-fn add<S: PageSource + ?Sized>(
-    source: &S,
-    (ptr, height, low): (PagePtr, u8, u64),
-    max: u64,
-    leaves: &mut Vec<Listed>,
-) -> Option<()> {
-    if height == 0 {
-        leaves.push(Listed { low, ptr });
-        return (leaves.len() as u64 <= max).then_some(());
+/// Makes a table.
+struct Lister<'a, S: ?Sized> {
+    source: &'a S,
+    /// The branches of the table before that were not come by.
+    before: &'a [Lowest],
+    branches: Vec<Lowest>,
+    leaves: u64,
+    /// More leaves have only pages that lead in circles.
+    leaves_max: u64,
+}
+
+impl<S: PageSource + ?Sized> Lister<'_, S> {
+    /// Adds the leaves below a page; None if that fails.
+    fn add(&mut self, ptr: PagePtr, height: u8, low: u64) -> Option<()> {
+        if height <= 1 {
+            let leaves = if height == 0 { Arc::new([Listed { low, ptr }]) } else { self.children(ptr, low)? };
+            self.leaves += leaves.len() as u64;
+            self.branches.push(Lowest { ptr, leaves });
+            return (self.leaves <= self.leaves_max).then_some(());
+        }
+        let page = self.source.page(ptr, height).ok()?;
+        let branch = Branch::new(&page);
+        (0..branch.len()).try_for_each(|at| self.add(branch.child(at), height - 1, low_of(branch, at, low)))
     }
-    let page = source.page(ptr, height).ok()?;
-    let branch = Branch::new(&page);
-    (0..branch.len()).try_for_each(|child| {
-        // The first key of a branch may be lower than what the branch above says.
-        let low = if child == 0 { low } else { search::ordinal(branch.key(child)) };
-        add(source, (branch.child(child), height - 1, low), max, leaves)
-    })
+
+    fn children(&mut self, ptr: PagePtr, low: u64) -> Option<Arc<[Listed]>> {
+        self.before = &self.before[self.before.iter().take_while(|before| before.leaves[0].low < low).count()..];
+        if let Some((same, after)) = self.before.split_first()
+            && (same.ptr, same.leaves[0].low) == (ptr, low)
+        {
+            self.before = after;
+            return Some(Arc::clone(&same.leaves));
+        }
+        let page = self.source.page(ptr, 1).ok()?;
+        let branch = Branch::new(&page);
+        Some((0..branch.len()).map(|at| Listed { low: low_of(branch, at, low), ptr: branch.child(at) }).collect())
+    }
+}
+
+/// The ordinal of the lowest key that may be in a child of a branch with this `low`.
+fn low_of(branch: Branch<'_>, child: usize, low: u64) -> u64 {
+    // The first key of a branch may be lower than what the branch above says.
+    if child == 0 { low } else { search::ordinal(branch.key(child)) }
 }
 
 impl Leaves {
-    /// Lists the leaves of a tree. O(leaves / children of a branch) pages. If that fails the table is empty, and lookups
-    /// go through branches, which say what is wrong with them.
-    pub fn list<S: PageSource + ?Sized>(source: &S, root: Root) -> Self {
-        let mut leaves = Vec::new();
-        let listed =
-            root.ptr.is_some_and(|ptr| add(source, (ptr, root.height, 0), root.entries, &mut leaves).is_some());
-        match leaves.first_mut().map(|first| (source.page(first.ptr, 0), first)) {
-            // The lowest bound of a tree may be far below its keys.
-            Some((Ok(page), first)) if listed => first.low = search::ordinal(Leaf::new(&page).key(0)),
-            _ => leaves.clear(),
+    /// Lists the leaves of a tree, given the table of one before it. O(branches) steps, and the pages of branches that
+    /// are not in that one. If it fails the table is empty, and lookups go through branches, which say what is wrong
+    /// with them.
+    pub fn list<S: PageSource + ?Sized>(source: &S, root: Root, before: Option<&Leaves>) -> Self {
+        let before = before.map_or(&[][..], |before| &before.branches);
+        let mut lister = Lister { source, before, branches: Vec::new(), leaves: 0, leaves_max: root.entries };
+        if root.ptr.is_none_or(|ptr| lister.add(ptr, root.height, 0).is_none()) {
+            lister.branches.clear();
         }
-        let groups = leaves.iter().step_by(GROUP).map(|leaf| leaf.low).collect();
-        Leaves { root, leaves, groups }
+        let mut branches = lister.branches;
+        branches.shrink_to_fit();
+        let mut lows: Vec<u64> = branches.iter().map(|branch| branch.leaves[0].low).collect();
+        // The lowest bound of a tree may be far below its keys.
+        if let (Some(low), Some(first)) = (lows.first_mut(), branches.first())
+            && let Ok(page) = source.page(first.leaves[0].ptr, 0)
+        {
+            *low = search::ordinal(Leaf::new(&page).key(0));
+        }
+        Leaves { root, branches, lows }
     }
 
     /// The tree whose leaves these are.
@@ -90,29 +133,38 @@ impl Leaves {
         self.root
     }
 
-    /// About where the leaf of a key of this ordinal is; 0 if there is no leaf.
+    fn leaf(&self, place: Place) -> PagePtr {
+        self.branches[place.branch].leaves[place.child].ptr
+    }
+
+    fn low(&self, place: Place) -> u64 {
+        if place.child == 0 { self.lows[place.branch] } else { self.branches[place.branch].leaves[place.child].low }
+    }
+
+    /// The branch of the leaf of a key of this ordinal, and about where in it the leaf is.
     #[inline]
-    fn guess(&self, wanted: u64) -> usize {
-        let ([first, ..], [.., last]) = (&self.groups[..], &self.groups[..]) else { return 0 };
-        let about = search::guess(self.groups.len(), wanted, &(*first..last.saturating_add(1)));
-        let group = search::last_not_above(self.groups.len(), about, wanted, |at| self.groups[at]);
-        let start = group * GROUP;
-        let len = GROUP.min(self.leaves.len() - start);
-        let end = self.groups.get(group + 1).copied().unwrap_or_else(|| self.leaves[start + len - 1].low);
-        start + search::guess(len, wanted, &(self.groups[group]..end.saturating_add(1)))
+    fn guess(&self, wanted: u64) -> Place {
+        let (first, last) = (self.lows[0], self.lows[self.lows.len() - 1]);
+        let about = search::guess(self.lows.len(), wanted, &(first..last.saturating_add(1)));
+        let branch = search::last_not_above(self.lows.len(), about, wanted, |at| self.lows[at]);
+        let leaves = &self.branches[branch].leaves;
+        let end = self.lows.get(branch + 1).copied().unwrap_or_else(|| leaves[leaves.len() - 1].low);
+        Place { branch, child: search::guess(leaves.len(), wanted, &(self.lows[branch]..end.saturating_add(1))) }
     }
 
     /// The last leaf that may have a key of this ordinal, looked for from a guess on.
     #[inline]
-    fn place(&self, guess: usize, wanted: u64) -> usize {
-        search::last_not_above(self.leaves.len(), guess, wanted, |at| self.leaves[at].low)
+    fn place(&self, guess: Place, wanted: u64) -> Place {
+        let leaves = &self.branches[guess.branch].leaves;
+        Place { child: search::last_not_above(leaves.len(), guess.child, wanted, |at| leaves[at].low), ..guess }
     }
 
     /// About where in its leaf a key is.
     #[inline]
-    fn guess_in(&self, place: usize, leaf: Leaf<'_>, key: &[u8]) -> usize {
-        let next = self.leaves.get(place + 1);
-        let bounds = next.map(|next| self.leaves[place].low..next.low.saturating_add(1));
+    fn guess_in(&self, place: Place, leaf: Leaf<'_>, key: &[u8]) -> usize {
+        let next = self.branches[place.branch].leaves.get(place.child + 1).map(|next| next.low);
+        let next = next.or_else(|| self.lows.get(place.branch + 1).copied());
+        let bounds = next.map(|next| self.low(place)..next.saturating_add(1));
         leaf.guess(key, &bounds.unwrap_or_else(|| leaf.bounds()))
     }
 
@@ -120,14 +172,14 @@ impl Leaves {
     fn show<S: PageSource + ?Sized, T>(
         &self,
         source: &S,
-        (place, page, entry): (usize, &PageRef<'_>, Result<usize, usize>),
+        (place, page, entry): (Place, &PageRef<'_>, Result<usize, usize>),
         key: &[u8],
         show: impl FnOnce(Option<Lent<'_>>) -> T,
     ) -> Result<T> {
         match entry {
             Ok(at) => Ok(show(Some(Lent::of(Leaf::new(page), at)))),
             // Keys that begin alike may lie in leaves before: branches tell them apart.
-            Err(0) if place > 0 && self.leaves[place].low == search::ordinal(key) => {
+            Err(0) if place != Place::default() && self.low(place) == search::ordinal(key) => {
                 let mut show = Some(show);
                 let mut see = |lent: Option<Lent<'_>>| show.take().map(|show| show(lent));
                 let seen = seek::find(source, self.root, key, |lent| see(Some(lent)))?;
@@ -144,12 +196,12 @@ impl Leaves {
         key: &[u8],
         show: impl FnOnce(Lent<'_>) -> T,
     ) -> Result<Option<T>> {
-        if self.leaves.is_empty() {
+        if self.branches.is_empty() {
             return seek::find(source, self.root, key, show);
         }
         let wanted = search::ordinal(key);
         let place = self.place(self.guess(wanted), wanted);
-        let ptr = self.leaves[place].ptr;
+        let ptr = self.leaf(place);
         source.load_ahead(ptr);
         let page = source.page(ptr, 0)?;
         let leaf = Leaf::new(&page);
@@ -169,10 +221,11 @@ impl Leaves {
         keys: &[K],
         visit: &mut impl FnMut(usize, Option<Lent<'_>>) -> Result<bool, E>,
     ) -> Result<(), E> {
-        if self.leaves.is_empty() {
+        if self.branches.is_empty() {
             return seek::get_many(source, self.root, keys, visit);
         }
-        let mut lookups: [_; UNDER_WAY] = std::array::from_fn(|_| Lookup { place: 0, page: None, entry: Err(0) });
+        let mut lookups: [_; UNDER_WAY] =
+            std::array::from_fn(|_| Lookup { place: Place::default(), page: None, entry: Err(0) });
         for turn in 0..keys.len().div_ceil(TOGETHER) + WAITS {
             let in_turn = |waits: usize| {
                 let start = turn.checked_sub(waits).map_or(keys.len(), |block| block * TOGETHER);
@@ -195,7 +248,7 @@ impl Leaves {
             }
             for at in in_turn(2) {
                 let Lookup { place, page, entry } = &mut lookups[at % UNDER_WAY];
-                let opened = source.page(self.leaves[*place].ptr, 0);
+                let opened = source.page(self.leaf(*place), 0);
                 if let Ok(page) = &opened {
                     let first = self.guess_in(*place, Leaf::new(page), keys[at].as_ref());
                     layout::load_keys(page, first);
@@ -206,12 +259,13 @@ impl Leaves {
             for at in in_turn(1) {
                 let place = &mut lookups[at % UNDER_WAY].place;
                 *place = self.place(*place, search::ordinal(keys[at].as_ref()));
-                source.load_ahead(self.leaves[*place].ptr);
+                source.load_ahead(self.leaf(*place));
             }
             for at in in_turn(0) {
                 let guess = self.guess(search::ordinal(keys[at].as_ref()));
-                let about = guess.saturating_sub(1)..self.leaves.len().min(guess + 2);
-                self.leaves[about].iter().for_each(|leaf| load_soon(&leaf.low));
+                let leaves = &self.branches[guess.branch].leaves;
+                let about = guess.child.saturating_sub(1)..leaves.len().min(guess.child + 2);
+                leaves[about].iter().for_each(|leaf| load_soon(&leaf.low));
                 lookups[at % UNDER_WAY].place = guess;
             }
         }

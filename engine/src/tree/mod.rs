@@ -10,11 +10,13 @@ mod pack;
 mod reach;
 mod seek;
 mod leaves;
+mod newest;
 mod survey;
 
 pub use cursor::Cursor;
 pub use edit::edit;
 pub use leaves::Leaves;
+pub use newest::Newest;
 pub use reach::{Reached, TreeShape, reach};
 pub use seek::{Lent, find, get, get_many};
 pub use survey::{Surveyor, survey};

@@ -4,7 +4,7 @@ use super::*;
 use crate::error::Error;
 use crate::ids::{TreeId, UNIT_BYTES};
 use crate::page::layout::{self, HEADER_BYTES};
-use crate::page::{self, Head, Kind, Stamp};
+use crate::page::{self, Branch, Head, Kind, Stamp};
 use crate::run::seeded::Rng;
 use crate::space::{Extent, FreeSpace};
 use crate::sync::Mutex;
@@ -82,13 +82,16 @@ struct Tested {
     epoch: u64,
     model: BTreeMap<Vec<u8>, (Vec<u8>, Vec<u8>)>,
     written: usize,
+    /// Of this root or one before it.
+    leaves: Leaves,
 }
 
 impl Tested {
     fn new(page_bytes: usize) -> Self {
         let memory = Arc::new(Memory { pages: Mutex::default(), page_bytes });
         let (space, model) = (FreeSpace::unknown(1), BTreeMap::new());
-        Tested { memory, space, root: Root::default(), epoch: 0, model, written: 0 }
+        let leaves = Leaves::list(&*memory, Root::default(), None);
+        Tested { memory, space, root: Root::default(), epoch: 0, model, written: 0, leaves }
     }
 
     fn apply(&mut self, batch: BTreeMap<Vec<u8>, Option<(Vec<u8>, Vec<u8>)>>) {
@@ -118,6 +121,9 @@ impl Tested {
                 None => self.model.remove(&key),
             };
         }
+        if !self.epoch.is_multiple_of(3) {
+            self.leaves = Leaves::list(&*self.memory, self.root, Some(&self.leaves));
+        }
         self.check();
     }
 
@@ -145,7 +151,8 @@ impl Tested {
         let keys: Vec<Vec<u8>> = self.model.keys().cloned().chain([vec![], vec![255; 9]]).collect();
         let probes: Vec<&[u8]> =
             (0..keys.len() / 2).map(|_| &keys[rng.below(keys.len() as u64) as usize][..]).collect();
-        let leaves = Leaves::list(&*self.memory, self.root);
+        let leaves = Leaves::list(&*self.memory, self.root, Some(&self.leaves));
+        assert_eq!(leaves, Leaves::list(&*self.memory, self.root, None));
         assert_eq!(leaves.root(), self.root);
         let stop = rng.below(probes.len() as u64 * 2 + 1) as usize;
         for listed in [true, false] {
@@ -249,6 +256,63 @@ fn rising_keys_fill_pages_and_cost_what_they_write() {
 }
 
 #[test]
+fn a_table_reads_no_branch_that_the_one_before_has() {
+    let mut tested = Tested::new(4096);
+    let key = |n: u32| format!("{n:08}{:0492}", 0).into_bytes();
+    tested.apply((0..60).map(|n| (key(n), Some((Vec::new(), vec![1])))).collect());
+    assert_eq!(tested.root.height, 2);
+    let before = Leaves::list(&*tested.memory, tested.root, None);
+    let top = tested.memory.page(tested.root.ptr.unwrap(), 2).unwrap();
+    let branches: Vec<PagePtr> = (0..Branch::new(&top).len()).map(|at| Branch::new(&top).child(at)).collect();
+    // The right edge changes, and the rest is not there to be read.
+    tested.apply(BTreeMap::from([(key(9999), Some((Vec::new(), vec![2])))]));
+    let unchanged = &branches[..branches.len() - 1];
+    let hidden: Vec<_> =
+        unchanged.iter().map(|ptr| tested.memory.pages.lock().remove(&ptr.unit).expect("it is unchanged")).collect();
+    let leaves = Leaves::list(&*tested.memory, tested.root, Some(&before));
+    let found = |n: u32| leaves.find(&*tested.memory, &key(n), |lent| lent.joined.to_vec()).unwrap();
+    assert_eq!([found(0), found(17), found(9999), found(9998)], [Some(vec![1]), Some(vec![1]), Some(vec![2]), None]);
+    // Without the table they are missed.
+    let empty = Leaves::list(&*tested.memory, tested.root, None);
+    let error = empty.find(&*tested.memory, &key(0), |_| ()).unwrap_err();
+    assert!(error.to_string().contains("no page"), "{error}");
+    for (ptr, page) in unchanged.iter().zip(hidden) {
+        tested.memory.pages.lock().insert(ptr.unit, page);
+    }
+    assert_eq!(leaves, Leaves::list(&*tested.memory, tested.root, None));
+}
+
+#[test]
+fn a_damaged_leaf_is_told_in_its_turn() {
+    let mut tested = Tested::new(4096);
+    let key = |n: u32| format!("{n:08}").into_bytes();
+    tested.apply((0..300).map(|n| (key(n), Some((vec![n as u8], vec![1; 90])))).collect());
+    let leaves = Leaves::list(&*tested.memory, tested.root, None);
+    let top = tested.memory.page(tested.root.ptr.unwrap(), 1).unwrap();
+    let (unit, from) = (Branch::new(&top).child(3).unit, Branch::new(&top).key(3).to_vec());
+    let mut page = tested.memory.pages.lock()[&unit].to_vec();
+    page[2000] ^= 1;
+    tested.memory.pages.lock().insert(unit, page.into());
+    let first_bad = (0..300).find(|n| key(*n) >= from).unwrap();
+    for lists_again in [false, true] {
+        let again = lists_again.then(|| Leaves::list(&*tested.memory, tested.root, None));
+        let keys: Vec<_> = (0..300).map(key).collect();
+        let mut seen = 0;
+        let error = again.as_ref().unwrap_or(&leaves).get_many(&*tested.memory, &keys, &mut |at, lent| {
+            assert_eq!(lent.unwrap().head, [at as u8]);
+            seen += 1;
+            Ok::<_, Error>(true)
+        });
+        let error = error.unwrap_err();
+        assert!(
+            matches!(&error, Error::Corrupt { place: crate::error::Place::Unit(at), .. } if *at == unit),
+            "{error}"
+        );
+        assert_eq!(seen, first_bad);
+    }
+}
+
+#[test]
 fn removing_from_the_left_gives_pages_back() {
     let mut tested = Tested::new(4096);
     let key = |at: u32| format!("{at:08}").into_bytes();
@@ -275,7 +339,7 @@ fn a_branch_whose_first_key_is_below_its_bounds_is_found() {
     let damaged = |ptr, damage| bad(ptr, damage);
     reach(&*tested.memory, root, &damaged, &mut |_| Ok(())).unwrap();
     let top = tested.memory.page(root.ptr.unwrap(), 2).unwrap();
-    let ptr = page::Branch::new(&top).child(1);
+    let ptr = Branch::new(&top).child(1);
     let mut branch = tested.memory.page(ptr, 1).unwrap().to_vec();
     let first = layout::slot(&branch, 0) + 14;
     branch[first] = 0;

@@ -1,6 +1,7 @@
 //! Reads, and what goes on beside them.
 
 use crate::*;
+use polybolt::ShardOptions;
 
 /// A put that its own txn deletes is a row that no read finds, but the index knows it.
 #[test]
@@ -163,4 +164,25 @@ fn a_stream_of_what_an_install_replaced_ends_as_compacted() {
     driven.pass(Duration::from_secs(3));
     let chunk = reader.next().unwrap();
     assert!(is_compacted(&chunk), "{chunk:?}");
+}
+
+/// Where keys go to and fro between shards, a chunk had all the rows that its keys promised, however large.
+#[test]
+fn a_chunk_of_a_stream_is_as_small_where_shards_take_turns() {
+    let driven = open(&new_disk(1), options()).unwrap();
+    let turns = ('a'..='h').fold(ShardOptions::new("turns"), |shard, at| shard.prefix(format!("{at}/")));
+    let routes = Routes::new(vec![turns, ShardOptions::new("default")]).unwrap();
+    let ks = driven.engine.create_keyspace("ks", routes).unwrap();
+    for at in 'a'..='h' {
+        for place in ["/in", "out"] {
+            driven.put(&ks, &format!("{at}{place}"), vec![7; 100 << 10]).unwrap();
+        }
+    }
+    let mut rows = 0;
+    for chunk in ks.range_stream(&everything()).unwrap() {
+        let chunk = chunk.unwrap();
+        assert!(chunk.len() <= 3, "{} rows of 100 KiB are one chunk", chunk.len());
+        rows += chunk.len();
+    }
+    assert_eq!(rows, 16);
 }
