@@ -419,6 +419,14 @@ impl PageSource for Pages<'_> {
         }
     }
 
+    fn is_near(&self, ptr: PagePtr) -> bool {
+        self.file.is_near(ptr)
+    }
+
+    fn will_read(&self, pages: &mut dyn Iterator<Item = PagePtr>) {
+        self.file.will_read(pages);
+    }
+
     fn extent(&self, extent: ExtentRef) -> Result<Bytes> {
         self.file.extent(extent)
     }
@@ -444,6 +452,10 @@ impl PageSource for TreeFile {
         let page: Arc<[u8]> = self.page_afresh(ptr, height)?.into();
         self.cache.put(ptr.unit, ptr.epoch, &page);
         Ok(PageRef::Owned(page))
+    }
+
+    fn is_near(&self, ptr: PagePtr) -> bool {
+        self.opened().is_ok_and(|opened| opened.file.is_near(u64::from(ptr.unit) * UNIT_BYTES as u64))
     }
 
     fn will_read(&self, pages: &mut dyn Iterator<Item = PagePtr>) {

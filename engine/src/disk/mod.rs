@@ -92,6 +92,10 @@ pub trait DiskFile: Send + Sync + Debug {
     fn truncate(&self, len: u64) -> Result<()>;
     /// Begins to read these bytes into memory, if that can be done without waiting: what is read there soon is there.
     fn will_read(&self, _offset: u64, _len: u64) {}
+    /// False if this byte would have to be read from the device, as far as can be told without waiting.
+    fn is_near(&self, _offset: u64) -> bool {
+        true
+    }
     /// Maps the file's current length for reading; None if this disk has no mappings (the simulated one).
     fn map(&self) -> Result<Option<Arc<dyn Mapping>>>;
 }

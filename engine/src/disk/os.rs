@@ -8,9 +8,10 @@ use crate::error::{Damage, Error, Place, Result};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use rustix::io::ReadWriteFlags;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSliceMut, Read, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -247,6 +248,13 @@ impl DiskFile for OsFile {
             // It is advice: failure is fine.
             let _advised = rustix::fs::fadvise(&self.file, start, len, Advice::WillNeed);
         }
+    }
+
+    fn is_near(&self, offset: u64) -> bool {
+        let byte = &mut [0];
+        let buf = &mut [IoSliceMut::new(byte)];
+        // Not every file system can tell.
+        rustix::io::preadv2(&self.file, buf, offset, ReadWriteFlags::NOWAIT) != Err(rustix::io::Errno::AGAIN)
     }
 
     fn map(&self) -> Result<Option<Arc<dyn Mapping>>> {

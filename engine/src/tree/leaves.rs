@@ -7,7 +7,8 @@
 //!
 //! Many lookups go in blocks, each a step behind the next: before the table line, leaf, keys and entry of a lookup are
 //! looked at, they are asked for, and come while others are answered. What a block asks for it asks for at once, so
-//! that not only loads but also walks of page tables go side by side.
+//! that not only loads but also walks of page tables go side by side. Where leaves are not in memory, the reads of those
+//! of hundreds of lookups are begun before the first.
 
 use super::{Lent, PageRef, PageSource, Root, seek};
 use crate::disk::os::load_soon;
@@ -22,6 +23,13 @@ const TOGETHER: usize = 8;
 const WAITS: usize = 4;
 /// Lookups under way.
 const UNDER_WAY: usize = WAITS * TOGETHER;
+
+/// Leaves of so many keys are read side by side, if some of them are not in memory.
+const READ_TOGETHER: usize = 512;
+/// Of one in so many of them that is looked at, as it takes a system call.
+const KEYS_PER_SAMPLE: usize = 128;
+/// Fewer keys are not worth it.
+const SAMPLED_MIN: usize = 16;
 
 /// The leaves of a tree as of one commit.
 #[derive(Debug, PartialEq, Eq)]
@@ -213,6 +221,21 @@ impl Leaves {
         self.show(source, (place, &page, entry), key, |lent| lent.map(show))
     }
 
+    /// Begins to read the leaves of keys if they seem to be on the device: one after the other each would be waited for.
+    fn read_ahead<S: PageSource + ?Sized, K: AsRef<[u8]>>(&self, source: &S, keys: &[K]) {
+        let leaf = |key: &K| {
+            let wanted = search::ordinal(key.as_ref());
+            self.leaf(self.place(self.guess(wanted), wanted))
+        };
+        if keys.len() < SAMPLED_MIN || keys.iter().step_by(KEYS_PER_SAMPLE).all(|key| source.is_near(leaf(key))) {
+            return;
+        }
+        let mut leaves: Vec<PagePtr> = keys.iter().map(leaf).collect();
+        leaves.sort_unstable_by_key(|leaf| leaf.unit);
+        leaves.dedup();
+        source.will_read(&mut leaves.into_iter());
+    }
+
     /// Looks up keys in the order in which they are given, and shows each by its place in `keys`, until `visit` says
     /// false. It costs the least if keys that are near each other are in the same leaf.
     pub fn get_many<S: PageSource + ?Sized, K: AsRef<[u8]>, E: From<Error>>(
@@ -260,6 +283,10 @@ impl Leaves {
                 let place = &mut lookups[at % UNDER_WAY].place;
                 *place = self.place(*place, search::ordinal(keys[at].as_ref()));
                 source.load_ahead(self.leaf(*place));
+            }
+            if turn % (READ_TOGETHER / TOGETHER) == 0 {
+                let soon = keys.get(turn * TOGETHER..).unwrap_or(&[]);
+                self.read_ahead(source, &soon[..soon.len().min(READ_TOGETHER)]);
             }
             for at in in_turn(0) {
                 let guess = self.guess(search::ordinal(keys[at].as_ref()));

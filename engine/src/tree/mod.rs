@@ -137,6 +137,10 @@ pub trait PageSource: Send + Sync {
     fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>>;
     /// Begins to load the first lines of a page that is asked for next, if that can be done without waiting.
     fn load_ahead(&self, _ptr: PagePtr) {}
+    /// False if the page would have to be read from a device, as far as can be told without waiting.
+    fn is_near(&self, _ptr: PagePtr) -> bool {
+        true
+    }
     /// Begins to read pages that are asked for soon, if that can be done without waiting.
     fn will_read(&self, _pages: &mut dyn Iterator<Item = PagePtr>) {}
     /// The checked body in an overflow extent.

@@ -282,6 +282,53 @@ fn a_table_reads_no_branch_that_the_one_before_has() {
     assert_eq!(leaves, Leaves::list(&*tested.memory, tested.root, None));
 }
 
+/// Pages on a device: what is read of a leaf has to be begun before.
+struct Far<'a>(&'a Memory, Mutex<Vec<u32>>);
+
+impl PageSource for Far<'_> {
+    fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>> {
+        assert!(height > 0 || self.1.lock().contains(&ptr.unit), "unit {} is waited for", ptr.unit);
+        self.0.page(ptr, height)
+    }
+
+    fn is_near(&self, _: PagePtr) -> bool {
+        false
+    }
+
+    fn will_read(&self, pages: &mut dyn Iterator<Item = PagePtr>) {
+        self.1.lock().extend(pages.map(|ptr| ptr.unit));
+    }
+
+    fn extent(&self, extent: ExtentRef) -> Result<Bytes> {
+        self.0.extent(extent)
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.0.page_bytes
+    }
+}
+
+#[test]
+fn leaves_that_are_not_in_memory_are_read_side_by_side() {
+    let mut tested = Tested::new(4096);
+    let keys: Vec<_> = (0..if cfg!(miri) { 600 } else { 3000 }).map(|n| format!("{n:08}").into_bytes()).collect();
+    tested.apply(keys.iter().map(|key| (key.clone(), Some((vec![], vec![1; 90])))).collect());
+    let leaves = Leaves::list(&*tested.memory, tested.root, None);
+    let far = Far(&tested.memory, Mutex::default());
+    let mut seen = 0;
+    let all = leaves.get_many(&far, &keys, &mut |_, lent| {
+        seen += usize::from(lent.is_some());
+        Ok::<_, Error>(true)
+    });
+    all.unwrap();
+    assert_eq!(seen, keys.len());
+    let mut begun = far.1.lock().clone();
+    let asked = begun.len();
+    begun.sort_unstable();
+    begun.dedup();
+    assert!(asked - begun.len() <= keys.len() / 512, "a leaf is asked for once");
+}
+
 #[test]
 fn a_damaged_leaf_is_told_in_its_turn() {
     let mut tested = Tested::new(4096);
