@@ -175,6 +175,11 @@ impl TreeFile {
         self.opened.load().is_some()
     }
 
+    /// Bytes of memory of the table of its leaves.
+    pub fn leaves_bytes(&self) -> usize {
+        self.leaves.bytes()
+    }
+
     /// Closes the file and drops its mapping and cache; the next use opens it again.
     pub fn close_idle(&self) {
         self.opened.store(None);
@@ -715,33 +720,6 @@ mod tests {
         assert!(!after.is_checked(70));
         after.set_checked(4999, true);
         assert!(after.is_checked(4999) && !before.is_checked(4999));
-    }
-
-    #[test]
-    fn leaves_are_listed_for_the_newest_root_if_it_is_worth_it() {
-        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
-        disk.create_dir(Path::new("/s")).unwrap();
-        let (file, mut space, old) = filled(&disk, "/s/t".into(), ReadMode::default());
-        let listed = |root: Root, keys: usize| {
-            let pages = file.pages().unwrap();
-            pages.leaves(root, keys, b"z").as_ref().map(|leaves| {
-                assert_eq!(leaves.root(), root);
-                let body = leaves.find(&pages, &3u32.to_be_bytes(), |lent| lent.joined.to_vec()).unwrap();
-                assert_eq!(body, Some(vec![3; 40]));
-                Arc::as_ptr(leaves)
-            })
-        };
-        assert_eq!(listed(Root { entries: u64::MAX, ..old }, 1), None, "not for one lookup of so many entries");
-        let first = listed(old, ENTRIES as usize);
-        assert!(first.is_some() && listed(old, 1) == first);
-        let edits = vec![(Bytes::from_static(b"z"), Edit::Put { head: Bytes::new(), body: vec![1; 50].into() })];
-        let mut writer = file.writer(&mut space, 6).unwrap();
-        let new = tree::edit(&file, &mut writer, old, &edits).unwrap();
-        writer.finish().unwrap();
-        let second = listed(new, ENTRIES as usize);
-        assert!(second.is_some() && second != first);
-        assert_eq!(listed(old, ENTRIES as usize), None, "an older root does without");
-        assert_eq!(listed(new, 1), second);
     }
 
     #[test]

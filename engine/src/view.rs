@@ -182,6 +182,11 @@ impl Published {
         shown?.transpose()
     }
 
+    /// Bytes of memory of the table of the tree's leaves.
+    pub fn leaves_bytes(&self) -> usize {
+        self.file.as_ref().map_or(0, |file| file.leaves_bytes())
+    }
+
     /// The pages of the tree; None if it has none: then the file is not even opened.
     fn pages(&self) -> Result<Option<Pages<'_>>> {
         let file = self.file.as_deref().filter(|_| self.root.ptr.is_some());

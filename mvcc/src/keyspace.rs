@@ -494,7 +494,7 @@ impl Keyspace {
                 keys: index.live,
                 revisions: index.revisions,
                 depth: tree.depth,
-                index_bytes: index.bytes,
+                index_bytes: index.bytes + shard.reader.glance().leaves_bytes() as u64,
             });
         }
         status

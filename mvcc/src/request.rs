@@ -464,6 +464,6 @@ pub struct ShardStatus {
     pub revisions: u64,
     /// Levels of its tree.
     pub depth: u32,
-    /// Bytes of memory of its index.
+    /// Bytes of memory of its index, and of the table of its tree's leaves.
     pub index_bytes: u64,
 }

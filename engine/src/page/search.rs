@@ -28,9 +28,17 @@ pub fn guess(len: usize, wanted: u64, bounds: &Range<u64>) -> usize {
     (place as usize).min(len - 1)
 }
 
+/// The first twelve bytes of a key, ordered as keys are, but equal for keys that begin alike.
+#[inline]
+pub fn long_ordinal(key: &[u8]) -> (u64, u32) {
+    let next = key.get(8..).unwrap_or(&[]);
+    let next = next.first_chunk::<4>().map_or_else(|| (ordinal(next) >> 32) as u32, |next| u32::from_be_bytes(*next));
+    (ordinal(key), next)
+}
+
 /// The last of `len` ascending ordinals that is not above `wanted`, or the first; looked for from place `first` on.
 #[inline]
-pub fn last_not_above(len: usize, first: usize, wanted: u64, ordinal_at: impl Fn(usize) -> u64) -> usize {
+pub fn last_not_above<O: PartialOrd>(len: usize, first: usize, wanted: O, ordinal_at: impl Fn(usize) -> O) -> usize {
     // It is not before `low`, nor at `high` or behind.
     let (mut low, mut high) = (0, len);
     let (mut at, mut step) = (first, 1);

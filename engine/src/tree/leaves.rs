@@ -1,7 +1,7 @@
 //! The leaves of a tree in a table, so that lookups go through no branches.
 //!
 //! In a branch a lookup waits for several loads, one after the other. The table has the beginning of each leaf's
-//! lowest key, and where the leaf is: 24 bytes of a leaf, and 32 of a lowest branch. A lookup guesses a place in it
+//! lowest key, and where the leaf is: 24 bytes of a leaf, and 48 of a lowest branch. A lookup guesses a place in it
 //! that is off by a leaf or two. A table shares the leaves of each branch that the tree before had too with the table
 //! of that one: after a checkpoint it costs what changed, and one step of each lowest branch.
 //!
@@ -37,7 +37,7 @@ pub struct Leaves {
     root: Root,
     branches: Vec<Lowest>,
     /// The `low` of the first leaf of each branch; of the very first what its lowest key says.
-    lows: Vec<u64>,
+    lows: Vec<Low>,
 }
 
 /// A lowest branch.
@@ -47,12 +47,30 @@ struct Lowest {
     leaves: Arc<[Listed]>,
 }
 
-/// A leaf.
+/// The long ordinal of no key of a leaf is lower, and of none in leaves before higher.
+type Low = (u64, u32);
+
+/// A leaf, and its `low`: side by side they would take a third more.
 #[derive(Debug, PartialEq, Eq)]
 struct Listed {
-    /// The ordinal of none of its keys is lower, and of none in leaves before higher.
-    low: u64,
-    ptr: PagePtr,
+    ordinal: u64,
+    epoch: u64,
+    next: u32,
+    unit: u32,
+}
+
+impl Listed {
+    fn new((ordinal, next): Low, PagePtr { unit, epoch }: PagePtr) -> Self {
+        Listed { ordinal, epoch, next, unit }
+    }
+
+    fn low(&self) -> Low {
+        (self.ordinal, self.next)
+    }
+
+    fn ptr(&self) -> PagePtr {
+        PagePtr { unit: self.unit, epoch: self.epoch }
+    }
 }
 
 /// Where a leaf is in the table.
@@ -82,9 +100,9 @@ struct Lister<'a, S: ?Sized> {
 
 impl<S: PageSource + ?Sized> Lister<'_, S> {
     /// Adds the leaves below a page; None if that fails.
-    fn add(&mut self, ptr: PagePtr, height: u8, low: u64) -> Option<()> {
+    fn add(&mut self, ptr: PagePtr, height: u8, low: Low) -> Option<()> {
         if height <= 1 {
-            let leaves = if height == 0 { Arc::new([Listed { low, ptr }]) } else { self.children(ptr, low)? };
+            let leaves = if height == 0 { Arc::new([Listed::new(low, ptr)]) } else { self.children(ptr, low)? };
             self.leaves += leaves.len() as u64;
             self.branches.push(Lowest { ptr, leaves });
             return (self.leaves <= self.leaves_max).then_some(());
@@ -94,24 +112,24 @@ impl<S: PageSource + ?Sized> Lister<'_, S> {
         (0..branch.len()).try_for_each(|at| self.add(branch.child(at), height - 1, low_of(branch, at, low)))
     }
 
-    fn children(&mut self, ptr: PagePtr, low: u64) -> Option<Arc<[Listed]>> {
-        self.before = &self.before[self.before.iter().take_while(|before| before.leaves[0].low < low).count()..];
+    fn children(&mut self, ptr: PagePtr, low: Low) -> Option<Arc<[Listed]>> {
+        self.before = &self.before[self.before.iter().take_while(|before| before.leaves[0].low() < low).count()..];
         if let Some((same, after)) = self.before.split_first()
-            && (same.ptr, same.leaves[0].low) == (ptr, low)
+            && (same.ptr, same.leaves[0].low()) == (ptr, low)
         {
             self.before = after;
             return Some(Arc::clone(&same.leaves));
         }
         let page = self.source.page(ptr, 1).ok()?;
         let branch = Branch::new(&page);
-        Some((0..branch.len()).map(|at| Listed { low: low_of(branch, at, low), ptr: branch.child(at) }).collect())
+        Some((0..branch.len()).map(|at| Listed::new(low_of(branch, at, low), branch.child(at))).collect())
     }
 }
 
-/// The ordinal of the lowest key that may be in a child of a branch with this `low`.
-fn low_of(branch: Branch<'_>, child: usize, low: u64) -> u64 {
+/// The long ordinal of the lowest key that may be in a child of a branch with this `low`.
+fn low_of(branch: Branch<'_>, child: usize, low: Low) -> Low {
     // The first key of a branch may be lower than what the branch above says.
-    if child == 0 { low } else { search::ordinal(branch.key(child)) }
+    if child == 0 { low } else { search::long_ordinal(branch.key(child)) }
 }
 
 impl Leaves {
@@ -121,19 +139,25 @@ impl Leaves {
     pub fn list<S: PageSource + ?Sized>(source: &S, root: Root, before: Option<&Leaves>) -> Self {
         let before = before.map_or(&[][..], |before| &before.branches);
         let mut lister = Lister { source, before, branches: Vec::new(), leaves: 0, leaves_max: root.entries };
-        if root.ptr.is_none_or(|ptr| lister.add(ptr, root.height, 0).is_none()) {
+        if root.ptr.is_none_or(|ptr| lister.add(ptr, root.height, (0, 0)).is_none()) {
             lister.branches.clear();
         }
         let mut branches = lister.branches;
         branches.shrink_to_fit();
-        let mut lows: Vec<u64> = branches.iter().map(|branch| branch.leaves[0].low).collect();
+        let mut lows: Vec<_> = branches.iter().map(|branch| branch.leaves[0].low()).collect();
         // The lowest bound of a tree may be far below its keys.
         if let (Some(low), Some(first)) = (lows.first_mut(), branches.first())
-            && let Ok(page) = source.page(first.leaves[0].ptr, 0)
+            && let Ok(page) = source.page(first.leaves[0].ptr(), 0)
         {
-            *low = search::ordinal(Leaf::new(&page).key(0));
+            *low = search::long_ordinal(Leaf::new(&page).key(0));
         }
         Leaves { root, branches, lows }
+    }
+
+    /// Bytes of memory of this table. O(branches).
+    pub fn bytes(&self) -> usize {
+        let shared = self.branches.iter().map(|branch| size_of_val(&*branch.leaves)).sum::<usize>();
+        shared + size_of_val(&*self.branches) + size_of_val(&*self.lows)
     }
 
     /// The tree whose leaves these are.
@@ -142,37 +166,37 @@ impl Leaves {
     }
 
     fn leaf(&self, place: Place) -> PagePtr {
-        self.branches[place.branch].leaves[place.child].ptr
+        self.branches[place.branch].leaves[place.child].ptr()
     }
 
-    fn low(&self, place: Place) -> u64 {
-        if place.child == 0 { self.lows[place.branch] } else { self.branches[place.branch].leaves[place.child].low }
+    fn low(&self, place: Place) -> Low {
+        if place.child == 0 { self.lows[place.branch] } else { self.branches[place.branch].leaves[place.child].low() }
     }
 
-    /// The branch of the leaf of a key of this ordinal, and about where in it the leaf is.
+    /// The branch of the leaf of a key of this long ordinal, and about where in it the leaf is.
     #[inline]
-    fn guess(&self, wanted: u64) -> Place {
-        let (first, last) = (self.lows[0], self.lows[self.lows.len() - 1]);
-        let about = search::guess(self.lows.len(), wanted, &(first..last.saturating_add(1)));
+    fn guess(&self, wanted: Low) -> Place {
+        let (first, last) = (self.lows[0].0, self.lows[self.lows.len() - 1].0);
+        let about = search::guess(self.lows.len(), wanted.0, &(first..last.saturating_add(1)));
         let branch = search::last_not_above(self.lows.len(), about, wanted, |at| self.lows[at]);
         let leaves = &self.branches[branch].leaves;
-        let end = self.lows.get(branch + 1).copied().unwrap_or_else(|| leaves[leaves.len() - 1].low);
-        Place { branch, child: search::guess(leaves.len(), wanted, &(self.lows[branch]..end.saturating_add(1))) }
+        let end = self.lows.get(branch + 1).map_or_else(|| leaves[leaves.len() - 1].ordinal, |next| next.0);
+        Place { branch, child: search::guess(leaves.len(), wanted.0, &(self.lows[branch].0..end.saturating_add(1))) }
     }
 
-    /// The last leaf that may have a key of this ordinal, looked for from a guess on.
+    /// The last leaf that may have a key of this long ordinal, looked for from a guess on.
     #[inline]
-    fn place(&self, guess: Place, wanted: u64) -> Place {
+    fn place(&self, guess: Place, wanted: Low) -> Place {
         let leaves = &self.branches[guess.branch].leaves;
-        Place { child: search::last_not_above(leaves.len(), guess.child, wanted, |at| leaves[at].low), ..guess }
+        Place { child: search::last_not_above(leaves.len(), guess.child, wanted, |at| leaves[at].low()), ..guess }
     }
 
     /// About where in its leaf a key is.
     #[inline]
     fn guess_in(&self, place: Place, leaf: Leaf<'_>, key: &[u8]) -> usize {
-        let next = self.branches[place.branch].leaves.get(place.child + 1).map(|next| next.low);
-        let next = next.or_else(|| self.lows.get(place.branch + 1).copied());
-        let bounds = next.map(|next| self.low(place)..next.saturating_add(1));
+        let next = self.branches[place.branch].leaves.get(place.child + 1).map(|next| next.ordinal);
+        let next = next.or_else(|| self.lows.get(place.branch + 1).map(|next| next.0));
+        let bounds = next.map(|next| self.low(place).0..next.saturating_add(1));
         leaf.guess(key, &bounds.unwrap_or_else(|| leaf.bounds()))
     }
 
@@ -187,7 +211,7 @@ impl Leaves {
         match entry {
             Ok(at) => Ok(show(Some(Lent::of(Leaf::new(page), at)))),
             // Keys that begin alike may lie in leaves before: branches tell them apart.
-            Err(0) if place != Place::default() && self.low(place) == search::ordinal(key) => {
+            Err(0) if place != Place::default() && self.low(place) == search::long_ordinal(key) => {
                 let mut show = Some(show);
                 let mut see = |lent: Option<Lent<'_>>| show.take().map(|show| show(lent));
                 let seen = seek::find(source, self.root, key, |lent| see(Some(lent)))?;
@@ -207,7 +231,7 @@ impl Leaves {
         if self.branches.is_empty() {
             return seek::find(source, self.root, key, show);
         }
-        let wanted = search::ordinal(key);
+        let wanted = search::long_ordinal(key);
         let place = self.place(self.guess(wanted), wanted);
         let ptr = self.leaf(place);
         source.load_ahead(ptr);
@@ -224,7 +248,7 @@ impl Leaves {
     /// Begins to read the leaves of keys if they seem to be on the device: one after the other each would be waited for.
     fn read_ahead<S: PageSource + ?Sized, K: AsRef<[u8]>>(&self, source: &S, keys: &[K]) {
         let leaf = |key: &K| {
-            let wanted = search::ordinal(key.as_ref());
+            let wanted = search::long_ordinal(key.as_ref());
             self.leaf(self.place(self.guess(wanted), wanted))
         };
         if keys.len() < SAMPLED_MIN || keys.iter().step_by(KEYS_PER_SAMPLE).all(|key| source.is_near(leaf(key))) {
@@ -281,7 +305,7 @@ impl Leaves {
             }
             for at in in_turn(1) {
                 let place = &mut lookups[at % UNDER_WAY].place;
-                *place = self.place(*place, search::ordinal(keys[at].as_ref()));
+                *place = self.place(*place, search::long_ordinal(keys[at].as_ref()));
                 source.load_ahead(self.leaf(*place));
             }
             if turn % (READ_TOGETHER / TOGETHER) == 0 {
@@ -289,10 +313,10 @@ impl Leaves {
                 self.read_ahead(source, &soon[..soon.len().min(READ_TOGETHER)]);
             }
             for at in in_turn(0) {
-                let guess = self.guess(search::ordinal(keys[at].as_ref()));
+                let guess = self.guess(search::long_ordinal(keys[at].as_ref()));
                 let leaves = &self.branches[guess.branch].leaves;
                 let about = guess.child.saturating_sub(1)..leaves.len().min(guess.child + 2);
-                leaves[about].iter().for_each(|leaf| load_soon(&leaf.low));
+                leaves[about].iter().for_each(|leaf| load_soon(&leaf.ordinal));
                 lookups[at % UNDER_WAY].place = guess;
             }
         }

@@ -43,6 +43,11 @@ impl Newest {
         if is_of(&leaves) { leaves } else { Guard::from_inner(None) }
     }
 
+    /// Bytes of memory that they take.
+    pub fn bytes(&self) -> usize {
+        self.leaves.load().as_ref().map_or(0, |leaves| leaves.bytes())
+    }
+
     /// Forgets them.
     pub fn forget(&self) {
         self.leaves.store(None);

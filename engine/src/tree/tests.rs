@@ -256,6 +256,35 @@ fn rising_keys_fill_pages_and_cost_what_they_write() {
 }
 
 #[test]
+fn leaves_are_listed_for_the_newest_root_if_it_is_worth_it() {
+    let mut tested = Tested::new(4096);
+    let key = |n: u32| format!("{n:08}").into_bytes();
+    tested.apply((0..300).map(|n| (key(n), Some((vec![], vec![1; 90])))).collect());
+    let (memory, newest) = (Arc::clone(&tested.memory), Newest::default());
+    let listed = |root: Root| {
+        newest.of(&*memory, root, 1, &key(7)).as_ref().map(|leaves| {
+            assert_eq!(leaves.root(), root);
+            Arc::as_ptr(leaves)
+        })
+    };
+    let old = tested.root;
+    assert_eq!(listed(Root { entries: u64::MAX, ..old }), None, "not for one lookup of so many entries");
+    assert_eq!(newest.bytes(), 0);
+    let first = listed(old);
+    assert!(first.is_some() && listed(old) == first);
+    // 24 bytes of a leaf, of which each is full, and 48 of their branch.
+    let leaves = 300usize.div_ceil((4096 - HEADER_BYTES) / (10 + 8 + 90 + 2));
+    assert_eq!(newest.bytes(), leaves * 24 + 48);
+    tested.apply(BTreeMap::from([(key(9999), Some((vec![], vec![2])))]));
+    let second = listed(tested.root);
+    assert!(second.is_some() && second != first);
+    assert_eq!(listed(old), None, "an older root does without");
+    assert_eq!(listed(tested.root), second);
+    newest.forget();
+    assert_eq!(newest.bytes(), 0);
+}
+
+#[test]
 fn a_table_reads_no_branch_that_the_one_before_has() {
     let mut tested = Tested::new(4096);
     let key = |n: u32| format!("{n:08}{:0492}", 0).into_bytes();
