@@ -3,7 +3,7 @@
 //! Writers append records to the pending group, which is memory and cannot fail; one job writes a
 //! group with one write and one sync while the next fills. A group is written only after the one
 //! before it is synced, so a valid group proves all before it. A thread that waits alone does that
-//! itself ([`lead`]): two switches of threads less.
+//! itself: two switches of threads less.
 //!
 //! Room comes first: a record is charged against journal space that is already allocated on disk
 //! before it is applied ([`Journal::charge`]), so that no write of a group can meet a full disk.
