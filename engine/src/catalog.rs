@@ -63,8 +63,11 @@ pub struct Room {
     pub pending: Pending,
     /// Those of pages that a checkpoint has built and not yet published.
     pub building: Vec<Extent>,
-    /// How many vacuums move what lies at the end.
+    /// How many wait for what lies at the end to be moved.
     pub vacuums: u32,
+    /// True while it is moved in the background: low places are taken first. They are scattered, and each is a write
+    /// of its own.
+    pub is_moved: bool,
     /// How many overflow extents the tree has, once the opening scan told what is free.
     pub extents: i64,
 }
@@ -94,6 +97,7 @@ impl Tree {
                 pending: Pending::default(),
                 building: Vec::new(),
                 vacuums: 0,
+                is_moved: false,
                 extents: 0,
             }),
             sizes: Mutex::new(Sizes { all: u64::from(end), unused: 0 }),

@@ -291,7 +291,7 @@ fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
     if core.full.load(Ordering::Acquire) {
         core.was_full.store(true, Ordering::Release);
     }
-    let low = room.vacuums > 0 || core.was_full.load(Ordering::Acquire);
+    let low = room.vacuums > 0 || room.is_moved || core.was_full.load(Ordering::Acquire);
     let free = &mut room.free;
     free.prefer_low(low);
     let old_end = free.end();

@@ -116,6 +116,8 @@ pub struct Core {
     pub uncut_batches: AtomicU64,
     /// True if a writer waits for budget that only a checkpoint can free.
     pub short: AtomicBool,
+    /// True if one had to since the vacuum looked last.
+    pub was_short: AtomicBool,
     /// True while the disk is full: only what frees space is admitted.
     pub full: AtomicBool,
     /// True once it was, until the store is opened again: files do not grow while they have free pages.
@@ -265,6 +267,7 @@ impl Core {
             uncut: AtomicU64::new(0),
             uncut_batches: AtomicU64::new(0),
             short: AtomicBool::new(false),
+            was_short: AtomicBool::new(false),
             full: AtomicBool::new(false),
             was_full: AtomicBool::new(false),
             flush_wanted: AtomicU64::new(0),
@@ -308,6 +311,7 @@ impl Core {
             let ticket = self.freed.ticket(Position(self.freed.reached().0 + 1));
             drop(budget);
             self.short.store(true, Ordering::Release);
+            self.was_short.store(true, Ordering::Relaxed);
             self.signal.raise();
             return Err(AdmitError::Short(ticket));
         }

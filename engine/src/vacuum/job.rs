@@ -6,6 +6,9 @@
 //!
 //! What is moved while a compaction goes over the file would be written once more for nothing. So a file that holds
 //! less and less is waited for; what is written meanwhile goes to its low places all the same.
+//!
+//! While writers wait for room in the buffers it stands still, and what they write goes to long free runs: low places
+//! are scattered, and on a disk where each write takes its time that cost two thirds of what it could take in.
 
 use super::{Ends, apply, collect, cut};
 use crate::batch::AdmitError;
@@ -31,10 +34,13 @@ const REST: Duration = Duration::from_secs(30);
 const LESS_MAX: u32 = 60;
 /// Less by one in so many units of the file.
 const LESS_SHARE: u32 = 256;
+/// How long it stands still once a writer had to wait for room in the buffers.
+const BUSY: Duration = Duration::from_secs(3);
 /// The longest pause between rounds.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How much slower it gets while writers need the buffers.
+/// How much slower it gets while more than half of the buffers is in use.
 const SLOW_MAX: u32 = 32;
+
 /// After so many rounds left out one is tried all the same.
 const LEFT_OUT_MAX: u32 = 16;
 
@@ -49,6 +55,7 @@ pub struct VacuumJob {
     resting: BTreeMap<TreeId, Duration>,
     slow: u32,
     left_out: u32,
+    busy_until: Duration,
 }
 
 /// A file whose end is being moved.
@@ -101,6 +108,9 @@ impl Job for VacuumJob {
             self.end_pass();
             return Next::At(now + LOOK);
         }
+        if self.is_busy(now) {
+            return Next::At(now + LOOK / 2);
+        }
         match self.pass.take() {
             None => self.look(now),
             Some(pass) if pass.space.is_dropped() => {
@@ -120,7 +130,20 @@ impl VacuumJob {
     /// The job of a store.
     pub fn new(core: Arc<Core>) -> Self {
         let (pass, resting) = (None, BTreeMap::new());
-        VacuumJob { core, pass, look_at: Duration::ZERO, resting, slow: 1, left_out: 0 }
+        VacuumJob { core, pass, look_at: Duration::ZERO, resting, slow: 1, left_out: 0, busy_until: Duration::ZERO }
+    }
+
+    /// True while writers wait for the disk: what they write lies together then, and nothing makes them wait longer.
+    fn is_busy(&mut self, now: Duration) -> bool {
+        let core = &self.core;
+        if core.was_short.swap(false, Ordering::Relaxed) {
+            self.busy_until = now + BUSY;
+        }
+        let busy = now < self.busy_until;
+        if let Some(pass) = &self.pass {
+            pass.tree.room.lock().is_moved = !busy;
+        }
+        busy
     }
 
     /// Takes up a file, if there is one that needs it.
@@ -141,8 +164,7 @@ impl VacuumJob {
                     continue;
                 }
                 let (space, tree) = (Arc::clone(&space), Arc::clone(tree));
-                let mut room = tree.room.lock();
-                room.vacuums += 1;
+                let room = tree.room.lock();
                 let waits = if room.pending.units() > 0 { 2 } else { 0 };
                 drop(room);
                 let stage = Stage::Settle(waits, None);
@@ -164,7 +186,7 @@ impl VacuumJob {
 
     fn end_pass(&mut self) {
         if let Some(pass) = self.pass.take() {
-            pass.tree.room.lock().vacuums -= 1;
+            pass.tree.room.lock().is_moved = false;
             self.core.close_idle_files();
         }
     }
@@ -250,8 +272,7 @@ impl VacuumJob {
 
     fn round(&mut self, now: Duration, mut pass: Pass, target: u32, from: Vec<u8>) -> Next {
         let core = &self.core;
-        let busy = core.short.load(Ordering::Acquire) || core.buffered() > core.options.buffer_bytes / 2;
-        if busy && self.left_out < LEFT_OUT_MAX {
+        if core.buffered() > core.options.buffer_bytes / 2 && self.left_out < LEFT_OUT_MAX {
             pass.stage = Stage::Move { target, from };
             return self.leave_out(now, pass);
         }
