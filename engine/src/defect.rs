@@ -57,6 +57,8 @@ pub enum Defect {
     SkipDirectorySync,
     /// Replay leaves leases and tables out.
     ForgetMetaInReplay,
+    /// Replay leaves the floor of a shard as it was.
+    ForgetFloorInReplay,
     /// A slow watcher goes on behind what did not fit.
     SkipLaggingEvents,
     /// A checksum is not looked at.
@@ -64,7 +66,7 @@ pub enum Defect {
 }
 
 /// Every defect.
-pub const ALL: [Defect; 25] = [
+pub const ALL: [Defect; 26] = [
     Defect::SkipSync,
     Defect::PublishBeforeDurable,
     Defect::SealBeforeIndex,
@@ -88,6 +90,7 @@ pub const ALL: [Defect; 25] = [
     Defect::CommitBeforeSync,
     Defect::SkipDirectorySync,
     Defect::ForgetMetaInReplay,
+    Defect::ForgetFloorInReplay,
     Defect::SkipLaggingEvents,
     Defect::TrustPages,
 ];

@@ -1,4 +1,4 @@
-//! Compacting by itself: by age, or by the number of revisions (CMP-18).
+//! Compacting by itself: by age, or by the number of revisions (CMP-18); all shards, or one of them sooner.
 //!
 //! `Schedule` says when and at what; it knows no clock but the number of samples it was given.
 
@@ -74,8 +74,8 @@ impl Schedule {
     }
 }
 
-/// Compacts until the server stops.
-pub async fn run(server: Arc<Server>, retention: Retention) {
+/// Compacts until the server stops: one shard, or all.
+pub async fn run(server: Arc<Server>, shard: Option<String>, retention: Retention) {
     let mut schedule = Schedule::new(retention);
     if let Retention::Period(_) = retention {
         schedule.sample(server.keyspace.revision());
@@ -91,13 +91,17 @@ pub async fn run(server: Arc<Server>, retention: Retention) {
         let Some(target) = schedule.sample(server.keyspace.revision()) else {
             continue;
         };
-        match server.keyspace.compact(target, false).await {
+        let compacted = match &shard {
+            None => server.keyspace.compact(target, false),
+            Some(shard) => server.keyspace.compact_shard(shard, target),
+        };
+        match compacted.await {
             // Somebody else has done it.
             Ok(_) | Err(Error::Refused(Refusal::Compacted { .. })) => {
-                tracing::info!(revision = target, "compacted");
+                tracing::info!(revision = target, shard, "compacted");
                 schedule.compacted(target);
             }
-            Err(error) => tracing::warn!(%error, revision = target, "compaction failed; it will be tried again"),
+            Err(error) => tracing::warn!(%error, revision = target, shard, "compaction failed; it will be tried again"),
         }
     }
 }
@@ -189,7 +193,7 @@ mod tests {
         let server = crate::server::tests::start(dir.path());
         // Not awaited: while everybody waits the clock runs.
         let put = |key: &'static str| server.keyspace.put(polybolt::PutRequest::new(key, "v")).wait().expect("put");
-        let task = tokio::spawn(super::run(Arc::clone(&server), Retention::Period(2 * HOUR)));
+        let task = tokio::spawn(super::run(Arc::clone(&server), None, Retention::Period(2 * HOUR)));
         tokio::task::yield_now().await;
         for _ in 0..5 {
             put("a");
@@ -208,5 +212,31 @@ mod tests {
         compacted_at(7).await;
         server.stop.cancel();
         task.await.expect("it stops");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shard_keeps_less_history_than_the_rest() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let server = crate::server::tests::start(dir.path());
+        let put = |key: &'static str| server.keyspace.put(polybolt::PutRequest::new(key, "v")).wait().expect("put");
+        for _ in 0..5 {
+            put("a");
+        }
+        let shard = server.keyspace.routes().shards()[0].name.clone();
+        let keep = |shard, minutes| super::run(Arc::clone(&server), shard, Retention::Period(MINUTE * minutes));
+        let tasks = [tokio::spawn(keep(None, 120)), tokio::spawn(keep(Some(shard), 10))];
+        let compacted = async |floor, all| {
+            while (server.keyspace.floors()[0], server.keyspace.compact_revision()) != (floor, all) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        compacted(6, -1).await;
+        put("a");
+        compacted(7, -1).await;
+        compacted(7, 6).await;
+        server.stop.cancel();
+        for task in tasks {
+            task.await.expect("it stops");
+        }
     }
 }

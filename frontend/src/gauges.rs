@@ -153,7 +153,9 @@ impl Collector for LookedUp {
         let keys = of_shard("polybolt_shard_keys", "Live keys of a shard.");
         let index = of_shard("polybolt_shard_index_bytes", "Bytes of a shard's index.");
         let free = of_shard("polybolt_shard_free_ratio", "The share of a shard's file that is free.");
+        let floors = of_shard("polybolt_shard_floor_revision", "The lowest revision that a shard answers.");
         for shard in &status.shards {
+            floors.with_label_values(&[&shard.name]).set(shard.floor as f64);
             let unused = shard.size.saturating_sub(shard.size_in_use) as f64;
             free.with_label_values(&[&shard.name]).set(unused / shard.size.max(1) as f64);
             sizes.with_label_values(&[&shard.name]).set(shard.size as f64);
@@ -161,7 +163,7 @@ impl Collector for LookedUp {
             keys.with_label_values(&[&shard.name]).set(shard.keys as f64);
             index.with_label_values(&[&shard.name]).set(shard.index_bytes as f64);
         }
-        for shards in [sizes, used, free, keys, index] {
+        for shards in [sizes, used, free, keys, index, floors] {
             all.0.extend(shards.collect());
         }
         all.0

@@ -35,6 +35,7 @@ pub fn shards(engine: &Engine, keyspace: &Keyspace) -> pb::ShardsResponse {
         revisions: shard.revisions,
         depth: shard.depth,
         index_bytes: shard.index_bytes,
+        floor: shard.floor,
     };
     pb::ShardsResponse {
         keyspace: keyspace.name().to_owned(),

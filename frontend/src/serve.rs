@@ -1,7 +1,7 @@
 //! `polybolt serve`: flags with etcd's names where etcd has the thing.
 
 use clap::{ArgAction, Args, ValueEnum};
-use polybolt::{CompactionPace, Durability, Engine, Options, Refusal, Routes};
+use polybolt::{CompactionPace, Durability, Engine, Keyspace, Options, Refusal, Routes};
 use polybolt_frontend::access::Access;
 use polybolt_frontend::auto_compact::{self, Retention};
 use polybolt_frontend::listen;
@@ -91,6 +91,10 @@ pub(crate) struct Serve {
     /// What auto-compaction keeps: a duration (a bare number is hours) or a number of revisions; 0 is off.
     #[arg(long, default_value = "0", env = "ETCD_AUTO_COMPACTION_RETENTION")]
     auto_compaction_retention: String,
+    /// Keep less history of some shards than of the rest: shard=duration or shard=revisions, of several with commas.
+    /// Older reads and watches of their keys are refused like compacted ones.
+    #[arg(long, value_delimiter = ',', value_parser = shard_retention)]
+    shard_retention: Vec<(String, Retention)>,
     /// Revisions that one step of a compaction removes.
     #[arg(long, default_value_t = 1000, alias = "experimental-compaction-batch-limit")]
     compaction_batch_limit: usize,
@@ -233,12 +237,35 @@ fn budget(text: &str) -> Result<Budget, String> {
     }
 }
 
+/// --shard-retention.
+fn shard_retention(text: &str) -> Result<(String, Retention), String> {
+    let (shard, kept) = text.split_once('=').ok_or("it is shard=duration or shard=revisions, as events=10m")?;
+    let retention = match kept.parse() {
+        Ok(revisions) if revisions > 0 => Retention::Revisions(revisions),
+        Ok(_) => return Err(format!("{kept:?} revisions cannot be kept")),
+        Err(_) => Retention::Period(duration(kept)?),
+    };
+    match retention {
+        Retention::Period(Duration::ZERO) => Err(format!("{kept:?}: nothing would be kept")),
+        retention => Ok((shard.to_owned(), retention)),
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; try 100ms, 5s or 1h"))?;
     if duration > DURATION_MAX {
         return Err(format!("{text:?} is more than {}", humantime::format_duration(DURATION_MAX)));
     }
     Ok(duration)
+}
+
+/// Refuses --shard-retention of shards that are not there.
+fn check_shards(keyspace: &Keyspace, retention: &[(String, Retention)]) -> Result<(), String> {
+    let known: Vec<&str> = keyspace.routes().shards().iter().map(|shard| &shard.name[..]).collect();
+    match retention.iter().find(|(shard, _)| !known.contains(&&shard[..])) {
+        Some((shard, _)) => Err(format!("--shard-retention: no shard {shard:?}; there are {}", known.join(", "))),
+        None => Ok(()),
+    }
 }
 
 impl Serve {
@@ -371,6 +398,7 @@ impl Serve {
         let (path, options, routes) = (self.data_dir.clone(), self.options(), self.routes.clone());
         let opened = tokio::task::spawn_blocking(move || open(&path, options, routes)).await;
         let (engine, keyspace, syncs) = opened.map_err(|error| error.to_string())??;
+        check_shards(&keyspace, &self.shard_retention)?;
         let settings = Settings {
             name: self.name.clone(),
             peer_urls: self.initial_advertise_peer_urls.clone(),
@@ -392,7 +420,10 @@ impl Serve {
             tokio::task::spawn_blocking(move || Server::start(served, keyspace, settings, syncs, token)).await;
         let server = started.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         if let Some(retention) = retention {
-            tokio::spawn(auto_compact::run(server.clone(), retention));
+            tokio::spawn(auto_compact::run(server.clone(), None, retention));
+        }
+        for (shard, retention) in self.shard_retention.clone() {
+            tokio::spawn(auto_compact::run(server.clone(), Some(shard), retention));
         }
         tokio::spawn(log_damage(engine.clone(), stop.clone()));
         for url in &self.listen_client_urls {
@@ -440,7 +471,7 @@ fn open(
     path: &std::path::Path,
     options: Options,
     routes: Option<Routes>,
-) -> Result<(Engine, polybolt::Keyspace, Arc<SyncTimings>), String> {
+) -> Result<(Engine, Keyspace, Arc<SyncTimings>), String> {
     let disk = TimedDisk::default();
     let syncs = disk.timings();
     let clock = Arc::new(polybolt::run::SystemClock::default());

@@ -72,6 +72,7 @@ fn print(response: &ShardsResponse) {
         "shard",
         "keys",
         "revisions",
+        "from",
         "size",
         "in use",
         "free",
@@ -87,6 +88,7 @@ fn print(response: &ShardsResponse) {
             shard.name.clone(),
             shard.keys.to_string(),
             shard.revisions.to_string(),
+            shard.floor.to_string(),
             HumanBytes(shard.size).to_string(),
             HumanBytes(shard.size_in_use).to_string(),
             format!("{} %", shard.size.saturating_sub(shard.size_in_use) * 100 / shard.size.max(1)),
@@ -97,7 +99,7 @@ fn print(response: &ShardsResponse) {
             shard.file.clone(),
         ]);
     }
-    for column in 1..8 {
+    for column in 1..9 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -226,6 +226,9 @@ fn flags_and_files_that_cannot_be_used() {
         ("--backend-batch-interval", "soon"),
         ("--max-txn-ops", "-1"),
         ("--auto-compaction-mode", "sometimes"),
+        ("--shard-retention", "events"),
+        ("--shard-retention", "events=0"),
+        ("--shard-retention", "events=soon"),
         ("--no-such-flag", "1"),
     ] {
         let output = serve(&data).arg(format!("{flag}={value}")).output().unwrap();
@@ -245,6 +248,8 @@ fn flags_and_files_that_cannot_be_used() {
     // Routes are fixed once there is data.
     assert!(Served::start(&data, &["--routes", "single"]).stop());
     assert!(refused(serve(&data).args(["--routes", "kubernetes"])).contains("other routes"));
+    let unknown = refused(serve(&data).args(["--shard-retention", "events=5m"]));
+    assert!(unknown.contains("no shard \"events\"; there are default"), "{unknown}");
     // Snapshots that were cut or changed leave nothing behind.
     let restore = |file: &Path, to: &Path| {
         let mut command = polybolt();

@@ -1,4 +1,5 @@
-//! What `polybolt serve` does only if a flag asks for it: remembered hashes, checkpoints of leases.
+//! What `polybolt serve` does only if a flag asks for it: remembered hashes, checkpoints of leases, shards with less
+//! history.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 mod common;
@@ -7,6 +8,7 @@ use common::{Served, polybolt, text};
 use polybolt_frontend::proto::etcdserverpb as pb;
 use std::path::Path;
 use std::time::Duration;
+use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 
 async fn channel(served: &Served) -> Channel {
@@ -35,6 +37,47 @@ async fn hashes_are_remembered_if_asked_for_hsh_6() {
     assert_eq!(hashed_after_compaction(&[]).await, 4);
     assert_eq!(hashed_after_compaction(&["--experimental-compact-hash-check-enabled"]).await, -1);
     assert_eq!(hashed_after_compaction(&["--feature-gates=CompactHashCheck=true"]).await, -1);
+}
+
+#[tokio::test]
+async fn a_shard_keeps_less_history_if_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["--routes", "events=e", "--shard-retention", "events=300ms", "--auto-compaction-retention", "1h"];
+    let served = Served::start(dir.path(), &flags);
+    let channel = channel(&served).await;
+    let mut kv = pb::kv_client::KvClient::new(channel.clone());
+    for key in ["e", "k", "e", "k"] {
+        let put = pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() };
+        kv.put(put).await.unwrap();
+    }
+    let range = |key: &str, revision| pb::RangeRequest { key: key.to_owned().into(), revision, ..Default::default() };
+    let refused = loop {
+        match kv.range(range("e", 3)).await {
+            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused.message(), "etcdserver: mvcc: required revision has been compacted");
+    assert_eq!(kv.range(range("k", 3)).await.unwrap().into_inner().kvs[0].mod_revision, 3);
+    assert_eq!(kv.range(range("e", 0)).await.unwrap().into_inner().kvs[0].mod_revision, 4);
+    // A watch from before is told the floor, once; of the other shard it has all.
+    let watch = |key: &str| {
+        let create = pb::WatchCreateRequest { key: key.to_owned().into(), start_revision: 2, ..Default::default() };
+        let union = pb::watch_request::RequestUnion::CreateRequest(create);
+        tokio_stream::once(pb::WatchRequest { request_union: Some(union) }).chain(tokio_stream::pending())
+    };
+    let mut watches = pb::watch_client::WatchClient::new(channel);
+    let mut events = watches.watch(watch("e")).await.unwrap().into_inner();
+    assert!(events.message().await.unwrap().unwrap().created);
+    let end = events.message().await.unwrap().unwrap();
+    assert_eq!((end.canceled, end.compact_revision), (true, 5));
+    let mut others = watches.watch(watch("k")).await.unwrap().into_inner();
+    assert!(others.message().await.unwrap().unwrap().created);
+    assert_eq!(others.message().await.unwrap().unwrap().events.len(), 2);
+    let output = polybolt().args(["status", "--endpoint", &served.url()]).output().unwrap();
+    let status = text(&output.stdout);
+    let line = status.lines().find(|line| line.trim_start().starts_with("events")).unwrap();
+    assert_eq!(line.split_whitespace().nth(3), Some("5"), "{status}");
 }
 
 async fn remaining(channel: &Channel, id: i64) -> i64 {

@@ -5,7 +5,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::lease::{Renewal, TTL_MAX};
 use crate::meta::{self, StoredLease};
 use crate::options::Face;
-use crate::record::MetaEdit;
+use crate::record::{MetaEdit, State};
 use crate::request::{DeleteRequest, LeaseGranted, Op, Span, TxnRequest, TxnResponse};
 use crate::txn;
 use crate::write::{Extra, NotNow};
@@ -29,6 +29,13 @@ pub enum Command {
     Op(Op),
     /// A compaction.
     Compact(i64),
+    /// A compaction of one shard's history alone.
+    CompactShard {
+        /// Its name.
+        shard: String,
+        /// The lowest revision that it answers from then on.
+        revision: i64,
+    },
     /// A lease with this id and time to live.
     LeaseGrant {
         /// Its id; not 0.
@@ -54,6 +61,7 @@ impl Command {
             Command::Op(op) => op.bytes(),
             Command::LeaseCheckpoint(remaining) => size_of_val(remaining.as_slice()),
             Command::Table(edits) => edits.iter().map(TableEdit::bytes).sum(),
+            Command::CompactShard { shard, .. } => shard.len(),
             Command::Compact(_) | Command::LeaseGrant { .. } | Command::LeaseRevoke(_) | Command::Nothing => 0,
         }
     }
@@ -67,7 +75,7 @@ pub const LEASES_PER_CHECKPOINT: usize = 1000;
 pub enum Applied {
     /// To a put, delete, range or txn.
     Txn(TxnResponse),
-    /// To a compaction or revoke: the revision after it.
+    /// To a compaction, of all or of a shard, or to a revoke: the revision after it.
     Revision(i64),
     /// To a grant.
     Lease(LeaseGranted),
@@ -137,6 +145,30 @@ pub(crate) fn compact(
         core.rounds.lock().push_back(Round { at: revision, before: compacted, was_over });
     }
     Ok(())
+}
+
+/// Raises the floor of a shard.
+pub(crate) fn compact_shard(
+    core: &Core,
+    writer: &mut Writer,
+    shard: &str,
+    revision: i64,
+    applied_index: Option<u64>,
+) -> Result<(), NotNow> {
+    let Some(at) = core.shards.iter().position(|known| known.name == shard) else {
+        let why = format!("keyspace {:?} has no shard {shard:?}", core.name);
+        return Err(Error::from(Refusal::Invalid { why }).into());
+    };
+    let State { main, compacted, floors, .. } = &writer.state;
+    let floor = floors[at].cast_signed().max(*compacted);
+    if revision <= floor {
+        return Err(Error::from(Refusal::Compacted { revision: floor }).into());
+    }
+    if revision > main.cast_signed() {
+        return Err(Error::from(Refusal::FutureRevision { current: main.cast_signed() }).into());
+    }
+    let floor = Some((at, revision));
+    core.commit(writer, &[], Extra { floor, applied_index, frees_space: true, ..Extra::default() })
 }
 
 pub(crate) fn grant(
@@ -260,6 +292,10 @@ pub(crate) fn apply_entry(core: &Core, writer: &mut Writer, entry: &Entry) -> Re
         }
         Command::Compact(revision) => {
             compact(core, writer, *revision, index)?;
+            Ok(Applied::Revision(writer.state.main.cast_signed()))
+        }
+        Command::CompactShard { shard, revision } => {
+            compact_shard(core, writer, shard, *revision, index)?;
             Ok(Applied::Revision(writer.state.main.cast_signed()))
         }
         Command::LeaseGrant { id, ttl } => grant(core, writer, *id, *ttl, 0, index).map(Applied::Lease),

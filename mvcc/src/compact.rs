@@ -1,12 +1,13 @@
 //! The sweep: taking out what compaction left behind, a bounded step at a time.
 //!
-//! The compacted revision is durable and visible before anything goes. Revisions are taken out of one shard's
+//! The compacted revision, and the floor of a shard of which less history is kept, are durable and visible before
+//! anything goes. Revisions are taken out of one shard's
 //! index first, up to [`TAKEN_MAX`], and their rows then out of its tree in the order in which they lie there, at
 //! most `batch_limit` a step, as removals in the tree's buffer: so a checkpoint rewrites few leaves, and each of
 //! them once for all that goes out of it. The removals need no record, since a restart finds what is superseded
 //! again. Rows that a tombstone hides go before it, so no crash brings one back.
 
-use crate::core::{Core, Gate, Half, Pass, Round, Sweep};
+use crate::core::{Core, Gate, Half, Pass, Round, Shard, Sweep};
 use crate::error::Result;
 use crate::hash;
 use crate::pace::{CompactionPace, Progress};
@@ -32,7 +33,12 @@ impl Core {
     /// True if a sweep has something to do.
     pub(crate) fn wants_sweep(&self) -> bool {
         let sweep = self.sweep.lock();
-        !sweep.taken.is_empty() || sweep.done < self.publisher.compacted()
+        !sweep.taken.is_empty() || self.is_behind(&sweep)
+    }
+
+    /// True if there is a compacted revision or a shard's floor that no whole round was for.
+    fn is_behind(&self, sweep: &Sweep) -> bool {
+        sweep.done < self.publisher.compacted() || sweep.raised_done < self.publisher.raised()
     }
 
     /// When the sweep goes on, if it has something to do.
@@ -44,7 +50,7 @@ impl Core {
     pub(crate) fn sweep_step(&self, now: Duration) -> Result<Duration> {
         let mut sweep = self.sweep.lock();
         let compacted = self.publisher.compacted();
-        if self.dropped.load(Ordering::Acquire) || (sweep.taken.is_empty() && sweep.done >= compacted) {
+        if self.dropped.load(Ordering::Acquire) || (sweep.taken.is_empty() && !self.is_behind(&sweep)) {
             return Ok(Duration::ZERO);
         }
         if !sweep.begun {
@@ -81,7 +87,8 @@ impl Core {
             let compacted = self.publisher.compacted().max(0).cast_unsigned();
             let lowest = compacted.saturating_sub(self.options.pin_revisions_max);
             let oldest = self.pins.oldest(now, lowest).unwrap_or(u64::MAX);
-            let round = sweep.round.max(0).cast_unsigned();
+            let floor = self.publisher.own_floor(sweep.next_shard);
+            let round = sweep.round.max(floor).max(0).cast_unsigned();
             sweep.held |= oldest < round;
             round.min(oldest)
         });
@@ -186,10 +193,13 @@ impl Core {
         (began > 0).then(|| Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)))
     }
 
-    /// About how many revisions compactions have left behind and the sweep has not taken out yet.
+    /// About how many revisions compactions and floors have left behind and the sweep has not taken out yet.
     pub(crate) fn garbage(&self) -> u64 {
-        let compacted = self.publisher.compacted().max(0).cast_unsigned();
-        let indexed: usize = self.shards.iter().map(|shard| shard.index.read().garbage(compacted)).sum();
+        let of_shard = |(at, shard): (usize, &Shard)| {
+            let floor = self.floor_of(at).max(0).cast_unsigned();
+            shard.index.read().garbage(floor)
+        };
+        let indexed: usize = self.shards.iter().enumerate().map(of_shard).sum();
         indexed as u64 + self.counters.taken.load(Ordering::Relaxed)
     }
 
@@ -197,11 +207,15 @@ impl Core {
     /// those that came before the last one was over (HSH-6).
     fn begin_round(&self, sweep: &mut Sweep, compacted: i64) {
         (sweep.begun, sweep.round, sweep.held) = (true, compacted, false);
+        sweep.raised = self.publisher.raised();
         let mut rounds = self.rounds.lock();
         if let Some(Round { at, before, was_over }) = rounds.front().copied().filter(|round| round.at <= compacted) {
             rounds.pop_front();
             sweep.round = at;
-            if at > 0 && was_over {
+            // Above it a shard's rows may be gone: what is left is not what others have.
+            let is_whole =
+                || self.shards.iter().enumerate().all(|(shard, of)| of.volatile || self.floor_of(shard) <= at);
+            if at > 0 && was_over && is_whole() {
                 sweep.hashing = Some(Pass::new(self, at.cast_unsigned(), before));
             }
         }
@@ -222,7 +236,7 @@ impl Core {
             sweep.not_before = now + PINNED_INTERVAL;
             return;
         }
-        sweep.done = sweep.round;
+        (sweep.done, sweep.raised_done) = (sweep.round, sweep.raised);
         self.counters.sweeps.add(self.clock.monotonic().saturating_sub(sweep.since));
         self.counters.sweep_ended.store(self.clock.wall().as_secs(), Ordering::Relaxed);
     }

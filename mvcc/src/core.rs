@@ -26,7 +26,7 @@ use polybolt_engine::catalog::Reader;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
-use polybolt_engine::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use polybolt_engine::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::view::View;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
@@ -48,8 +48,6 @@ pub(crate) struct Shard {
     pub(crate) reader: Reader,
     pub(crate) volatile: bool,
     pub(crate) index: ManyReaders<Index>,
-    /// The lowest revision that its segments answer, apart from the compacted one.
-    pub(crate) floor: AtomicU64,
 }
 
 /// A request in line, which has its turn when it is called: Some if there is no room yet, and when
@@ -129,8 +127,8 @@ pub(crate) struct Pass {
     /// Hashed as of this revision and compacted revision.
     pub(crate) at: u64,
     pub(crate) compacted: i64,
-    /// Where rows at or below the compacted revision have to be the newest of their keys.
-    pub(crate) kept_at: u64,
+    /// Of each shard: rows at or below this have to be the newest of their keys, and at which revision.
+    pub(crate) kept: Vec<(i64, u64)>,
     pub(crate) next: Revision,
     pub(crate) crc: u32,
 }
@@ -180,6 +178,9 @@ pub(crate) struct Sweep {
     pub(crate) since: Duration,
     /// The compacted revision that the last whole round was for.
     pub(crate) done: i64,
+    /// How often a shard's floor had been raised when the round under way began, and when the last whole one did.
+    pub(crate) raised: u64,
+    pub(crate) raised_done: u64,
     /// Not before then: a pin held it back, or buffers were full.
     pub(crate) not_before: Duration,
 }
@@ -363,9 +364,14 @@ impl Core {
         floors.max().unwrap_or_else(|| self.publisher.compacted())
     }
 
+    /// The floor of each shard, without the compacted revision.
+    pub(crate) fn own_floors(&self) -> Vec<i64> {
+        (0..self.shards.len()).map(|shard| self.publisher.own_floor(shard)).collect()
+    }
+
     /// The lowest revision that a shard answers.
     pub(crate) fn floor_of(&self, shard: usize) -> i64 {
-        self.publisher.compacted().max(self.shards[shard].floor.load(Ordering::Acquire).cast_signed())
+        self.publisher.floor(shard)
     }
 
     /// Pins a revision.

@@ -24,7 +24,7 @@ use polybolt_engine::store::{Store, StoreOptions, StoreStats, VacuumOptions};
 use polybolt_engine::sync::Mutex;
 use polybolt_engine::sync::atomic::{AtomicBool, Ordering};
 use polybolt_engine::verify::VerifyReport;
-use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec, TreeEdit, limits};
+use polybolt_engine::{Damage, Error as EngineError, SpaceInfo, SpaceSpec, TreeEdit, limits};
 use std::io::Read;
 use std::ops::Bound;
 use std::path::Path;
@@ -334,13 +334,8 @@ impl Engine {
     ) -> Result<Keyspace> {
         let _changing = self.inner.changing.lock();
         let (reader, head) = SnapshotReader::new(stream)?;
-        let routes = match routes {
-            Some(routes) => routes,
-            None => Routes::decode_plain(&head.routes)
-                .map_err(|damage| EngineError::corrupt(Path::new("the snapshot"), Place::File, damage))?,
-        };
-        let floor = head.state.floors.iter().copied().max().unwrap_or(0);
-        let mut state = State { floors: vec![floor; routes.shards().len()], unfinished: true, ..head.state };
+        let routes = routes.unwrap_or_else(|| head.routes.clone());
+        let mut state = State { floors: head.floors_for(&routes), unfinished: true, ..head.state };
         let info = self.create_space(name, &routes, state.clone())?;
         let shared = &self.inner.shared;
         let filling = Filling { shared, info: &info, routes: &routes };
@@ -439,7 +434,7 @@ fn verify_rows(core: &Core, shard: usize) -> Result<()> {
         let at = record::row_revision(key).map_err(damaged)?;
         let kv = record::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
         let known = core.routes.shard_of(&kv.key) == shard;
-        let kept = at.main.cast_signed() > core.publisher.compacted();
+        let kept = at.main.cast_signed() > core.floor_of(shard);
         if !known || (kept && !shard_of.index.read().knows(&kv.key, at)) {
             return Err(damaged(Damage::Malformed { what: "a row that the index does not know" }));
         }

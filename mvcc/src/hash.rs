@@ -52,8 +52,12 @@ impl Pass {
     pub(crate) fn new(core: &Core, at: u64, compacted: i64) -> Self {
         let segments = core.routes.cut(&Span::prefix(""));
         // While no key is live, what a finished compaction has left is hashed (HSH-4).
-        let kept_at = if core.count(&segments, at) == 0 { compacted.max(0).cast_unsigned() } else { at };
-        Pass { at, compacted, kept_at, next: Revision::default(), crc: crc32c::crc32c(b"key") }
+        let is_empty = core.count(&segments, at) == 0;
+        let kept = core.own_floors().into_iter().map(|floor| {
+            let floor = floor.max(compacted);
+            (floor, if is_empty { floor.max(0).cast_unsigned() } else { at })
+        });
+        Pass { at, compacted, kept: kept.collect(), next: Revision::default(), crc: crc32c::crc32c(b"key") }
     }
 
     /// Hashes up to `max` rows more; true once that were all.
@@ -72,7 +76,7 @@ impl Pass {
                 return Ok(false);
             }
             seen += 1;
-            if is_included(core, &row, self.compacted, self.kept_at) {
+            if is_included(core, &row, &self.kept) {
                 encoded.clear();
                 encode(&row, &mut encoded);
                 self.crc = crc32c::crc32c_append(self.crc, &encoded);
@@ -87,15 +91,16 @@ impl Pass {
     }
 }
 
-/// HSH-4.
-fn is_included(core: &Core, row: &StoredRow, compacted: i64, kept_at: u64) -> bool {
-    if row.at.main.cast_signed() > compacted {
+/// HSH-4, by shard.
+fn is_included(core: &Core, row: &StoredRow, kept: &[(i64, u64)]) -> bool {
+    let shard = core.routes.shard_of(&row.kv.key);
+    let (floor, kept_at) = kept[shard];
+    if row.at.main.cast_signed() > floor {
         return true;
     }
     if row.tombstone {
         return false;
     }
-    let shard = core.routes.shard_of(&row.kv.key);
     core.shards[shard].index.read().keeps(&row.kv.key, row.at, kept_at)
 }
 

@@ -243,10 +243,11 @@ fn event(row: StoredRow, prev_kv: Option<KeyValue>) -> Event {
 fn before(core: &Core, row: &StoredRow) -> Option<Found> {
     let (kv, at) = (&row.kv, row.at.main - 1);
     let created = !row.tombstone && kv.create_revision == kv.mod_revision;
-    if created || at.cast_signed() < core.publisher.compacted() {
+    let shard = core.routes.shard_of(&kv.key);
+    if created || at.cast_signed() < core.floor_of(shard) {
         return None;
     }
-    core.key_in(core.routes.shard_of(&kv.key), &kv.key, at)
+    core.key_in(shard, &kv.key, at)
 }
 
 #[cfg(test)]

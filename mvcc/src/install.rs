@@ -91,9 +91,7 @@ async fn run(shared: Shared, current: Arc<Current>, stream: impl Read + Send, ol
     old.check_open()?;
     check_age(&old.writer.lock(), &head.state, older)?;
     let routes = &current.routes;
-    let floor = head.state.floors.iter().copied().max().unwrap_or(0);
-    let floors = vec![floor; routes.shards().len()];
-    let mut state = State { floors, unfinished: true, reserve: 0, ..head.state };
+    let mut state = State { floors: head.floors_for(routes), unfinished: true, reserve: 0, ..head.state };
     let info = shared.store.create_space(SpaceSpec {
         name: reopen::next_space(&shared.store, &current.name),
         config: routes.encode(),

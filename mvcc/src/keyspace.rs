@@ -216,6 +216,22 @@ impl Keyspace {
             .then(move || flushed.flush())
     }
 
+    /// Forgets the history of one shard below `revision`, and answers as [`compact`](Self::compact) does. Reads and
+    /// watches of its keys below that are refused like compacted ones, whatever else they touch; all others go on as
+    /// before. For prefixes of which less history is worth keeping than of the rest.
+    ///
+    /// # Errors
+    /// `Compacted` at or below what the shard answers already, `FutureRevision`; `Invalid` if there is no such shard.
+    pub fn compact_shard(&self, shard: &str, revision: i64) -> Pending<i64> {
+        let name = shard.to_owned();
+        let pending = self.core().submit(0, move |core, writer| {
+            command::compact_shard(core, writer, &name, revision, None)?;
+            Ok(writer.state.main.cast_signed())
+        });
+        let core = Arc::clone(&self.core());
+        if core.is_batch() { pending.then(move || core.store.flush()) } else { pending }
+    }
+
     /// Sets how fast what compactions leave behind is taken out of a shard, or of all of them, also of one that is
     /// being done. Until the keyspace is opened again or a snapshot is installed into it: then it is as in
     /// [`Options`](crate::Options).
@@ -444,6 +460,12 @@ impl Keyspace {
         self.core().publisher.compacted()
     }
 
+    /// The lowest revision that each shard answers, in the order of the routes: the compacted one or its own.
+    pub fn floors(&self) -> Vec<i64> {
+        let core = self.core();
+        (0..core.shards.len()).map(|shard| core.floor_of(shard)).collect()
+    }
+
     /// True if the quota leaves room for a write of `cost` bytes. A replayed engine applies what it is given:
     /// its frontend asks before it proposes. A put costs 256 bytes besides key and value, a grant 64 (QTA-2).
     pub fn has_room(&self, cost: u64) -> bool {
@@ -470,7 +492,7 @@ impl Keyspace {
             status.size += meta.size;
             status.size_in_use += meta.in_use;
         }
-        for (shard, options) in core.shards.iter().zip(core.routes.shards()) {
+        for (at, (shard, options)) in core.shards.iter().zip(core.routes.shards()).enumerate() {
             let Ok(tree) = core.store.tree_stats(shard.tree) else {
                 continue;
             };
@@ -493,6 +515,7 @@ impl Keyspace {
                 size_in_use: tree.in_use,
                 keys: index.live,
                 revisions: index.revisions,
+                floor: core.floor_of(at),
                 depth: tree.depth,
                 index_bytes: index.bytes + shard.reader.glance().leaves_bytes() as u64,
             });
@@ -595,7 +618,7 @@ fn read_txn(core: &Core, request: &TxnRequest) -> Result<TxnResponse> {
     // What is compacted already is refused without it.
     let compacted = core.publisher.compacted().max(0).cast_unsigned();
     let lowest = core.pin(txn::lowest_revision(request).map_or(point.at, |lowest| lowest.max(compacted)));
-    let response = txn::Evaluation::reading(core, point.at, core.publisher.compacted()).txn(request)?;
+    let response = txn::Evaluation::reading(core, point.at).txn(request)?;
     if !point.pin.holds() || !lowest.holds() {
         return Err(Refusal::Compacted { revision: core.publisher.compacted() }.into());
     }

@@ -55,6 +55,8 @@ pub struct Mark {
     pub main: i64,
     /// The compacted revision, -1 if never.
     pub compacted: i64,
+    /// The lowest revision that each shard answers, apart from that.
+    pub floors: Vec<i64>,
     /// The applied index.
     pub applied_index: u64,
     /// Leases and their times to live.
@@ -71,8 +73,6 @@ pub struct Model {
     min_lease_ttl: i64,
     /// All but the versions.
     pub now: Mark,
-    /// The lowest revision that each shard answers.
-    pub floors: Vec<i64>,
     versions: BTreeMap<Bytes, Vec<Version>>,
     live: State,
 }
@@ -81,8 +81,9 @@ impl Model {
     /// A new keyspace.
     pub fn new(routes: Routes, max_txn_ops: usize, min_lease_ttl: i64) -> Self {
         let floors = vec![0; routes.shards().len()];
-        let now = Mark { main: 1, compacted: -1, applied_index: 0, leases: BTreeMap::new(), tables: BTreeMap::new() };
-        Model { routes, max_txn_ops, min_lease_ttl, now, floors, versions: BTreeMap::new(), live: State::new() }
+        let (leases, tables) = (BTreeMap::new(), BTreeMap::new());
+        let now = Mark { main: 1, compacted: -1, floors, applied_index: 0, leases, tables };
+        Model { routes, max_txn_ops, min_lease_ttl, now, versions: BTreeMap::new(), live: State::new() }
     }
 
     /// Runs a command; `index` is its position in a log above. Refused, it has no effect but on the index.
@@ -109,6 +110,19 @@ impl Model {
                     return Err(Refusal::FutureRevision { current: self.now.main });
                 }
                 self.now.compacted = *revision;
+                Ok(Applied::Revision(self.now.main))
+            }
+            Command::CompactShard { shard, revision } => {
+                let known = self.routes.shards().iter().position(|known| known.name == *shard);
+                let Some(at) = known else { return Err(Refusal::Invalid { why: shard.clone() }) };
+                let floor = self.now.compacted.max(self.now.floors[at]);
+                if *revision <= floor {
+                    return Err(Refusal::Compacted { revision: floor });
+                }
+                if *revision > self.now.main {
+                    return Err(Refusal::FutureRevision { current: self.now.main });
+                }
+                self.now.floors[at] = *revision;
                 Ok(Applied::Revision(self.now.main))
             }
             Command::LeaseGrant { id, ttl } => {
@@ -159,14 +173,15 @@ impl Model {
         Ok(response)
     }
 
-    /// What a txn that only reads answers at `visible`.
+    /// What a txn that only reads answers at `visible`, where shards have these floors.
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn read_txn(&self, request: &TxnRequest, visible: i64, compacted: i64) -> Result<TxnResponse, Refusal> {
+    pub fn read_txn(&self, request: &TxnRequest, visible: i64, floors: &[i64]) -> Result<TxnResponse, Refusal> {
         let mut past = self.clone();
         past.rewind_keys(visible);
-        (past.now.main, past.now.compacted) = (visible, compacted);
+        (past.now.main, past.now.compacted) = (visible, -1);
+        past.now.floors = floors.to_vec();
         past.txn(request)
     }
 
@@ -176,7 +191,13 @@ impl Model {
         for op in branch {
             match op {
                 Op::Range(range) if range.revision != 0 => {
-                    self.check_revision(&range.span, range.revision, self.now.main, self.now.compacted)?;
+                    let floor = self.now.compacted.max(self.floor(&range.span, &self.now.floors));
+                    if range.revision > self.now.main {
+                        return Err(Refusal::FutureRevision { current: self.now.main });
+                    }
+                    if range.revision < floor {
+                        return Err(Refusal::Compacted { revision: floor });
+                    }
                 }
                 Op::Put(put) if put.lease != 0 && !self.now.leases.contains_key(&put.lease) => {
                     return Err(Refusal::LeaseNotFound);
@@ -191,21 +212,14 @@ impl Model {
         Ok(())
     }
 
-    /// Whether a read of `span` at `revision` is refused.
-    ///
-    /// # Errors
-    /// `FutureRevision`, `Compacted`.
-    pub fn check_revision(&self, span: &Span, revision: i64, current: i64, compacted: i64) -> Result<(), Refusal> {
-        if revision > current {
-            return Err(Refusal::FutureRevision { current });
-        }
-        let floor = compacted.max(self.floor(span));
-        if revision < floor { Err(Refusal::Compacted { revision: floor }) } else { Ok(()) }
+    /// The highest of the floors of the shards that `span` touches.
+    pub fn floor(&self, span: &Span, floors: &[i64]) -> i64 {
+        self.routes.cut(span).iter().map(|segment| floors[segment.shard]).max().unwrap_or(-1)
     }
 
-    /// The lowest revision that the shards of `span` answer, apart from the compacted one.
-    pub fn floor(&self, span: &Span) -> i64 {
-        self.routes.cut(span).iter().map(|segment| self.floors[segment.shard]).max().unwrap_or(0)
+    /// The shard of a key.
+    pub fn shard_of(&self, key: &[u8]) -> usize {
+        self.routes.shard_of(key)
     }
 
     fn holds(&self, compares: &[Compare]) -> bool {
@@ -294,18 +308,18 @@ impl Model {
         found.into_iter().map(|(_, event)| event).collect()
     }
 
-    /// Every row that was written, and whether compaction to the compacted revision leaves it (CMP-4): by
-    /// shard and revision.
+    /// Every row that was written, and whether compaction to the compacted revision and to the shard's floor leaves
+    /// it (CMP-4): by shard and revision.
     pub fn rows(&self) -> BTreeMap<(usize, i64, u32), (Option<KeyValue>, bool)> {
         self.rows_of(&self.now)
     }
 
     /// The same when it was at `mark`.
     pub fn rows_of(&self, mark: &Mark) -> BTreeMap<(usize, i64, u32), (Option<KeyValue>, bool)> {
-        let compacted = mark.compacted;
         let mut rows = BTreeMap::new();
         for (key, versions) in &self.versions {
             let shard = self.routes.shard_of(key);
+            let compacted = mark.compacted.max(mark.floors[shard]);
             let versions = &versions[..versions.partition_point(|version| version.main <= mark.main)];
             for (at, version) in versions.iter().enumerate() {
                 let superseded = versions.get(at + 1).is_some_and(|next| next.main <= compacted);
@@ -316,18 +330,20 @@ impl Model {
         rows
     }
 
-    /// HashKV at `revision` when `compacted` was (HSH-2..4), without Volatile shards.
-    pub fn hash_kv(&self, revision: i64, compacted: i64, current: i64) -> HashKv {
-        let kept_at = if self.at(revision).is_empty() { compacted.max(0) } else { revision };
-        let kept = self.at(kept_at);
+    /// HashKV at `revision` when `compacted` was, and these floors (HSH-2..4), without Volatile shards.
+    pub fn hash_kv(&self, revision: i64, compacted: i64, floors: &[i64], current: i64) -> HashKv {
+        let is_empty = self.at(revision).is_empty();
         let mut rows = BTreeMap::new();
         for (key, versions) in &self.versions {
-            if self.routes.shards()[self.routes.shard_of(key)].volatile {
+            let shard = self.routes.shard_of(key);
+            if self.routes.shards()[shard].volatile {
                 continue;
             }
+            let floor = compacted.max(floors[shard]);
+            let kept = self.at(if is_empty { floor.max(0) } else { revision });
             for version in versions.iter().filter(|version| version.main <= revision) {
                 let newest = kept.get(key).is_some_and(|kv| Some(kv) == version.kv.as_ref());
-                if version.main > compacted || newest {
+                if version.main > floor || newest {
                     rows.insert((version.main, version.sub), (key, &version.kv));
                 }
             }
@@ -371,7 +387,7 @@ impl Model {
 
     /// A Volatile shard begins empty, with this floor.
     pub fn empty_volatile(&mut self, floor: i64) {
-        let Model { routes, versions, floors, .. } = self;
+        let Model { routes, versions, now: Mark { floors, .. }, .. } = self;
         versions.retain(|key, _| !routes.shards()[routes.shard_of(key)].volatile);
         for (at, shard) in routes.shards().iter().enumerate() {
             if shard.volatile {

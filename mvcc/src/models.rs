@@ -42,7 +42,7 @@ struct Shared {
 impl Shared {
     fn new() -> Arc<Self> {
         let hub = Arc::new(Hub::default());
-        let publisher = Publisher::new((1, -1), Position(0), false, Arc::clone(&hub), Signal::default());
+        let publisher = Publisher::new((1, -1, &[]), Position(0), false, Arc::clone(&hub), Signal::default());
         hub.publish(1);
         Arc::new(Shared { writer: Mutex::new(1), rows: AtomicU64::new(1), hub, publisher, pins: Arc::default() })
     }
@@ -57,7 +57,7 @@ impl Shared {
         let events = if watched { vec![Event::new(EventKind::Put, kv, None)] } else { Vec::new() };
         self.rows.store(main, Ordering::Relaxed);
         self.hub.queue(main, events, 0);
-        self.publisher.seal(main, -1, || Position(main - 1))
+        self.publisher.seal(main, -1, None, || Position(main - 1))
     }
 
     /// A reader of the newest revision.
@@ -100,7 +100,7 @@ fn what_is_durable_before_it_is_noted_is_shown_all_the_same() {
         });
         shared.write();
         let publisher = &shared.publisher;
-        publisher.seal(3, 2, || Position(1));
+        publisher.seal(3, 2, None, || Position(1));
         journal.join().unwrap();
         assert_eq!((publisher.visible(), publisher.compacted()), (3, 2));
     });
@@ -185,7 +185,7 @@ fn a_reader_sees_the_compacted_revision_or_the_sweep_sees_its_pin() {
         let compaction = thread::spawn({
             let (shared, swept) = (Arc::clone(&shared), Arc::clone(&swept));
             move || {
-                shared.publisher.seal(1, 1, || Position(0));
+                shared.publisher.seal(1, 1, None, || Position(0));
                 // As `compact.rs`: the pins are asked for after the compacted revision.
                 let compacted = shared.publisher.compacted().cast_unsigned();
                 let oldest = shared.pins.oldest(Duration::ZERO, 0).unwrap_or(u64::MAX);
@@ -212,7 +212,7 @@ fn what_a_sweep_took_out_shows_no_earlier_than_the_compacted_revision() {
         let compaction = thread::spawn({
             let (shared, index) = (Arc::clone(&shared), Arc::clone(&index));
             move || {
-                shared.publisher.seal(1, 1, || Position(0));
+                shared.publisher.seal(1, 1, None, || Position(0));
                 // As `compact.rs`, which is on another thread but takes the compacted revision from the publisher.
                 if shared.publisher.compacted() > 0 {
                     *index.write() = false;

@@ -18,6 +18,10 @@ pub struct Probe {
     pub applied: i64,
     /// The newest applied compacted revision.
     pub compacted: i64,
+    /// The newest applied floor of each shard, without the compacted revision.
+    pub floors: Vec<i64>,
+    /// Those that anybody may know of.
+    pub floors_shown: Vec<i64>,
     /// The history hash as of what is applied.
     pub history: u128,
     /// Requests that wait for room.
@@ -39,6 +43,8 @@ impl Keyspace {
         Probe {
             applied: writer.state.main.cast_signed(),
             compacted: writer.state.compacted,
+            floors: writer.state.floors.iter().map(|floor| floor.cast_signed()).collect(),
+            floors_shown: core.own_floors(),
             history: writer.state.history,
             line: writer.line.len(),
             is_durable: core.store.durable() >= writer.last,
@@ -95,6 +101,9 @@ impl Keyspace {
                 Answer::new(self.txn(request), |done| Ok(Applied::Txn(done)))
             }
             Command::Compact(revision) => Answer::new(self.compact(revision, false), |at| Ok(Applied::Revision(at))),
+            Command::CompactShard { shard, revision } => {
+                Answer::new(self.compact_shard(&shard, revision), |at| Ok(Applied::Revision(at)))
+            }
             Command::LeaseGrant { id, ttl } => Answer::new(self.lease_grant(id, ttl), |done| Ok(Applied::Lease(done))),
             Command::LeaseRevoke(id) => Answer::new(self.lease_revoke(id), |at| Ok(Applied::Revision(at))),
             Command::Table(edits) => Answer::new(self.table_write(edits), |()| Ok(Applied::Done)),

@@ -19,6 +19,10 @@ pub(crate) struct Publisher {
     noted: Mutex<Notes>,
     visible: AtomicU64,
     compacted: AtomicI64,
+    /// The lowest revision that each shard answers, apart from the compacted one.
+    floors: Vec<AtomicI64>,
+    /// How often a floor was raised, one above zero at an open included.
+    raised: AtomicU64,
     /// True if visible is applied (`Batch`).
     at_once: bool,
     hub: Arc<Hub>,
@@ -39,11 +43,15 @@ struct Noted {
     position: Position,
     main: u64,
     compacted: i64,
+    floor: Option<Floor>,
 }
+
+/// A shard and the lowest revision that it answers from now on.
+pub(crate) type Floor = (usize, i64);
 
 impl Publisher {
     pub(crate) fn new(
-        (main, compacted): (u64, i64),
+        (main, compacted, floors): (u64, i64, &[u64]),
         durable: Position,
         at_once: bool,
         hub: Arc<Hub>,
@@ -53,6 +61,8 @@ impl Publisher {
             noted: Mutex::new(Notes { durable, ..Notes::default() }),
             visible: AtomicU64::new(main),
             compacted: AtomicI64::new(compacted),
+            floors: floors.iter().map(|floor| AtomicI64::new(floor.cast_signed())).collect(),
+            raised: AtomicU64::new(u64::from(floors.iter().any(|floor| *floor > 0))),
             at_once,
             hub,
             work,
@@ -69,15 +79,36 @@ impl Publisher {
         self.compacted.load(Ordering::SeqCst)
     }
 
+    /// The lowest revision that a shard answers, as far as anybody may know: the compacted one or its own.
+    pub(crate) fn floor(&self, shard: usize) -> i64 {
+        self.compacted().max(self.own_floor(shard))
+    }
+
+    /// A shard's own floor.
+    pub(crate) fn own_floor(&self, shard: usize) -> i64 {
+        self.floors[shard].load(Ordering::SeqCst)
+    }
+
+    /// How often a shard's own floor was raised.
+    pub(crate) fn raised(&self) -> u64 {
+        self.raised.load(Ordering::SeqCst)
+    }
+
     /// Seals a batch with `seal`, which returns its position, and notes what that makes durable.
-    pub(crate) fn seal(&self, main: u64, compacted: i64, seal: impl FnOnce() -> Position) -> Position {
+    pub(crate) fn seal(
+        &self,
+        main: u64,
+        compacted: i64,
+        floor: Option<Floor>,
+        seal: impl FnOnce() -> Position,
+    ) -> Position {
         let mut noted = self.noted.lock();
         let position = seal();
         if self.at_once {
             drop(noted);
-            self.show(main, compacted);
+            self.show(main, compacted, floor);
         } else {
-            noted.waiting.push_back(Noted { position, main, compacted });
+            noted.waiting.push_back(Noted { position, main, compacted, floor });
             // What needs no record has the position of the one before it, which may be durable already.
             self.settle(&mut noted);
         }
@@ -88,10 +119,14 @@ impl Publisher {
     fn settle(&self, noted: &mut Notes) {
         let mut newest = None;
         while noted.waiting.front().is_some_and(|next| next.position <= noted.durable) {
+            // Of what only rises the newest is enough.
+            if let Some(Noted { main, compacted, floor: floor @ Some(_), .. }) = newest {
+                self.show(main, compacted, floor);
+            }
             newest = noted.waiting.pop_front();
         }
-        if let Some(Noted { main, compacted, .. }) = newest {
-            self.show(main, compacted);
+        if let Some(Noted { main, compacted, floor, .. }) = newest {
+            self.show(main, compacted, floor);
         }
     }
 
@@ -100,7 +135,12 @@ impl Publisher {
         self.noted.lock().waiting.clear();
     }
 
-    fn show(&self, main: u64, compacted: i64) {
+    fn show(&self, main: u64, compacted: i64, floor: Option<Floor>) {
+        if let Some((shard, floor)) = floor {
+            self.floors[shard].fetch_max(floor, Ordering::SeqCst);
+            self.raised.fetch_add(1, Ordering::SeqCst);
+            self.work.raise();
+        }
         if self.compacted.fetch_max(compacted, Ordering::SeqCst) < compacted {
             self.work.raise();
         }

@@ -17,7 +17,8 @@
 //!
 //! The crc is made once, when the row is encoded, and checked whenever its value leaves the engine.
 //! A journal record holds rows as tree key, head and body in one piece, so that the edits of the
-//! trees are slices of it. Numbers but revisions are little-endian; nothing decoded is trusted.
+//! trees are slices of it; behind the rows comes its head, and in a record of version 2 a shard and its new floor.
+//! Numbers but revisions are little-endian; nothing decoded is trusted.
 
 use crate::request::KeyValue;
 use crate::routes::Routes;
@@ -34,6 +35,8 @@ const KEY_IN_BODY: u8 = 2;
 /// The longest key that stays in the leaf.
 const INLINE_KEY_MAX: usize = limits::HEAD_BYTES_MAX - HEAD_BYTES;
 const RECORD_VERSION: u8 = 1;
+/// One that raises a shard's floor; earlier builds do not know it.
+const RECORD_VERSION_FLOOR: u8 = 2;
 /// The most memory of a record that stays for the next.
 const RECORD_KEPT_MAX: usize = 16 << 10;
 const STATE_VERSION: u8 = 1;
@@ -289,6 +292,8 @@ pub(crate) struct RecordHead {
     /// The history hash after it.
     pub(crate) history: u128,
     pub(crate) meta: Vec<MetaEdit>,
+    /// A shard, in the order of the routes, and its floor after it.
+    pub(crate) floor: Option<(u32, u64)>,
 }
 
 /// A journal record under construction: rows first, then its head.
@@ -336,6 +341,11 @@ impl RecordBuilder {
             put_bytes(out, &edit.key);
             put_bytes(out, edit.value.as_deref().unwrap_or_default());
         }
+        if let Some((shard, floor)) = head.floor {
+            out[0] = RECORD_VERSION_FLOOR;
+            out.extend_from_slice(&shard.to_le_bytes());
+            out.extend_from_slice(&floor.to_le_bytes());
+        }
         // Last, where it is found without knowing the rows.
         out.extend_from_slice(&rows_end.to_le_bytes());
         out
@@ -358,7 +368,8 @@ impl Record {
         let record = Bytes::copy_from_slice(record);
         let tail = record.len().checked_sub(4).ok_or(Damage::Malformed { what: "a record is too short" })?;
         let rows_end = Reader::new(&record[tail..]).u32()? as usize;
-        if record.first() != Some(&RECORD_VERSION) || rows_end < 1 || rows_end > tail {
+        let raises = record.first() == Some(&RECORD_VERSION_FLOOR);
+        if !raises && record.first() != Some(&RECORD_VERSION) || rows_end < 1 || rows_end > tail {
             return Err(Damage::Malformed { what: "a record of an unknown version or shape" });
         }
         let mut rows = Vec::new();
@@ -389,8 +400,9 @@ impl Record {
             let (key, value) = (Bytes::copy_from_slice(reader.bytes()?), Bytes::copy_from_slice(reader.bytes()?));
             meta.push(MetaEdit { key, value: present.then_some(value) });
         }
+        let floor = if raises { Some((reader.u32()?, reader.u64()?)) } else { None };
         reader.finish()?;
-        let head = RecordHead { main, applied_index, compacted, reserve, history, meta };
+        let head = RecordHead { main, applied_index, compacted, reserve, history, meta, floor };
         Ok(Record { head, rows, rows_bytes: record.slice(1..rows_end) })
     }
 }
@@ -458,12 +470,17 @@ impl State {
     }
 
     /// Becomes what it is after a record.
-    pub(crate) fn follow(&mut self, head: &RecordHead) {
+    pub(crate) fn follow(&mut self, head: &RecordHead) -> Result<(), Damage> {
+        if let Some((shard, floor)) = head.floor {
+            let known = self.floors.get_mut(shard as usize);
+            *known.ok_or(Damage::Malformed { what: "a record of a shard that is not there" })? = floor;
+        }
         self.main = head.main;
         self.compacted = head.compacted;
         self.applied_index = head.applied_index;
         self.reserve = head.reserve;
         self.history = head.history;
+        Ok(())
     }
 
     fn is_possible(&self) -> bool {
@@ -534,7 +551,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_survives(keys in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..900), any::<bool>(), any::<i64>()), 0..5), main in 1u64.., compacted in -1i64..) {
+        fn a_record_survives(keys in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..900), any::<bool>(), any::<i64>()), 0..5), main in 1u64.., compacted in -1i64.., floor in any::<Option<(u32, u64)>>()) {
             let mut builder = RecordBuilder::default();
             builder.begin();
             let mut places = Vec::new();
@@ -543,7 +560,7 @@ mod tests {
                 places.push(builder.row(NewRow { at: Revision::new(main, sub as u32), key, put }));
             }
             let meta = vec![MetaEdit { key: Bytes::from_static(b"k"), value: None }];
-            let head = RecordHead { main, applied_index: 7, compacted, reserve: 9, history: 1 << 90, meta };
+            let head = RecordHead { main, applied_index: 7, compacted, reserve: 9, history: 1 << 90, meta, floor };
             let bytes = Bytes::copy_from_slice(builder.finish(&head));
             let record = Record::decode(&bytes).unwrap();
             prop_assert_eq!(&record.head, &head);

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
-use polybolt_engine::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use polybolt_engine::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::{
     Damage, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeId, TreeSpec, Watermark,
@@ -103,11 +103,14 @@ impl Replay for Replayer<'_> {
     fn replay(&mut self, space: &SpaceInfo, state: &[u8], record: &[u8]) -> Result<Replayed, EngineError> {
         let damaged = |damage| damaged(space, damage);
         let mut state = State::decode(state).map_err(damaged)?;
-        let record = Record::decode(record).map_err(damaged)?;
+        let mut record = Record::decode(record).map_err(damaged)?;
+        if is_on(Defect::ForgetFloorInReplay) {
+            record.head.floor = None;
+        }
         if !record.follows(state.history) {
             return Err(damaged(Damage::Malformed { what: "a record does not follow from the history before it" }));
         }
-        state.follow(&record.head);
+        state.follow(&record.head).map_err(damaged)?;
         let trees: Vec<TreeId> = space.trees.iter().map(|tree| tree.id).collect();
         let mut edits = record.edits(self.routes(space)?, &trees).map_err(damaged)?;
         if is_on(Defect::ForgetMetaInReplay) {
@@ -403,7 +406,7 @@ fn open_keyspace(
         Ok(true)
     })?;
     let mut shards = Vec::with_capacity(scanned.len());
-    for ((scanned, tree), floor) in scanned.into_iter().zip(&info.trees).zip(&state.floors) {
+    for (scanned, tree) in scanned.into_iter().zip(&info.trees) {
         for (key, lease) in &scanned.leased {
             lessor.attach(key, *lease);
         }
@@ -413,7 +416,6 @@ fn open_keyspace(
             reader: store.reader(tree.id)?,
             volatile: tree.spec.class == TreeClass::Volatile,
             index: ManyReaders::new(scanned.index),
-            floor: AtomicU64::new(*floor),
         });
     }
     if options.face == Face::Standalone {
@@ -426,8 +428,8 @@ fn open_keyspace(
     });
     let durable = store.durable();
     let at_once = options.durability != Durability::Sync;
-    let publisher =
-        Publisher::new((state.main, state.compacted), durable, at_once, Arc::clone(&hub), shared.work.clone());
+    let seen = (state.main, state.compacted, &state.floors[..]);
+    let publisher = Publisher::new(seen, durable, at_once, Arc::clone(&hub), shared.work.clone());
     let publisher = Arc::new(publisher);
     let listener: Arc<dyn polybolt_engine::DurableListener> = Arc::<Publisher>::clone(&publisher);
     store.listen(info.id, listener);

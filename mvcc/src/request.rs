@@ -462,6 +462,8 @@ pub struct ShardStatus {
     pub keys: u64,
     /// Revisions held.
     pub revisions: u64,
+    /// The lowest revision that it answers.
+    pub floor: i64,
     /// Levels of its tree.
     pub depth: u32,
     /// Bytes of memory of its index, and of the table of its tree's leaves.

@@ -162,6 +162,17 @@ impl Routes {
         Routes::new(shards)
     }
 
+    /// Floors of the shards of other routes as floors of these: of each the highest of those that its keys had.
+    pub(crate) fn floors_from(&self, other: &Routes, floors: &[u64]) -> Vec<u64> {
+        let mut found = vec![0; self.shards.len()];
+        for segment in self.cut(&Span::prefix("")) {
+            let span = Span { key: segment.start, end: segment.end.map_or(SpanEnd::Open, SpanEnd::Before) };
+            let before = other.cut(&span).into_iter().map(|segment| floors[segment.shard]);
+            found[segment.shard] = before.fold(found[segment.shard], u64::max);
+        }
+        found
+    }
+
     /// The shards, in the order given.
     pub fn shards(&self) -> &[ShardOptions] {
         &self.shards

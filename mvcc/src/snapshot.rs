@@ -11,6 +11,7 @@ use crate::meta;
 use crate::pins::Pin;
 use crate::record::{self, NewPut, NewRow, State};
 use crate::request::Span;
+use crate::routes::Routes;
 use crate::rows::{Rows, StoredRow};
 use bytes::Bytes;
 use polybolt_engine::codec::{Reader, put_bytes};
@@ -75,6 +76,8 @@ impl Snapshot {
         })?;
         ticket.wait()?;
         let (compacted, kept) = core.pin_compacted();
+        // After the pin: what was not below a floor yet stays.
+        state.floors = core.own_floors().into_iter().map(i64::cast_unsigned).collect();
         let segments = core.routes.cut(&Span::prefix(""));
         let point = core.read_point(&segments, state.main.cast_signed())?;
         state.compacted = compacted;
@@ -143,15 +146,15 @@ impl Snapshot {
     /// False for a row that the sweep may take between two others: a tombstone could be gone when its turn
     /// comes, after the row that it hides was sent.
     fn stays(&self, at: Revision, tombstone: bool, key: &[u8]) -> bool {
-        let compacted = self.state.compacted;
-        if at.main.cast_signed() > compacted {
+        let shard = self.core.routes.shard_of(key);
+        let floor = self.state.floors[shard].max(self.state.compacted.max(0).cast_unsigned());
+        if at.main > floor {
             return true;
         }
         if tombstone {
-            return at.main.cast_signed() == compacted;
+            return at.main == floor;
         }
-        let shard = &self.core.shards[self.core.routes.shard_of(key)];
-        shard.index.read().keeps(key, at, compacted.cast_unsigned())
+        self.core.shards[shard].index.read().keeps(key, at, floor)
     }
 
     fn header(&self) -> Vec<u8> {
@@ -210,7 +213,14 @@ impl Iterator for Snapshot {
 #[derive(Debug)]
 pub(crate) struct SnapshotHead {
     pub(crate) state: State,
-    pub(crate) routes: Bytes,
+    pub(crate) routes: Routes,
+}
+
+impl SnapshotHead {
+    /// The floors that a keyspace with these routes has to have.
+    pub(crate) fn floors_for(&self, routes: &Routes) -> Vec<u64> {
+        routes.floors_from(&self.routes, &self.state.floors)
+    }
 }
 
 /// One thing out of a stream.
@@ -267,8 +277,12 @@ impl<R: Read> SnapshotReader<R> {
             }));
         }
         let state = State::decode(fields.bytes().map_err(damaged)?).map_err(damaged)?;
-        let routes = Bytes::copy_from_slice(fields.bytes().map_err(damaged)?);
+        let routes = Routes::decode_plain(fields.bytes().map_err(damaged)?).map_err(damaged)?;
         fields.finish().map_err(damaged)?;
+        if state.floors.len() != routes.shards().len() {
+            let (expected, found) = (routes.shards().len() as u64, state.floors.len() as u64);
+            return Err(damaged(Damage::Mismatch { field: "count of floors", expected, found }));
+        }
         reader.main = state.main;
         Ok((reader, SnapshotHead { state, routes }))
     }

@@ -193,7 +193,7 @@ impl Space {
             };
             self.overlay.entry(tree).or_default().insert(key, edit);
         }
-        state.follow(&head);
+        state.follow(&head).map_err(damaged)?;
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use crate::change::{Change, Put};
 use crate::core::{Core, Found};
 use crate::error::{Refusal, Result};
 use crate::read::{self, Source};
+use crate::record::State;
 use crate::request::{
     Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, KeyValue, Op, OpResponse, PutRequest,
     PutResponse, RangeRequest, RangeResponse, Span, SpanEnd, TxnRequest, TxnResponse,
@@ -24,7 +25,9 @@ pub(crate) struct Evaluation<'a> {
     begin: u64,
     /// What it reads at: everything applied, or `begin` if it only reads.
     at: u64,
-    compacted: i64,
+    /// Below it nothing is read. None is what anybody may see; a writer goes by what is applied, or replicas would
+    /// answer differently.
+    state: Option<&'a State>,
     pub(crate) changes: Vec<Change>,
     /// The last change of each key, of as many changes as were looked at.
     own: BTreeMap<Bytes, usize>,
@@ -39,13 +42,14 @@ struct Plan<'a> {
 
 impl<'a> Evaluation<'a> {
     /// Its changes go to `changes`, which is empty.
-    pub(crate) fn new(core: &'a Core, begin: u64, compacted: i64, changes: Vec<Change>) -> Self {
-        Evaluation { core, begin, at: u64::MAX, compacted, changes, own: BTreeMap::new(), learned: 0 }
+    pub(crate) fn new(core: &'a Core, state: &'a State, changes: Vec<Change>) -> Self {
+        let (begin, state) = (state.main, Some(state));
+        Evaluation { core, begin, at: u64::MAX, state, changes, own: BTreeMap::new(), learned: 0 }
     }
 
     /// One that only reads, at a pinned revision: needs no writer.
-    pub(crate) fn reading(core: &'a Core, at: u64, compacted: i64) -> Self {
-        Evaluation { at, ..Evaluation::new(core, at, compacted, Vec::new()) }
+    pub(crate) fn reading(core: &'a Core, at: u64) -> Self {
+        Evaluation { core, begin: at, at, state: None, changes: Vec::new(), own: BTreeMap::new(), learned: 0 }
     }
 
     /// The main of its changes.
@@ -107,8 +111,15 @@ impl<'a> Evaluation<'a> {
         if request.revision > self.begin.cast_signed() {
             return Err(Refusal::FutureRevision { current: self.begin.cast_signed() }.into());
         }
-        let floor = self.core.floor(&self.core.routes.cut(&request.span));
-        let floor = if floor == 0 { self.compacted } else { floor.max(self.compacted) };
+        let segments = self.core.routes.cut(&request.span);
+        let (floor, compacted) = match self.state {
+            None => (self.core.floor(&segments), self.core.publisher.compacted()),
+            Some(state) => {
+                let floors = segments.iter().map(|segment| state.floors[segment.shard].cast_signed());
+                (floors.max().unwrap_or(0), state.compacted)
+            }
+        };
+        let floor = if floor == 0 { compacted } else { floor.max(compacted) };
         if request.revision < floor {
             return Err(Refusal::Compacted { revision: floor }.into());
         }

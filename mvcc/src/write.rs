@@ -11,6 +11,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::event::{Event, EventKind};
 use crate::options::Face;
 use crate::pending::{Pending, Slot};
+use crate::publish::Floor;
 use crate::record::{MetaEdit, NewPut, NewRow, RecordHead, RowPlace, State, next_history};
 use crate::request::KeyValue;
 use crate::txn::Evaluation;
@@ -30,6 +31,8 @@ pub(crate) struct Extra {
     pub(crate) applied_index: Option<u64>,
     /// A new compacted revision.
     pub(crate) compacted: Option<i64>,
+    /// A new floor of a shard.
+    pub(crate) floor: Option<Floor>,
     /// True for what may use the reserve of a full store.
     pub(crate) frees_space: bool,
 }
@@ -203,7 +206,7 @@ impl Core {
         evaluate: impl FnOnce(&mut Evaluation<'_>) -> Result<T>,
     ) -> Result<T, NotNow> {
         let changes = std::mem::take(&mut writer.scratch.changes);
-        let mut evaluation = Evaluation::new(self, writer.state.main, writer.state.compacted, changes);
+        let mut evaluation = Evaluation::new(self, &writer.state, changes);
         let answer = evaluate(&mut evaluation);
         let changes = std::mem::take(&mut evaluation.changes);
         let answer = match answer {
@@ -217,7 +220,7 @@ impl Core {
     /// Numbers, encodes, admits, applies and seals. Cost follows the changes.
     pub(crate) fn commit(&self, writer: &mut Writer, changes: &[Change], mut extra: Extra) -> Result<(), NotNow> {
         let nothing = changes.is_empty() && extra.meta.is_empty();
-        if nothing && extra.applied_index.is_none() && extra.compacted.is_none() {
+        if nothing && extra.applied_index.is_none() && extra.compacted.is_none() && extra.floor.is_none() {
             return Ok(());
         }
         match &writer.gate {
@@ -239,12 +242,18 @@ impl Core {
         let mut next = State { main, floors, ..writer.state.clone() };
         next.applied_index = extra.applied_index.unwrap_or(next.applied_index);
         next.compacted = extra.compacted.unwrap_or(next.compacted);
+        let floor_before = extra
+            .floor
+            .map(|(shard, floor)| (shard, std::mem::replace(&mut next.floors[shard], floor.cast_unsigned())));
         if self.reserves() && next.main > next.reserve {
             next.reserve = next.main + self.options.reserve_ahead;
         }
         let Encoded { admission, events, kept_bytes } = match self.encode(&mut next, changes, &extra, writer) {
             Ok(encoded) => encoded,
             Err(why) => {
+                if let Some((shard, floor)) = floor_before {
+                    next.floors[shard] = floor;
+                }
                 writer.state.floors = next.floors;
                 writer.scratch.clear();
                 return Err(why);
@@ -263,7 +272,7 @@ impl Core {
             }
             self.hub.queue(main, events, kept_bytes);
         };
-        let seal = || self.publisher.seal(main, compacted, || self.store.apply(admission, batch));
+        let seal = || self.publisher.seal(main, compacted, extra.floor, || self.store.apply(admission, batch));
         if is_on(Defect::SealBeforeIndex) {
             writer.last = seal();
             apply();
@@ -302,7 +311,7 @@ impl Core {
             let mut batch = Batch::new(self.id);
             state.encode_into(&mut batch.state);
             let (main, compacted) = (state.main, state.compacted);
-            let position = self.publisher.seal(main, compacted, || self.store.apply(admission, &mut batch));
+            let position = self.publisher.seal(main, compacted, None, || self.store.apply(admission, &mut batch));
             writer.state = state;
             writer.last = position;
             writer.reserving = Some(Reserving { upto, at: position, in_one_slot: None });
@@ -346,6 +355,7 @@ impl Core {
             || !extra.meta.is_empty()
             || extra.applied_index.is_some()
             || extra.compacted.is_some()
+            || extra.floor.is_some()
             || next.reserve != state.reserve;
         next.history = if rows.is_empty() { state.history } else { next_history(state.history, rows) };
         let head = RecordHead {
@@ -355,6 +365,7 @@ impl Core {
             reserve: next.reserve,
             history: next.history,
             meta: extra.meta.clone(),
+            floor: extra.floor.map(|(shard, floor)| (u32::try_from(shard).expect("few shards"), floor.cast_unsigned())),
         };
         let watched = self.hub.is_watched();
         // An event keeps its record alive for as long as its watcher likes: no other with it.

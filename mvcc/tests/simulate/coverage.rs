@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 /// Every counter that has to be above zero in at least 1 % of the seeds of a campaign.
-pub(crate) const WANTED: [&str; 25] = [
+pub(crate) const WANTED: [&str; 26] = [
     "torn groups",
     "slot fallbacks",
     "recycled segments",
     "reused pages",
     "leaves rewritten by compaction",
     "floors set",
+    "shards compacted",
     "pins revoked",
     "ENOSPC at admission",
     "ENOSPC in a checkpoint",

@@ -1,7 +1,7 @@
 //! The model follows the engine: each command is run by the model when the engine has evaluated it, and its
 //! answer is compared when it comes.
 
-use crate::world::{Asked, Boundary, Space, Waiting, World};
+use crate::world::{Asked, Boundary, Space, Waiting, World, is_above};
 use polybolt::model::is_pressed;
 use polybolt::run::Clock;
 use polybolt::{Applied, Command, Error, Keyspace, Refusal, Result};
@@ -43,6 +43,9 @@ impl World {
                         let ttl = Duration::from_secs(lease.ttl.cast_unsigned());
                         space.deadlines.insert(lease.id, now + ttl);
                     }
+                    if expected.is_ok() && matches!(asked.command, Command::CompactShard { .. }) {
+                        self.coverage.add("shards compacted", 1);
+                    }
                     ran += 1;
                     let changed = before != space.model.now;
                     if changed {
@@ -63,6 +66,7 @@ impl World {
         let model = &space.model.now;
         assert_eq!(probe.applied, model.main, "the newest revision applied to {}", space.name);
         assert_eq!(probe.compacted, model.compacted, "the compacted revision of {}", space.name);
+        assert_eq!(probe.floors, model.floors, "the floors of {}", space.name);
         if ran == 1 {
             let last = space.boundaries.last_mut().expect("there is a first boundary");
             last.history = Some(probe.history);
@@ -110,6 +114,9 @@ impl World {
         assert!(visible <= space.model.now.main, "{visible} is visible and not applied");
         assert!(compacted >= space.shown_compacted && compacted <= space.model.now.compacted);
         (space.shown, space.shown_compacted) = (visible, compacted);
+        let floors = ks.probe().floors_shown;
+        assert!(is_above(&floors, &space.shown_floors) && is_above(&space.model.now.floors, &floors));
+        space.shown_floors = floors;
         space.ever_shown = space.ever_shown.max(visible);
         if self.setup.is_replayed() {
             space.log_floor = space.log_floor.max(ks.log_floor());

@@ -22,7 +22,13 @@ impl World {
             0..=39 => Command::Op(Op::Put(self.put(at))),
             40..=49 => Command::Op(Op::Delete(self.delete())),
             50..=77 => Command::Op(Op::Txn(self.txn(at, 2))),
-            78..=83 => Command::Compact(main - self.rng.below(12).cast_signed() + 1),
+            78..=81 => Command::Compact(main - self.rng.below(12).cast_signed() + 1),
+            82 | 83 => {
+                let shards = self.setup.shards;
+                let revision = main - self.rng.below(12).cast_signed() + 1;
+                let shard = self.setup.routes().shards()[self.rng.below(shards as u64) as usize].name.clone();
+                Command::CompactShard { shard, revision }
+            }
             84..=88 => Command::LeaseGrant { id: self.lease_id(), ttl: self.rng.below(20).cast_signed() },
             89..=91 => Command::LeaseRevoke(self.lease_id()),
             92..=97 => Command::Table(self.tables()),

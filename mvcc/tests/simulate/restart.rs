@@ -4,11 +4,11 @@ use crate::checks;
 use crate::copies::Ahead;
 use crate::faults::{names_a_file, rot};
 use crate::setup::EXTEND;
-use crate::world::{Boundary, Shared, Space, World};
+use crate::world::{Boundary, Shared, Space, World, is_above};
 use bytes::Bytes;
 use polybolt::disk::Disk;
 use polybolt::disk::sim::{Fault, ReadFault, Survive};
-use polybolt::model::StoredRows;
+use polybolt::model::{Mark, StoredRows};
 use polybolt::run::ManualClock;
 use polybolt::{Engine, Error, Keyspace, RangeRequest, Runtime, Span, SpanEnd};
 use std::collections::BTreeMap;
@@ -273,7 +273,7 @@ impl World {
                 self.coverage.add("floors set", 1);
                 space.model.now.main = revision;
                 if !sync && !clean {
-                    space.model.floors.fill(revision);
+                    space.model.now.floors.fill(revision);
                 }
             }
             if reserves && self.setup.volatile {
@@ -285,7 +285,7 @@ impl World {
         let checkpoints = self.setup.options.lease_checkpoint_interval.is_some();
         let known = std::mem::take(&mut space.deadlines);
         space.shown = revision;
-        space.shown_compacted = ks.compact_revision();
+        (space.shown_compacted, space.shown_floors) = (ks.compact_revision(), ks.probe().floors_shown);
         space.ever_shown = space.ever_shown.max(revision);
         for (id, ttl) in &space.model.now.leases {
             let whole = now + EXTEND + Duration::from_secs(ttl.cast_unsigned());
@@ -326,7 +326,8 @@ impl World {
         let mut low = space.acknowledged;
         if self.setup.is_sync() && !damaged {
             let shown = |boundary: &&Boundary| {
-                boundary.mark.main >= space.shown && boundary.mark.compacted >= space.shown_compacted
+                let Mark { main, compacted, floors, .. } = &boundary.mark;
+                *main >= space.shown && *compacted >= space.shown_compacted && is_above(floors, &space.shown_floors)
             };
             low = low.max(space.boundaries.iter().position(|boundary| shown(&boundary)).unwrap_or(usize::MAX));
         }
@@ -347,6 +348,8 @@ impl World {
                 format!("revision {revision}, expected {}", mark.main)
             } else if (found.compacted, found.index) != (mark.compacted, mark.applied_index) {
                 format!("compacted {} at index {}, expected {mark:?}", found.compacted, found.index)
+            } else if !is_above(&found.floors, &mark.floors) || !jumps && found.floors != mark.floors {
+                format!("floors {:?}, expected {mark:?}", found.floors)
             } else if found.leases != mark.leases || found.tables != mark.tables {
                 format!("{:?} {:?}, expected {mark:?}", found.leases, found.tables)
             } else if history.is_some_and(|history| history != found.history) {
@@ -383,6 +386,7 @@ impl World {
 /// What a keyspace shows right after it was opened.
 struct Found {
     compacted: i64,
+    floors: Vec<i64>,
     index: u64,
     history: u128,
     leases: BTreeMap<i64, i64>,
@@ -411,6 +415,7 @@ impl Found {
         }
         Ok(Found {
             compacted: ks.compact_revision(),
+            floors: ks.probe().floors,
             index: ks.applied_index(),
             history: ks.history_hash(),
             leases: leases.collect(),

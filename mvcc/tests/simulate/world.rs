@@ -69,6 +69,8 @@ pub(crate) struct Space {
     /// The newest revision and compacted revision that anybody saw since the last open.
     pub(crate) shown: i64,
     pub(crate) shown_compacted: i64,
+    /// The same of the floors of its shards.
+    pub(crate) shown_floors: Vec<i64>,
     /// The newest revision that anybody saw, ever.
     pub(crate) ever_shown: i64,
     /// When leases end; with checkpoints of leases, not before when.
@@ -179,6 +181,7 @@ impl World {
                 acknowledged: 0,
                 shown: 1,
                 shown_compacted: -1,
+                shown_floors: Vec::new(),
                 ever_shown: 1,
                 deadlines: BTreeMap::new(),
                 by_deadline: Vec::new(),
@@ -326,6 +329,11 @@ impl World {
         let long = if self.rng.one_in(24) { "k".repeat(300) } else { String::new() };
         format!("{prefix}{:02}{long}", self.rng.below(self.setup.keys)).into()
     }
+}
+
+/// True if none of `floors` is below what it was.
+pub(crate) fn is_above(floors: &[i64], before: &[i64]) -> bool {
+    floors.iter().zip(before).all(|(floor, before)| floor >= before)
 }
 
 /// Runs `call` with the rest of the world at its pauses. Requires: nobody borrows the world.
