@@ -63,7 +63,7 @@ fn watched(ks: &Keyspace, key: &'static str, start_revision: i64) -> Result<Vec<
 
 fn swept(ks: &Keyspace, shard: usize, revisions: u64) {
     while ks.status().shards[shard].revisions != revisions || ks.stats().sweep_left > 0 {
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::yield_now();
     }
 }
 
