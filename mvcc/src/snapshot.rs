@@ -109,6 +109,10 @@ impl Snapshot {
             }
             Stage::Rows(from) => {
                 let (payload, next) = self.rows_from(from)?;
+                // Not before: what was let go while it was read may lack rows.
+                if !self.point.pin.holds() || !self.kept.holds() {
+                    return Err(Refusal::Compacted { revision: self.core.publisher.compacted() }.into());
+                }
                 self.stage = next.map_or(Stage::Meta, Stage::Rows);
                 (ROWS, payload)
             }
@@ -168,9 +172,6 @@ impl Snapshot {
     }
 
     fn rows_from(&mut self, from: Revision) -> Result<(Vec<u8>, Option<Revision>)> {
-        if !self.point.pin.holds() || !self.kept.holds() {
-            return Err(Refusal::Compacted { revision: self.core.publisher.compacted() }.into());
-        }
         let shards = (0..self.core.shards.len()).collect();
         let mut rows = Rows::of_shards(&self.core, shards, from.main, self.point.at);
         let mut out = Vec::with_capacity(FRAME_BYTES + 4096);
