@@ -240,7 +240,11 @@ fn open_space(core: &Arc<Core>, entry: &SpaceEntry, manifest: &Manifest, read_on
                     Err(error) if !error.is_not_found() => return Err(error),
                     _ => {}
                 }
-                TreeFile::create(&core.disk, spec, core.options.read_mode)?
+                let dir = spec.path.parent().map(Path::to_owned);
+                let file = TreeFile::create(&core.disk, spec, core.options.read_mode)?;
+                // A close that keeps what is in it syncs no more than the file.
+                dir.map_or(Ok(()), |dir| core.disk.sync_dir(&dir))?;
+                file
             }
             // Nothing of it is read.
             Err(_) if volatile && !keeps => file,

@@ -1,5 +1,6 @@
 //! An engine: one data directory with many keyspaces.
 
+use crate::check::{self, Life};
 use crate::core::{Core, Current, Gate};
 use crate::error::{Error, Refusal, Result};
 use crate::fill::Filling;
@@ -24,7 +25,8 @@ use polybolt_engine::store::{Store, StoreOptions, StoreStats, VacuumOptions};
 use polybolt_engine::sync::Mutex;
 use polybolt_engine::sync::atomic::{AtomicBool, Ordering};
 use polybolt_engine::verify::VerifyReport;
-use polybolt_engine::{Damage, Error as EngineError, SpaceInfo, SpaceSpec, TreeEdit, limits};
+use polybolt_engine::{Damage, Error as EngineError, Place, SpaceInfo, SpaceSpec, TreeEdit, TreeId, limits};
+use std::collections::HashMap;
 use std::io::Read;
 use std::ops::Bound;
 use std::path::Path;
@@ -381,6 +383,22 @@ impl Engine {
     /// If the disk fails.
     pub fn flush(&self) -> Result<()> {
         Ok(self.inner.shared.store.flush().wait()?)
+    }
+
+    /// True if each row of a shard's tree follows from the one of its key before.
+    pub(crate) fn rows_follow(&self, tree: TreeId, floor: u64) -> Result<bool> {
+        let file = self.inner.shared.store.tree_stats(tree)?.path;
+        let (mut newest, mut follow) = (HashMap::new(), true);
+        self.inner.shared.store.view(tree)?.ascend(Bound::Unbounded, &mut |key, head, body| {
+            let damaged = |damage| EngineError::corrupt(&file, Place::File, damage);
+            let at = record::row_revision(key).map_err(damaged)?;
+            let kv = record::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
+            let (created, version) = (kv.create_revision.cast_unsigned(), kv.version.cast_unsigned());
+            let life = Life { at, created, version };
+            follow = check::wrong(newest.insert(Bytes::copy_from_slice(&kv.key), life), life, floor).is_none();
+            Ok(follow)
+        })?;
+        Ok(follow)
     }
 
     /// A batch that the next checkpoint makes durable.

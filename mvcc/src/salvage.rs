@@ -283,6 +283,7 @@ fn copy(
             rows: Vec::new(),
             newest: HashMap::new(),
             follows: gone.is_empty(),
+            found_again: false,
             taken: 0,
             report: &mut report,
             target: &mut target,
@@ -291,8 +292,14 @@ fn copy(
         let found = survey.tree(space, shard, &mut |seen, findings| copying.see(seen, findings), progress);
         copying.search(survey, space, &found)?;
         let lost_none = copying.ranges.is_empty() && copying.rows.is_empty();
-        let is_whole = lost_none && copying.follows;
+        let (follows, found_again, floor) = (copying.follows, copying.found_again, copying.sure_above);
         copying.stale(&gone);
+        let mut is_whole = lost_none && follows;
+        if is_whole && found_again {
+            // That nothing is missing was by a count, which may be damaged too.
+            target.flush()?;
+            is_whole = engine.rows_follow(target.info.trees[shard].id, floor)?;
+        }
         if !is_whole {
             lossy = true;
             if let Some(floor) = state.floors.get_mut(shard) {
@@ -365,6 +372,8 @@ struct Copying<'a, 'b> {
     /// False if something is missing that no page tells of: a row did not follow from the one of its key before, or
     /// the journal has a gap.
     follows: bool,
+    /// True if something was lost, and all that the root counts is there again.
+    found_again: bool,
     /// Rows of the tree file that were met.
     taken: u64,
     report: &'a mut SalvagedKeyspace,
@@ -491,6 +500,7 @@ impl Copying<'_, '_> {
         }
         if is_whole {
             self.ranges.clear();
+            self.found_again = true;
         }
         for (from, to, ptr) in &self.ranges {
             let pair = |at: &Revision| (at.main, at.sub);

@@ -76,6 +76,25 @@ fn an_emptied_volatile_shard_has_a_floor_at_the_last_reserved_revision() {
     }
 }
 
+/// A Volatile shard's file that was made anew at an open was not in its directory for good: a power cut after a clean
+/// stop took it, and the store did not open any more.
+#[test]
+fn a_volatile_file_that_was_made_anew_is_there_after_a_clean_stop() {
+    let disk = new_disk(1);
+    let driven = open(&disk, options()).unwrap();
+    let ks = driven.engine.create_keyspace("ks", volatile()).unwrap();
+    let file = ks.volatile_files().pop_first().unwrap();
+    let disk = disk.after_crash(Survive::Nothing);
+    assert!(disk.flip_bit(&file, 50, 1), "its header");
+    let driven = open(&disk, options()).unwrap();
+    let ks = driven.engine.keyspace("ks").unwrap();
+    driven.put(&ks, "m", vec![1]).unwrap();
+    drop(ks);
+    driven.engine.close().unwrap();
+    let driven = open(&disk.after_crash(Survive::Nothing), options()).unwrap();
+    assert_eq!(keys(&driven.engine.keyspace("ks").unwrap()), ["m"]);
+}
+
 /// A restored keyspace whose files could not be read at once stayed, unusable, and its name was taken.
 #[test]
 fn a_restore_that_fails_leaves_its_name_free() {
