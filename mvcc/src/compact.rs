@@ -213,8 +213,8 @@ impl Core {
             rounds.pop_front();
             sweep.round = at;
             // Above it a shard's rows may be gone: what is left is not what others have.
-            let is_whole =
-                || self.shards.iter().enumerate().all(|(shard, of)| of.volatile || self.floor_of(shard) <= at);
+            let own_floor = |shard: usize| self.publisher.own_floor(shard);
+            let is_whole = || self.shards.iter().enumerate().all(|(shard, of)| of.volatile || own_floor(shard) <= at);
             if at > 0 && was_over && is_whole() {
                 sweep.hashing = Some(Pass::new(self, at.cast_unsigned(), before));
             }
