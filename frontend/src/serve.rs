@@ -262,10 +262,15 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Refuses --shard-retention of shards that are not there.
 fn check_shards(keyspace: &Keyspace, retention: &[(String, Retention)]) -> Result<(), String> {
     let known: Vec<&str> = keyspace.routes().shards().iter().map(|shard| &shard.name[..]).collect();
-    match retention.iter().find(|(shard, _)| !known.contains(&&shard[..])) {
-        Some((shard, _)) => Err(format!("--shard-retention: no shard {shard:?}; there are {}", known.join(", "))),
-        None => Ok(()),
+    for (at, (shard, _)) in retention.iter().enumerate() {
+        if !known.contains(&&shard[..]) {
+            return Err(format!("--shard-retention: no shard {shard:?}; there are {}", known.join(", ")));
+        }
+        if retention[..at].iter().any(|(other, _)| other == shard) {
+            return Err(format!("--shard-retention: shard {shard:?} twice"));
+        }
     }
+    Ok(())
 }
 
 impl Serve {
@@ -398,7 +403,12 @@ impl Serve {
         let (path, options, routes) = (self.data_dir.clone(), self.options(), self.routes.clone());
         let opened = tokio::task::spawn_blocking(move || open(&path, options, routes)).await;
         let (engine, keyspace, syncs) = opened.map_err(|error| error.to_string())??;
-        check_shards(&keyspace, &self.shard_retention)?;
+        if let Err(why) = check_shards(&keyspace, &self.shard_retention) {
+            // Not just left: it would count as a crash.
+            drop(keyspace);
+            engine.close().map_err(|error| error.to_string())?;
+            return Err(why);
+        }
         let settings = Settings {
             name: self.name.clone(),
             peer_urls: self.initial_advertise_peer_urls.clone(),

@@ -250,6 +250,8 @@ fn flags_and_files_that_cannot_be_used() {
     assert!(refused(serve(&data).args(["--routes", "kubernetes"])).contains("other routes"));
     let unknown = refused(serve(&data).args(["--shard-retention", "events=5m"]));
     assert!(unknown.contains("no shard \"events\"; there are default"), "{unknown}");
+    let twice = refused(serve(&data).args(["--shard-retention", "default=5m,default=1h"]));
+    assert!(twice.contains("twice"), "{twice}");
     // Snapshots that were cut or changed leave nothing behind.
     let restore = |file: &Path, to: &Path| {
         let mut command = polybolt();

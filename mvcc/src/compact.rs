@@ -83,12 +83,12 @@ impl Core {
     /// Takes up to `most` revisions out of the index.
     fn take(&self, sweep: &mut Sweep, now: Duration, most: usize) {
         let upto = *sweep.upto.get_or_insert_with(|| {
-            // After the compacted revision: a reader pins first and looks at the floor after.
-            let compacted = self.publisher.compacted().max(0).cast_unsigned();
-            let lowest = compacted.saturating_sub(self.options.pin_revisions_max);
-            let oldest = self.pins.oldest(now, lowest).unwrap_or(u64::MAX);
-            let floor = self.publisher.own_floor(sweep.next_shard);
-            let round = sweep.round.max(floor).max(0).cast_unsigned();
+            // The pins come last: a reader pins first and looks at the floor after.
+            let floor = self.floor_of(sweep.next_shard).max(0).cast_unsigned();
+            let own = self.publisher.own_floor(sweep.next_shard);
+            let oldest = self.pins.oldest(now, floor.saturating_sub(self.options.pin_revisions_max));
+            let oldest = oldest.unwrap_or(u64::MAX);
+            let round = sweep.round.max(own).max(0).cast_unsigned();
             sweep.held |= oldest < round;
             round.min(oldest)
         });
@@ -212,11 +212,10 @@ impl Core {
         if let Some(Round { at, before, was_over }) = rounds.front().copied().filter(|round| round.at <= compacted) {
             rounds.pop_front();
             sweep.round = at;
-            // Above it a shard's rows may be gone: what is left is not what others have.
-            let own_floor = |shard: usize| self.publisher.own_floor(shard);
-            let is_whole = || self.shards.iter().enumerate().all(|(shard, of)| of.volatile || own_floor(shard) <= at);
-            if at > 0 && was_over && is_whole() {
-                sweep.hashing = Some(Pass::new(self, at.cast_unsigned(), before));
+            if at > 0 && was_over {
+                let pass = Pass::new(self, at.cast_unsigned(), before);
+                // Of a shard that has forgotten more, what is left is not what others have.
+                sweep.hashing = pass.is_of_all(self, before).then_some(pass);
             }
         }
     }

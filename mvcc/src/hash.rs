@@ -31,6 +31,11 @@ pub(crate) fn hash_kv(core: &Core, revision: i64) -> Result<HashKv> {
     // Below zero nothing was stored, and nothing is refused (HSH-1).
     let at = if revision < 0 { 0 } else { point.at };
     let mut pass = Pass::new(core, at, compacted);
+    // A shard's floor may have risen since.
+    let floor = pass.kept.iter().map(|(floor, _)| *floor).max().unwrap_or(compacted);
+    if revision >= 0 && floor > at.cast_signed() {
+        return Err(Refusal::Compacted { revision: floor }.into());
+    }
     pass.step(core, usize::MAX)?;
     if !pin.holds() {
         return Err(Refusal::Compacted { revision: core.publisher.compacted() }.into());
@@ -58,6 +63,11 @@ impl Pass {
             (floor, if is_empty { floor.max(0).cast_unsigned() } else { at })
         });
         Pass { at, compacted, kept: kept.collect(), next: Revision::default(), crc: crc32c::crc32c(b"key") }
+    }
+
+    /// True if no shard that is hashed has a floor above `compacted`.
+    pub(crate) fn is_of_all(&self, core: &Core, compacted: i64) -> bool {
+        self.kept.iter().zip(&core.shards).all(|((floor, _), shard)| shard.volatile || *floor <= compacted.max(0))
     }
 
     /// Hashes up to `max` rows more; true once that were all.

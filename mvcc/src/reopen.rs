@@ -123,6 +123,10 @@ impl Replay for Replayer<'_> {
         let mut state = State::decode(state).map_err(|damage| damaged(space, damage))?;
         let options = self.options;
         let routes = self.routes(space)?;
+        if state.floors.len() != routes.shards().len() {
+            let (expected, found) = (routes.shards().len() as u64, state.floors.len() as u64);
+            return Err(damaged(space, Damage::Mismatch { field: "count of floors", expected, found }));
+        }
         check_routes(options, routes)?;
         let volatile = |at: usize| routes.shards()[at].volatile;
         let batch = options.durability != Durability::Sync;

@@ -246,6 +246,7 @@ fn copy(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<SalvagedKeyspace> {
     let name = survey.spaces[space].entry.name.clone();
+    state.floors.resize(routes.shards().len(), state.main);
     // Revisions that were lost with the end of the journal are not used again.
     let lost_behind = survey.lost_behind(space);
     let mut gone = survey.spaces[space].gone.clone();

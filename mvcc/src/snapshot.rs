@@ -10,7 +10,6 @@ use crate::error::{Error, Refusal, Result};
 use crate::meta;
 use crate::pins::Pin;
 use crate::record::{self, NewPut, NewRow, State};
-use crate::request::Span;
 use crate::routes::Routes;
 use crate::rows::{Rows, StoredRow};
 use bytes::Bytes;
@@ -64,23 +63,21 @@ enum Stage {
 impl Snapshot {
     pub(crate) fn new(core: &Arc<Core>) -> Result<Self> {
         // State and meta entries of one moment; rows are read later, as of its revision.
-        let (core, mut state, ticket, meta) = core.with_writer(|core, writer| {
+        // Pinned with them: what is compacted after that, of all or of a shard, is not part of it.
+        let (core, mut state, pins, ticket, meta) = core.with_writer(|core, writer| {
             core.check_open()?;
             let mut meta = VecDeque::new();
             core.store.view(core.meta)?.ascend(Bound::Unbounded, &mut |key, _, body| {
                 meta.push_back((Bytes::copy_from_slice(key), body.load()?));
                 Ok(true)
             })?;
-            let ticket = core.answer_at(writer.last);
-            Ok::<_, Error>((Arc::clone(core), writer.state.clone(), ticket, meta))
+            let state = writer.state.clone();
+            let pins = (core.pin(state.main), core.pin(state.compacted.max(0).cast_unsigned()));
+            Ok::<_, Error>((Arc::clone(core), state, pins, core.answer_at(writer.last), meta))
         })?;
         ticket.wait()?;
-        let (compacted, kept) = core.pin_compacted();
-        // After the pin: what was not below a floor yet stays.
-        state.floors = core.own_floors().into_iter().map(i64::cast_unsigned).collect();
-        let segments = core.routes.cut(&Span::prefix(""));
-        let point = core.read_point(&segments, state.main.cast_signed())?;
-        state.compacted = compacted;
+        let (pin, kept) = pins;
+        let point = ReadPoint { visible: state.main, at: state.main, pin };
         state.reserve = 0;
         Ok(Snapshot {
             core,

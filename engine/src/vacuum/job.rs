@@ -285,6 +285,8 @@ impl VacuumJob {
             let mut admission = match core.admit(round.cost(&pass.tree)) {
                 Ok(admission) => admission,
                 Err(AdmitError::Short(_)) => {
+                    // That was nobody who waits.
+                    core.was_short.store(false, Ordering::Relaxed);
                     pass.stage = Stage::Move { target, from };
                     return self.leave_out(now, pass);
                 }

@@ -1,7 +1,7 @@
 //! Reads, and what goes on beside them.
 
 use crate::*;
-use polybolt::ShardOptions;
+use polybolt::{OpResponse, ShardOptions};
 
 /// A put that its own txn deletes is a row that no read finds, but the index knows it.
 #[test]
@@ -203,4 +203,59 @@ fn a_chunk_of_a_stream_is_as_small_where_shards_take_turns() {
         rows += chunk.len();
     }
     assert_eq!(rows, 16);
+}
+
+/// Steps jobs until all that was asked for is done.
+fn run_jobs(driven: &Driven) -> impl Fn() + use<> {
+    let (jobs, clock) = (Rc::clone(&driven.jobs), driven.clock.clone());
+    move || {
+        for _ in 0..400 {
+            if !jobs.borrow_mut().step_one() {
+                clock.advance(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+/// Between the look at the current revision and the pin a shard's floor rose above that revision, and the key was
+/// swept: a txn that only reads found none.
+#[test]
+fn a_txn_that_reads_now_is_never_below_the_floor_of_a_shard() {
+    let driven = open(&new_disk(1), options()).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::parse("low=a").unwrap()).unwrap();
+    driven.put(&ks, "a", vec![1]).unwrap();
+    let (other, run) = (ks.clone(), run_jobs(&driven));
+    let writes = move || {
+        drop(other.put(PutRequest::new("a", "2")));
+        drop(other.compact_shard("low", 3));
+        run();
+        assert_eq!(other.status().shards[0].revisions, 1, "it was swept");
+    };
+    let success = vec![Op::Range(RangeRequest::new(Span::key("a")))];
+    let read = || ks.txn(TxnRequest { success, ..TxnRequest::default() }).wait().unwrap();
+    let found = with_other_at("read: visible", writes, read);
+    assert!(matches!(&found.responses[..], [OpResponse::Range(range)] if range.kvs.len() == 1), "{found:?}");
+}
+
+/// A snapshot of one entry of the log had the floors of later ones: who applied these again was refused what they read.
+#[test]
+fn a_snapshot_has_the_floors_of_its_own_revision() {
+    let driven = open(&new_disk(1), options()).unwrap();
+    let ks = driven.engine.create_keyspace("ks", Routes::parse("low=a").unwrap()).unwrap();
+    driven.put(&ks, "a", vec![1]).unwrap();
+    // Not durable yet: the snapshot waits for it.
+    drop(ks.put(PutRequest::new("a", "2")));
+    let (other, run) = (ks.clone(), run_jobs(&driven));
+    let writes = move || {
+        drop(other.put(PutRequest::new("a", "3")));
+        drop(other.compact_shard("low", 4));
+        drop(other.compact(3, false));
+        run();
+        assert_eq!((other.floors(), other.compact_revision()), (vec![4, 3], 3));
+    };
+    let snapshot = with_other_at("wait", writes, || ks.snapshot()).unwrap();
+    let stream = snapshot.map(Result::unwrap).collect::<Vec<_>>().concat();
+    let copy = driven.block(|| driven.engine.restore("copy", None, &stream[..], &mut |_| ())).unwrap();
+    assert_eq!((copy.revision(), copy.floors(), copy.compact_revision()), (3, vec![0, 0], -1));
+    assert_eq!(copy.range(&RangeRequest { revision: 2, ..everything() }).unwrap().kvs.len(), 1);
 }
