@@ -6,6 +6,7 @@
 use crate::error::Result;
 use crate::meta::{self, MetaEntry};
 use crate::record::{self, RowHead};
+use crate::request::KeyValue;
 use crate::survey::{self, Progress, Seen, Survey};
 use bytes::Bytes;
 use polybolt_engine::check::JournalReport;
@@ -156,6 +157,13 @@ pub(crate) struct Life {
     pub(crate) created: u64,
     /// 0 is a tombstone.
     pub(crate) version: u64,
+}
+
+impl Life {
+    /// Where the row of a key-value is.
+    pub(crate) fn of(at: Revision, kv: &KeyValue) -> Self {
+        Life { at, created: kv.create_revision.cast_unsigned(), version: kv.version.cast_unsigned() }
+    }
 }
 
 struct Rows {

@@ -1,11 +1,11 @@
 //! The sweep: taking out what compaction left behind, a bounded step at a time.
 //!
 //! The compacted revision, and the floor of a shard of which less history is kept, are durable and visible before
-//! anything goes. Revisions are taken out of one shard's
-//! index first, up to [`TAKEN_MAX`], and their rows then out of its tree in the order in which they lie there, at
-//! most `batch_limit` a step, as removals in the tree's buffer: so a checkpoint rewrites few leaves, and each of
-//! them once for all that goes out of it. The removals need no record, since a restart finds what is superseded
-//! again. Rows that a tombstone hides go before it, so no crash brings one back.
+//! anything goes. Revisions are taken out of one shard's index first, up to [`TAKEN_MAX`], and their rows then out of
+//! its tree in the order in which they lie there, at most `batch_limit` a step, as removals in the tree's buffer: so a
+//! checkpoint rewrites few leaves, and each of them once for all that goes out of it. The removals need no record,
+//! since a restart finds what is superseded again. Rows that a tombstone hides go before it, so no crash brings one
+//! back.
 
 use crate::core::{Core, Gate, Half, Pass, Round, Shard, Sweep};
 use crate::error::Result;

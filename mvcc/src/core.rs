@@ -374,6 +374,11 @@ impl Core {
         self.publisher.floor(shard)
     }
 
+    /// The highest of those: what every shard answers.
+    pub(crate) fn highest_floor(&self) -> i64 {
+        (0..self.shards.len()).map(|shard| self.floor_of(shard)).max().unwrap_or_else(|| self.publisher.compacted())
+    }
+
     /// Pins a revision.
     pub(crate) fn pin(&self, revision: u64) -> Pin {
         self.pins.pin(revision, self.clock.monotonic(), self.options.pin_age_max)
@@ -381,6 +386,11 @@ impl Core {
 
     /// Pins the revision that a request asks for: <= 0 is the visible one.
     pub(crate) fn read_point(&self, segments: &[Segment], revision: i64) -> Result<ReadPoint> {
+        self.read_point_above(|| self.floor(segments), revision)
+    }
+
+    /// The same of a read of which the floor is known only so.
+    pub(crate) fn read_point_above(&self, lowest: impl Fn() -> i64, revision: i64) -> Result<ReadPoint> {
         self.check_open()?;
         loop {
             let visible = self.publisher.visible();
@@ -390,14 +400,14 @@ impl Core {
             }
             let (floor, pin);
             if is_on(Defect::PinAfterCheck) {
-                floor = self.floor(segments);
+                floor = lowest();
                 pause("read: checked");
                 pin = self.pin(at);
             } else {
                 pause("read: visible");
                 pin = self.pin(at);
                 pause("read: pinned");
-                floor = self.floor(segments);
+                floor = lowest();
             }
             if at.cast_signed() >= floor {
                 return Ok(ReadPoint { visible, at, pin });

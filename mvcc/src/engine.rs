@@ -393,8 +393,7 @@ impl Engine {
             let damaged = |damage| EngineError::corrupt(&file, Place::File, damage);
             let at = record::row_revision(key).map_err(damaged)?;
             let kv = record::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
-            let (created, version) = (kv.create_revision.cast_unsigned(), kv.version.cast_unsigned());
-            let life = Life { at, created, version };
+            let life = Life::of(at, &kv);
             follow = check::wrong(newest.insert(Bytes::copy_from_slice(&kv.key), life), life, floor).is_none();
             Ok(follow)
         })?;

@@ -13,7 +13,7 @@ use crate::read::{self, Pinned, RangeStream};
 use crate::record::State;
 use crate::request::{
     DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, ShardStatus, Span, SpanEnd, TxnRequest, TxnResponse, WatchRequest,
+    RangeRequest, RangeResponse, ShardStatus, SpanEnd, TxnRequest, TxnResponse, WatchRequest,
 };
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
@@ -528,8 +528,7 @@ impl Keyspace {
         let core = self.core();
         let (lagging_watchers, pending_events, events) = core.hub.counts();
         let (open_reads, oldest, since) = core.pins.state();
-        let highest = (0..core.shards.len()).map(|shard| core.floor_of(shard)).max().unwrap_or(0);
-        let highest = highest.max(0).cast_unsigned();
+        let highest = core.highest_floor().max(0).cast_unsigned();
         let sweep_left = core.garbage();
         KeyspaceStats {
             waiting: core.in_line.load(Ordering::Acquire) as u64,
@@ -615,7 +614,7 @@ impl Keyspace {
 fn read_txn(core: &Core, request: &TxnRequest) -> Result<TxnResponse> {
     txn::check_txn(request, core.options.max_txn_ops)?;
     // It may read whatever there is: no shard may have forgotten what was before now.
-    let point = core.read_point(&core.routes.cut(&Span::prefix("")), 0)?;
+    let point = core.read_point_above(|| core.highest_floor(), 0)?;
     // Pinned first, compared with the compacted revision after (S3).
     // What is compacted already is refused without it.
     let compacted = core.publisher.compacted().max(0).cast_unsigned();

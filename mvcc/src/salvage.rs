@@ -414,11 +414,10 @@ impl Copying<'_, '_> {
         let body = body.ok_or(Damage::Malformed { what: "its body is lost" })?.clone();
         let head = Bytes::copy_from_slice(head);
         let kv = record::open_row(tree_key, &head, &body)?;
-        let (key, created, version) = (kv.key, kv.create_revision.cast_unsigned(), kv.version.cast_unsigned());
-        if self.routes.shard_of(&key) != self.shard || at.main > self.main {
+        if self.routes.shard_of(&kv.key) != self.shard || at.main > self.main {
             return Err(Damage::Malformed { what: "it is of another shard or revision" });
         }
-        Ok(Whole { life: Life { at, created, version }, key: Bytes::copy_from_slice(&key), head, body })
+        Ok(Whole { life: Life::of(at, &kv), key: Bytes::copy_from_slice(&kv.key), head, body })
     }
 
     /// The row, if it can come after what its key was before; with a finding if something is missing in between.
