@@ -28,6 +28,7 @@ pub(crate) struct Open {
     pub(crate) watch_streams: IntGauge,
     pub(crate) snapshots: IntGauge,
     pub(crate) range_streams: IntGauge,
+    pub(crate) resharding: IntGauge,
 }
 
 impl Default for Open {
@@ -39,6 +40,7 @@ impl Default for Open {
             watch_streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Streams of watchers."),
             snapshots: gauge("polybolt_snapshot_streams", "Snapshots under way."),
             range_streams: gauge("polybolt_range_streams", "Streams of ranges under way."),
+            resharding: gauge("polybolt_reshard_inflight", "Changes of routes under way."),
         }
     }
 }
@@ -215,8 +217,8 @@ impl LookedUp {
     /// Who may take how much memory.
     #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
     fn bounds(&self, all: &mut Families, status: &KeyspaceStatus) {
-        let Open { connections, calls, watch_streams, snapshots, range_streams } = &self.open;
-        for gauge in [connections, calls, watch_streams, snapshots, range_streams] {
+        let Open { connections, calls, watch_streams, snapshots, range_streams, resharding } = &self.open;
+        for gauge in [connections, calls, watch_streams, snapshots, range_streams, resharding] {
             all.0.extend(gauge.collect());
         }
         let count = |gauge: &IntGauge| gauge.get().max(0).cast_unsigned();
@@ -227,6 +229,7 @@ impl LookedUp {
             watchers: status.watchers,
             snapshots: count(snapshots),
             range_streams: count(range_streams),
+            resharding: count(resharding),
         };
         let index = status.shards.iter().map(|shard| shard.index_bytes).sum();
         let bound = memory::bound(self.engine.options(), self.unread_bytes_max, clients, index);

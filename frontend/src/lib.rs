@@ -102,6 +102,7 @@ mod election;
 mod cluster;
 mod auth;
 pub mod inspect;
+mod admin;
 pub mod access;
 mod http;
 mod gateway;

@@ -1,6 +1,7 @@
 //! Serving it all: gRPC and HTTP on every client URL, probes and metrics on their own.
 
 use crate::access::{self, Access, Secure};
+use crate::admin::AdminService;
 use crate::auth::AuthService;
 use crate::authority::Tolerant;
 use crate::calls;
@@ -16,6 +17,7 @@ use crate::maintenance::MaintenanceService;
 use crate::metrics::Up;
 use crate::proto::encoded::watch_server::WatchServer;
 use crate::proto::etcdserverpb as pb;
+use crate::proto::v1::admin_server::AdminServer;
 use crate::proto::v1::inspect_server::InspectServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
@@ -120,6 +122,7 @@ async fn services(server: &Arc<Server>) -> Router {
         .add_service(LockServer::new(LockService(Arc::clone(server))))
         .add_service(ElectionServer::new(ElectionService(Arc::clone(server))))
         .add_service(InspectServer::new(InspectService(Arc::clone(server))))
+        .add_service(AdminServer::new(AdminService(Arc::clone(server))))
         .add_service(health);
     let calls = Arc::clone(&server.metrics.calls);
     grpc.prepare().into_axum_router().layer(middleware::from_fn_with_state(calls, calls::pass))

@@ -6,6 +6,7 @@ mod offline;
 mod report;
 mod check;
 mod status;
+mod reshard;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Shows sizes and counts shard by shard, of a server or of a data directory.
     Status(status::Status),
+    /// Changes how keys are split into files, of a server while it serves or of a data directory.
+    Reshard(reshard::Reshard),
     /// Lists all that is wrong with a data directory, and salvages what is not.
     #[command(alias = "verify")]
     Check(check::Check),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Status(status) => status.run(),
+        Command::Reshard(reshard) => reshard.run(),
         Command::Check(check) => return check.run(),
         Command::Snapshot(snapshot) => snapshot.run(),
         Command::Bench(bench) => bench.run(),

@@ -25,6 +25,7 @@ pub(crate) struct Clients {
     pub(crate) watchers: u64,
     pub(crate) snapshots: u64,
     pub(crate) range_streams: u64,
+    pub(crate) resharding: u64,
 }
 
 /// The bound: fixed by the options, by clients that may stall, and the index, which grows with keys and with
@@ -46,6 +47,8 @@ pub(crate) fn bound(options: &Options, unread_bytes_max: u64, clients: Clients, 
         + clients.connections * CONNECTION_BYTES
         + clients.calls * CALL_BYTES
         + index_bytes
+        // The new index beside the old one, and rows on their way into it.
+        + clients.resharding.min(1) * (index_bytes + options.buffer_bytes)
 }
 
 #[cfg(test)]
@@ -60,6 +63,8 @@ mod tests {
         let one = Clients { connections: 1, watch_streams: 1, watchers: 1, ..Clients::default() };
         assert_eq!(bound(&options, 0, one, 0) - alone, 5 * MIB);
         assert_eq!(bound(&options, 0, Clients { calls: 64, ..Clients::default() }, 0) - alone, MIB);
+        let resharding = Clients { resharding: 1, ..Clients::default() };
+        assert_eq!(bound(&options, 0, resharding, 9), alone + 2 * 9 + options.buffer_bytes);
         let slow = Clients { snapshots: 2, range_streams: 3, ..Clients::default() };
         assert_eq!(bound(&options, 7, slow, 11) - alone, 5 * 3 * MIB + 18);
     }

@@ -261,7 +261,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Refuses --shard-retention of shards that are not there.
 fn check_shards(keyspace: &Keyspace, retention: &[(String, Retention)]) -> Result<(), String> {
-    let known: Vec<&str> = keyspace.routes().shards().iter().map(|shard| &shard.name[..]).collect();
+    let routes = keyspace.routes();
+    let known: Vec<&str> = routes.shards().iter().map(|shard| &shard.name[..]).collect();
     for (at, (shard, _)) in retention.iter().enumerate() {
         if !known.contains(&&shard[..]) {
             return Err(format!("--shard-retention: no shard {shard:?}; there are {}", known.join(", ")));
@@ -423,6 +424,7 @@ impl Serve {
             progress_interval: self.watch_progress_notify_interval,
             token_ttl: Duration::from_secs(self.auth_token_ttl.into()),
             bcrypt_cost: self.bcrypt_cost,
+            retained_shards: self.shard_retention.iter().map(|(shard, _)| shard.clone()).collect(),
         };
         let stop = CancellationToken::new();
         let (served, token) = (engine.clone(), stop.clone());
@@ -511,7 +513,7 @@ fn open(
         && *keyspace.routes() != routes
     {
         return Err(format!(
-            "--routes: {} was created with other routes; leave the flag out to keep them",
+            "--routes: {} has other routes; leave the flag out to keep them, or change them with polybolt reshard",
             path.display()
         ));
     }

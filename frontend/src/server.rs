@@ -56,6 +56,8 @@ pub struct Settings {
     pub token_ttl: Duration,
     /// How slow passwords are to guess: 2 to the power of this, 4..=31.
     pub bcrypt_cost: u32,
+    /// Shards with a retention of their own: no change of routes may leave them out.
+    pub retained_shards: Vec<String>,
 }
 
 impl Settings {
@@ -317,6 +319,7 @@ pub(crate) mod tests {
             progress_interval: Duration::from_secs(600),
             token_ttl: Duration::from_secs(300),
             bcrypt_cost: 4,
+            retained_shards: Vec::new(),
         };
         Server::start(engine, keyspace, settings, Arc::default(), CancellationToken::new()).expect("tables")
     }

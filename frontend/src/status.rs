@@ -45,20 +45,37 @@ impl Status {
     }
 }
 
-async fn ask(endpoint: &str, user: Option<&str>) -> Result<ShardsResponse, String> {
+/// A connection to a server.
+pub(crate) async fn connect(endpoint: &str) -> Result<Channel, String> {
     let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
     let channel = Channel::from_shared(url).map_err(|error| format!("{endpoint}: {error}"))?;
-    let channel = channel.connect().await.map_err(|error| format!("no server answers at {endpoint}: {error}"))?;
-    let failed = |error: tonic::Status| format!("{endpoint}: {}", error.message());
-    let mut request = Request::new(ShardsRequest {});
+    channel.connect().await.map_err(|error| format!("no server answers at {endpoint}: {error}"))
+}
+
+/// A request of `user`, name:password, if the server has users.
+pub(crate) async fn signed<T>(
+    request: T,
+    endpoint: &str,
+    channel: &Channel,
+    user: Option<&str>,
+) -> Result<Request<T>, String> {
+    let mut request = Request::new(request);
     if let Some(user) = user {
         let (name, password) = user.split_once(':').ok_or("--user is name:password")?;
         let login = AuthenticateRequest { name: name.to_owned(), password: password.to_owned() };
-        let token = AuthClient::new(channel.clone()).authenticate(login).await.map_err(failed)?.into_inner().token;
+        let token = AuthClient::new(channel.clone()).authenticate(login).await;
+        let token = token.map_err(|error| format!("{endpoint}: {}", error.message()))?.into_inner().token;
         let token = token.parse().map_err(|_| format!("{endpoint}: the token cannot be sent"))?;
         request.metadata_mut().insert("token", token);
     }
-    Ok(InspectClient::new(channel).shards(request).await.map_err(failed)?.into_inner())
+    Ok(request)
+}
+
+async fn ask(endpoint: &str, user: Option<&str>) -> Result<ShardsResponse, String> {
+    let channel = connect(endpoint).await?;
+    let request = signed(ShardsRequest {}, endpoint, &channel, user).await?;
+    let shards = InspectClient::new(channel).shards(request).await;
+    Ok(shards.map_err(|error| format!("{endpoint}: {}", error.message()))?.into_inner())
 }
 
 fn print(response: &ShardsResponse) {

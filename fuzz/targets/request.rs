@@ -50,6 +50,7 @@ fn settings() -> Settings {
         progress_interval: Duration::from_secs(600),
         token_ttl: Duration::from_secs(300),
         bcrypt_cost: 4,
+        retained_shards: Vec::new(),
     }
 }
 

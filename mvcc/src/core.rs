@@ -1,7 +1,7 @@
 //! An open keyspace from the inside: its shards, its writer's state, and how rows are found.
 //!
-//! An installed snapshot replaces the whole of it: handles hold a [`Current`], which says what a keyspace
-//! is now. Who has begun on what was replaced ends there, but for writers, who go on to what replaced it.
+//! An installed snapshot and a change of routes replace the whole of it: handles hold a [`Current`], which says
+//! what a keyspace is now. Who has begun on what was replaced ends there, but for writers, who go on to what replaced it.
 //!
 //! Lock order: `writer`, then `lessor`, then a shard's index, then the publisher's. Readers take an
 //! index lock for a bounded run of keys and hold nothing while they read rows.
@@ -189,16 +189,15 @@ pub(crate) struct Sweep {
 pub(crate) struct Current {
     // Set at open, never changed.
     pub(crate) name: String,
-    pub(crate) routes: Routes,
     core: ArcSwap<Core>,
-    /// True while a snapshot is on its way in.
-    pub(crate) installing: AtomicBool,
+    /// True while something is on its way to replace it.
+    pub(crate) replacing: AtomicBool,
 }
 
 impl Current {
     pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
-        let (name, routes) = (core.name.clone(), core.routes.clone());
-        Arc::new(Current { name, routes, core: ArcSwap::new(core), installing: AtomicBool::new(false) })
+        let name = core.name.clone();
+        Arc::new(Current { name, core: ArcSwap::new(core), replacing: AtomicBool::new(false) })
     }
 
     /// What it is now. Cheap.
@@ -226,7 +225,7 @@ pub(crate) struct Core {
     pub(crate) store: Arc<Store>,
     pub(crate) options: Arc<Options>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) routes: Routes,
+    pub(crate) routes: Arc<Routes>,
     pub(crate) shards: Vec<Shard>,
     pub(crate) meta: TreeId,
     /// Raised when there is housekeeping to do.

@@ -11,6 +11,7 @@ use crate::options::{Durability, Options};
 use crate::pending::block_on;
 use crate::record::{self, State};
 use crate::reopen::{self, Replayer, Retired, Rows, Shared};
+use crate::reshard::{self, Reshard, ReshardProgress};
 use crate::routes::Routes;
 use crate::snapshot::SnapshotReader;
 use bytes::Bytes;
@@ -340,7 +341,7 @@ impl Engine {
         let mut state = State { floors: head.floors_for(&routes), unfinished: true, ..head.state };
         let info = self.create_space(name, &routes, state.clone())?;
         let shared = &self.inner.shared;
-        let filling = Filling { shared, info: &info, routes: &routes };
+        let filling = Filling { shared, info: &info, routes: &routes, flush_bytes: u64::MAX };
         let filled = block_on(async {
             filling.fill(&state, reader, progress).await?;
             state.unfinished = false;
@@ -364,11 +365,34 @@ impl Engine {
     /// Memory: the new index beside the old one, and a bounded piece of the stream.
     ///
     /// # Errors
-    /// `KeyspaceNotFound`; the rest when the [`Install`] is waited for.
+    /// `KeyspaceNotFound`. When the [`Install`] is waited for: `OlderSnapshot`, `Invalid` while another is under way or
+    /// the keyspace is split otherwise, damage of the stream, or if the disk fails.
     pub fn install<'a>(&self, name: &str, stream: impl Read + Send + 'a, older: Older) -> Result<Install<'a>> {
         let found = self.inner.keyspaces.read().get(name).cloned();
         let current = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
         Ok(install::install(self.inner.shared.clone(), current, stream, older))
+    }
+
+    /// Splits a live keyspace otherwise: by these routes, whatever it had. No revision and no answer changes; reads,
+    /// watches and leases go on, and writes wait for the moment of the switch: two small checkpoints, and the
+    /// metadata (leases, tables), which is compared. All of the keyspace is copied: meanwhile it takes twice its room
+    /// on the disk, and its index twice its memory. A crash leaves it as it was or as it is to be. Of shards that had
+    /// floors of their own (see [`compact_shard`](Keyspace::compact_shard)) each new one gets the highest of those
+    /// that its keys had. `progress` is told from time to time how far it is.
+    ///
+    /// # Errors
+    /// `KeyspaceNotFound`. When the [`Reshard`] is waited for: `Unsupported` routes; `Invalid` while a snapshot is
+    /// installed or it is split otherwise already; `Compacted` if the copy takes so long that what it reads is let go
+    /// (`pin_age_max`, `pin_revisions_max`); damage, or if the disk fails or is full.
+    pub fn reshard<'a>(
+        &self,
+        name: &str,
+        routes: Routes,
+        progress: impl FnMut(ReshardProgress) + Send + 'a,
+    ) -> Result<Reshard<'a>> {
+        let found = self.inner.keyspaces.read().get(name).cloned();
+        let current = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
+        Ok(reshard::reshard(self.inner.shared.clone(), current, routes, progress))
     }
 
     /// A keyspace's state once it is filled.
@@ -408,7 +432,7 @@ impl Engine {
         edits: Vec<TreeEdit>,
         state: &State,
     ) -> Result<()> {
-        let filling = Filling { shared: &self.inner.shared, info, routes };
+        let filling = Filling { shared: &self.inner.shared, info, routes, flush_bytes: u64::MAX };
         block_on(filling.batch(edits, state))
     }
 }

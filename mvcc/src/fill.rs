@@ -10,14 +10,16 @@ use polybolt_engine::{AdmitError, Batch, Cost, Edit, Error as EngineError, Place
 use std::io::Read;
 use std::path::Path;
 
-/// Rows of a snapshot that go to the store at a time.
-const BATCH_BYTES: usize = 1 << 20;
+/// Bytes of rows that go to the store at a time.
+pub(crate) const BATCH_BYTES: usize = 1 << 20;
 
 /// A space on its way to be a keyspace. What it is given is durable with a checkpoint.
 pub(crate) struct Filling<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) info: &'a SpaceInfo,
     pub(crate) routes: &'a Routes,
+    /// So many bytes are flushed before more is taken in, so that the write buffers are not full of them.
+    pub(crate) flush_bytes: u64,
 }
 
 impl Filling<'_> {
@@ -31,7 +33,7 @@ impl Filling<'_> {
     ) -> Result<()> {
         let meta = self.info.trees[self.info.trees.len() - 1].id;
         let mut edits = Vec::new();
-        let (mut bytes, mut rows) = (0, 0);
+        let (mut bytes, mut rows, mut unflushed) = (0, 0, 0);
         while let Some(items) = reader.next_items()? {
             for item in items {
                 let edit = match item {
@@ -51,14 +53,27 @@ impl Filling<'_> {
                 edits.push(edit);
             }
             if bytes >= BATCH_BYTES {
-                bytes = 0;
+                unflushed += std::mem::take(&mut bytes) as u64;
                 self.batch(std::mem::take(&mut edits), state).await?;
+                if unflushed >= self.flush_bytes {
+                    unflushed = 0;
+                    self.shared.store.flush().await?;
+                }
                 progress(rows);
             }
         }
         self.batch(edits, state).await?;
         progress(rows);
         Ok(())
+    }
+
+    /// Waits until all that it was given is in its files, from where it is scanned.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let store = &self.shared.store;
+        store.flush().await?;
+        // What of a Volatile shard finds no room stays in memory, and fails no checkpoint.
+        let failed = self.info.trees.iter().find_map(|tree| store.tree_failure(tree.id));
+        failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// From here it is a keyspace, in both slots of the manifest: what is written to it next must not go with

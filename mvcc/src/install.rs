@@ -40,31 +40,41 @@ pub enum Older {
 /// A snapshot on its way into a live keyspace; answers with the revision that the keyspace is at then. Does
 /// nothing until it is waited for or polled; polling reads the stream and the disk, so a task should leave
 /// it to a thread that may block. Dropped before its end, the keyspace stays as it was.
+pub type Install<'a> = Replacement<'a, i64>;
+
+/// What is to take the place of all that a live keyspace holds, on its way.
 #[must_use = "it does nothing unless waited for"]
-pub struct Install<'a> {
-    work: Pin<Box<dyn Future<Output = Result<i64>> + Send + 'a>>,
+pub struct Replacement<'a, T> {
+    work: Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>,
 }
 
-impl std::fmt::Debug for Install<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Install").finish_non_exhaustive()
+impl<'a, T> Replacement<'a, T> {
+    pub(crate) fn new(work: impl Future<Output = Result<T>> + Send + 'a) -> Self {
+        Replacement { work: Box::pin(work) }
     }
 }
 
-impl Install<'_> {
+impl<T> std::fmt::Debug for Replacement<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replacement").finish_non_exhaustive()
+    }
+}
+
+impl<T> Replacement<'_, T> {
     /// Blocks until it is durable and in place.
     ///
     /// # Errors
-    /// `OlderSnapshot`, damage of the stream, or if the disk fails; the keyspace is as it was then.
-    pub fn wait(self) -> Result<i64> {
+    /// Those of [`Engine::install`](crate::Engine::install) and [`Engine::reshard`](crate::Engine::reshard); the
+    /// keyspace is as it was then.
+    pub fn wait(self) -> Result<T> {
         block_on(self.work)
     }
 }
 
-impl Future for Install<'_> {
-    type Output = Result<i64>;
+impl<T> Future for Replacement<'_, T> {
+    type Output = Result<T>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<i64>> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         self.work.as_mut().poll(cx)
     }
 }
@@ -75,22 +85,16 @@ pub(crate) fn install<'a>(
     stream: impl Read + Send + 'a,
     older: Older,
 ) -> Install<'a> {
-    Install { work: Box::pin(run(shared, current, stream, older)) }
+    Replacement::new(run(shared, current, stream, older))
 }
 
 async fn run(shared: Shared, current: Arc<Current>, stream: impl Read + Send, older: Older) -> Result<i64> {
-    if current.installing.swap(true, Ordering::AcqRel) {
-        return Err(
-            Refusal::Invalid { why: format!("a snapshot of {:?} is being installed already", current.name) }.into()
-        );
-    }
-    // From here its end lets the next one in, and takes back what is not whole.
-    let mut half = Half { shared: &shared, current: &current, space: None, frozen: None };
+    let mut half = Half::begin(&shared, &current)?;
     let old = Arc::clone(&current.core());
     let (reader, head) = SnapshotReader::new(stream)?;
     old.check_open()?;
     check_age(&old.writer.lock(), &head.state, older)?;
-    let routes = &current.routes;
+    let routes = &*old.routes;
     let mut state = State { floors: head.floors_for(routes), unfinished: true, reserve: 0, ..head.state };
     let info = shared.store.create_space(SpaceSpec {
         name: reopen::next_space(&shared.store, &current.name),
@@ -99,21 +103,23 @@ async fn run(shared: Shared, current: Arc<Current>, stream: impl Read + Send, ol
         trees: routes.trees(),
     })?;
     half.space = Some(info.id);
-    let filling = Filling { shared: &shared, info: &info, routes };
+    let filling = Filling { shared: &shared, info: &info, routes, flush_bytes: u64::MAX };
     filling.fill(&state, reader, |_| ()).await?;
-    shared.store.flush().await?;
+    filling.flush().await?;
     state.unfinished = false;
     state.reserve = reopen::first_reserve(&shared.options, routes.any_volatile(), state.main);
     let finished = polybolt_engine::SpaceInfo { state: state.encode(), ..info.clone() };
     let opened = reopen::open_keyspaces(&shared, &[finished], Rows::Foreign, 1, Some(&old.hub))?.pop();
     let new = opened.ok_or(Refusal::Closed)?;
-    half.frozen = Some(freeze(&old, &state, older)?);
+    half.freeze(&old, |writer| check_age(writer, &state, older))?;
     filling.finish(&state).await?;
-    let thaw = swap(&old, &new, &current);
-    half.whole();
-    drop(old);
-    thaw.advance(Position(1));
-    shared.work.raise();
+    half.swap(&old, &new, |_, to| {
+        if old.lessor.lock().is_primary() {
+            let now = new.clock.monotonic();
+            new.lessor.lock().promote(now, new.options.lease_extend);
+        }
+        new.hub.reset(to.state.main);
+    });
     Ok(state.main.cast_signed())
 }
 
@@ -126,57 +132,67 @@ fn check_age(writer: &Writer, snapshot: &State, older: Older) -> Result<()> {
     Ok(())
 }
 
-/// From here on writes wait for what becomes of it.
-fn freeze(old: &Arc<Core>, snapshot: &State, older: Older) -> Result<Arc<Core>> {
-    let mut writer = old.writer.lock();
-    old.check_open()?;
-    check_age(&writer, snapshot, older)?;
-    writer.gate = Gate::Frozen(Arc::default());
-    Ok(Arc::clone(old))
+/// A core that is on its way to take another's place, and not there yet. Its end lets the next one begin, and takes
+/// back what is not whole.
+pub(crate) struct Half<'a> {
+    shared: &'a Shared,
+    current: &'a Current,
+    pub(crate) space: Option<SpaceId>,
+    frozen: Option<Arc<Core>>,
+}
+
+impl<'a> Half<'a> {
+    pub(crate) fn begin(shared: &'a Shared, current: &'a Current) -> Result<Self> {
+        if current.replacing.swap(true, Ordering::AcqRel) {
+            let why = format!("{:?} is being replaced by a snapshot or split otherwise already", current.name);
+            return Err(Refusal::Invalid { why }.into());
+        }
+        Ok(Half { shared, current, space: None, frozen: None })
+    }
+
+    /// From here on writes wait for what becomes of it, unless `check` finds that it cannot be.
+    pub(crate) fn freeze(&mut self, old: &Arc<Core>, check: impl FnOnce(&Writer) -> Result<()>) -> Result<()> {
+        let mut writer = old.writer.lock();
+        old.check_open()?;
+        check(&writer)?;
+        writer.gate = Gate::Frozen(Arc::default());
+        self.frozen = Some(Arc::clone(old));
+        Ok(())
+    }
+
+    /// The new core in the place of the old one, which goes when nobody reads it; `hand_over` is for what the two
+    /// writers have between them.
+    pub(crate) fn swap(mut self, old: &Arc<Core>, new: &Arc<Core>, hand_over: impl FnOnce(&mut Writer, &mut Writer)) {
+        let thaw = {
+            let mut from = old.writer.lock();
+            let mut to = new.writer.lock();
+            to.line = std::mem::take(&mut from.line);
+            new.line_moved(&to);
+            old.line_moved(&from);
+            let shard_before = |at: usize| old.shards.iter().position(|shard| shard.name == new.shards[at].name);
+            new.paces.take_over(&old.paces, shard_before);
+            old.publisher.retire();
+            hand_over(&mut from, &mut to);
+            self.current.replace(Arc::clone(new));
+            // Nothing of the old one is left to sweep, whoever waits for that.
+            old.swept.advance(Position(i64::MAX.cast_unsigned()));
+            thaw(&mut from, Gate::Replaced(Arc::clone(new))).unwrap_or_default()
+        };
+        self.space = None;
+        if let Some(core) = self.frozen.take() {
+            let since = core.clock.monotonic();
+            self.shared.retired.lock().push(Retired { core, since });
+        }
+        // Once the locks are free.
+        thaw.advance(Position(1));
+        self.shared.work.raise();
+    }
 }
 
 fn thaw(writer: &mut Writer, gate: Gate) -> Option<Arc<Watermark>> {
     match std::mem::replace(&mut writer.gate, gate) {
         Gate::Frozen(thaw) => Some(thaw),
         _ => None,
-    }
-}
-
-/// The new core in the place of the old one; what is to be told once the locks are free.
-fn swap(old: &Arc<Core>, new: &Arc<Core>, current: &Current) -> Arc<Watermark> {
-    let mut from = old.writer.lock();
-    let mut to = new.writer.lock();
-    to.line = std::mem::take(&mut from.line);
-    new.line_moved(&to);
-    old.line_moved(&from);
-    if old.lessor.lock().is_primary() {
-        let now = new.clock.monotonic();
-        new.lessor.lock().promote(now, new.options.lease_extend);
-    }
-    old.publisher.retire();
-    new.hub.reset(to.state.main);
-    current.replace(Arc::clone(new));
-    // Nothing of the old one is left to sweep, whoever waits for that.
-    old.swept.advance(Position(i64::MAX.cast_unsigned()));
-    thaw(&mut from, Gate::Replaced(Arc::clone(new))).unwrap_or_default()
-}
-
-/// An install that is not whole.
-struct Half<'a> {
-    shared: &'a Shared,
-    current: &'a Current,
-    space: Option<SpaceId>,
-    frozen: Option<Arc<Core>>,
-}
-
-impl Half<'_> {
-    /// The new space is the keyspace now, and the old one goes when it can.
-    fn whole(&mut self) {
-        self.space = None;
-        if let Some(core) = self.frozen.take() {
-            let since = core.clock.monotonic();
-            self.shared.retired.lock().push(Retired { core, since });
-        }
     }
 }
 
@@ -193,6 +209,6 @@ impl Drop for Half<'_> {
                 thaw.advance(Position(1));
             }
         }
-        self.current.installing.store(false, Ordering::Release);
+        self.current.replacing.store(false, Ordering::Release);
     }
 }

@@ -72,8 +72,8 @@ impl Keyspace {
     }
 
     /// How it is split.
-    pub fn routes(&self) -> &Routes {
-        &self.current.routes
+    pub fn routes(&self) -> Arc<Routes> {
+        Arc::clone(&self.core().routes)
     }
 
     /// Reads keys. Never waits for writers. Memory: the result.

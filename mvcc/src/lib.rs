@@ -45,7 +45,7 @@
 //!
 //! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `change` (what a commit changes), `routes` (key prefixes to shards), `publish` (what anybody may
 //! see), [`pace`] (how fast a sweep goes), `core` (an open keyspace from the inside), `fetch` (rows of what was found), `read`, `txn` and `write` (the paths of a
-//! request), `history` and `watcher`, `compact`, `snapshot`, [`command`], `reopen`, `install`, `house`
+//! request), `history` and `watcher`, `compact`, `snapshot`, [`command`], `reopen`, `install`, `reshard`, `house`
 //! (background work), and [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
 #![forbid(unsafe_code)]
 
@@ -86,6 +86,7 @@ pub mod keyspace;
 mod reopen;
 mod fill;
 mod install;
+mod reshard;
 mod house;
 pub mod engine;
 mod salvage;
@@ -101,7 +102,7 @@ pub use command::{Applied, Command, Entry, TableEdit};
 pub use engine::{Engine, Runtime};
 pub use error::{Error, Refusal, Result};
 pub use event::{Event, EventKind, WatchItem};
-pub use install::{Install, Older};
+pub use install::{Install, Older, Replacement};
 pub use keyspace::Keyspace;
 pub use options::{CompactionPace, Durability, Face, Options};
 pub use pending::Pending;
@@ -120,6 +121,7 @@ pub use request::{
     LeaseStatus, Op, OpResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, ShardStatus, SortOrder,
     SortTarget, Span, SpanEnd, TxnRequest, TxnResponse, WatchRequest,
 };
+pub use reshard::{Reshard, ReshardProgress, ReshardStage};
 pub use routes::{Routes, ShardOptions};
 pub use salvage::{KeyAt, List, Loss, Lost, SalvageReport, SalvagedKeyspace, salvage, salvage_on};
 pub use snapshot::Snapshot;

@@ -289,6 +289,16 @@ impl Paces {
         self.changed.store(true, Ordering::Release);
     }
 
+    /// Takes over those of another keyspace; `from` tells which of its shards one of these was.
+    pub(crate) fn take_over(&self, other: &Paces, from: impl Fn(usize) -> Option<usize>) {
+        let (all, shards) = &*other.all.lock();
+        let mut mine = self.all.lock();
+        mine.0 = *all;
+        for (at, pace) in mine.1.iter_mut().enumerate() {
+            *pace = from(at).and_then(|from| shards[from]);
+        }
+    }
+
     /// True if one was set since this was asked last.
     pub(crate) fn take_changed(&self) -> bool {
         self.changed.swap(false, Ordering::AcqRel)
@@ -327,6 +337,17 @@ mod tests {
         assert!(times.count() <= 501);
         times.clear();
         assert_eq!(times.p99(), None);
+    }
+
+    #[test]
+    fn paces_go_over_with_their_shards() {
+        let of = |batch_limit| CompactionPace { batch_limit, ..CompactionPace::default() };
+        let (old, new) = (Paces::new(of(1), 2), Paces::new(of(9), 3));
+        old.set(None, of(2));
+        old.set(Some(1), of(3));
+        // Its last shard is the first one now, and one is new.
+        new.take_over(&old, |at| [Some(1), None, Some(0)][at]);
+        assert_eq!([0, 1, 2].map(|shard| new.of(shard).batch_limit), [3, 2, 2]);
     }
 
     fn looked(speed: &mut Speed, pace: &CompactionPace, beside: &Beside, now: &mut Duration) -> f64 {

@@ -135,6 +135,14 @@ impl Publisher {
         self.noted.lock().waiting.clear();
     }
 
+    /// Shows what its keyspace is at, which another publisher has shown before.
+    pub(crate) fn follow(&self, main: u64, compacted: i64, floors: &[u64]) {
+        for (shard, floor) in floors.iter().enumerate().filter(|(_, floor)| **floor > 0) {
+            self.show(main, compacted, Some((shard, floor.cast_signed())));
+        }
+        self.show(main, compacted, None);
+    }
+
     fn show(&self, main: u64, compacted: i64, floor: Option<Floor>) {
         if let Some((shard, floor)) = floor {
             self.floors[shard].fetch_max(floor, Ordering::SeqCst);

@@ -444,7 +444,7 @@ fn open_keyspace(
         store: Arc::clone(store),
         options: Arc::clone(options),
         clock: Arc::clone(clock),
-        routes,
+        routes: Arc::new(routes),
         shards,
         meta,
         work: shared.work.clone(),

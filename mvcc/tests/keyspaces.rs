@@ -48,7 +48,7 @@ fn keyspaces_are_created_listed_and_dropped() {
     assert_eq!(refusal(again.range(&RangeRequest::new(Span::key("k")))), Refusal::Closed);
     let engine = Engine::open(dir.path(), Options::default()).unwrap();
     assert!(engine.report().clean);
-    assert_eq!(engine.keyspace("one").unwrap().routes(), &Routes::kubernetes());
+    assert_eq!(*engine.keyspace("one").unwrap().routes(), Routes::kubernetes());
     assert_eq!(get(&engine.keyspace("one").unwrap(), "k").unwrap(), "1");
 }
 

@@ -142,6 +142,36 @@ pub(crate) fn install(shared: &Shared, at: usize) {
     }
 }
 
+/// Routes that give each shard the same keys and pages of another size: all is copied, and nobody may notice.
+pub(crate) fn reshard(shared: &Shared, at: usize) {
+    let (engine, name, ks, to) = {
+        let mut world = shared.borrow_mut();
+        let world = &mut *world;
+        if world.rng.one_in(2) {
+            let call = world.disk.calls() + 1 + world.rng.below(80);
+            world.disk.crash_at(call);
+        }
+        let ks = world.spaces[at].ks.clone().expect("the keyspace is open");
+        let page_bytes = 4096 * 8192 / ks.routes().shards()[0].page_bytes;
+        world.say(|| format!("pages of {page_bytes} bytes for {:?}", world.spaces[at].name));
+        (world.engine().clone(), world.spaces[at].name.clone(), ks, world.setup.routes_of(page_bytes))
+    };
+    let done = among_others(shared, || engine.reshard(&name, to.clone(), |_| ())?.wait());
+    let mut world = shared.borrow_mut();
+    let world = &mut *world;
+    world.say(|| format!("{done:?}"));
+    match done {
+        Ok(()) => {
+            assert_eq!(*ks.routes(), to);
+            world.coverage.add("routes changed", 1);
+        }
+        Err(error) => {
+            refused(world, error);
+            world.coverage.add("crashes in a change of routes", u64::from(world.disk.crashed()));
+        }
+    }
+}
+
 /// Brings a copy of a keyspace further than the keyspace is.
 fn ahead(shared: &Shared, at: usize) -> Option<Ahead> {
     let ks = shared.borrow().spaces[at].ks.clone().expect("the keyspace is open");

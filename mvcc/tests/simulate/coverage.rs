@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Every counter that has to be above zero in at least 1 % of the seeds of a campaign.
-pub(crate) const WANTED: [&str; 26] = [
+pub(crate) const WANTED: [&str; 28] = [
     "torn groups",
     "slot fallbacks",
     "recycled segments",
@@ -30,6 +30,8 @@ pub(crate) const WANTED: [&str; 26] = [
     "scrub rounds",
     "damage found by the scrub",
     "opened on a full disk",
+    "routes changed",
+    "crashes in a change of routes",
 ];
 
 /// Counters of one seed.

@@ -41,7 +41,7 @@ pub(crate) fn keep_panics() {
 }
 
 /// Operations are of kinds below this.
-pub(crate) const KINDS: u64 = 1000;
+pub(crate) const KINDS: u64 = 1012;
 
 /// Given operations, for fuzzers: the kind of each, its keyspace, and what the rest of it is drawn from.
 /// Panics where a promise is broken.
@@ -187,6 +187,7 @@ fn perform(shared: &Shared, operation: u64, kind: u64, at: usize) {
         935..=959 if shared.borrow().setup.full => shared.borrow_mut().plan_room(),
         960..=974 if shared.borrow().setup.damage => shared.borrow_mut().remember_unit(),
         975..=999 if shared.borrow().setup.damage && operation >= 200 => faults::damage(shared),
+        1000..=1011 => copies::reshard(shared, at),
         _ => {
             // A caller that does not wait.
             let mut world = shared.borrow_mut();

@@ -105,13 +105,18 @@ impl Setup {
     }
 
     pub(crate) fn routes(&self) -> Routes {
+        self.routes_of(self.page_bytes)
+    }
+
+    /// The same with pages of another size.
+    pub(crate) fn routes_of(&self, page_bytes: usize) -> Routes {
         let shard = |at: usize| {
             let prefix = PREFIXES[at];
-            let shard = ShardOptions { page_bytes: self.page_bytes, ..ShardOptions::new(format!("s{prefix}")) };
+            let shard = ShardOptions { page_bytes, ..ShardOptions::new(format!("s{prefix}")) };
             let shard = shard.prefix(prefix);
             if self.volatile && prefix == VOLATILE { shard.volatile() } else { shard }
         };
-        let rest = ShardOptions { page_bytes: self.page_bytes, ..ShardOptions::new("default") };
+        let rest = ShardOptions { page_bytes, ..ShardOptions::new("default") };
         Routes::new((0..self.shards - 1).map(shard).chain([rest]).collect()).expect("the routes are sound")
     }
 }
