@@ -3,6 +3,7 @@
 
 pub mod dataset;
 pub mod measure;
+pub mod window;
 
 pub use measure::{Resident, machine, mib, now, pause, resident};
 

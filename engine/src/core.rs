@@ -4,7 +4,7 @@ use crate::batch::{AdmitError, Cost, Durability};
 use crate::catalog::Catalog;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::error::{Error, Result};
-use crate::file::ReadMode;
+use crate::file::{ReadMode, Removed};
 use crate::finding::Scrubbed;
 use crate::ids::{SpaceId, TreeId};
 use crate::journal::Journal;
@@ -133,8 +133,10 @@ pub struct Core {
     pub batch_position: AtomicU64,
     /// Raised when the checkpoint job should look again.
     pub signal: Signal,
-    /// Raised when a checkpoint was published, or the opening scan of a file is over.
+    /// Raised when a checkpoint was published, the opening scan of a file is over, or a file was removed.
     pub published: Signal,
+    /// Files of dropped spaces that are given back a piece at a time.
+    pub removed: Mutex<Vec<Removed>>,
     /// Counters for tests and metrics.
     pub counters: Counters,
     /// What the scrub has read.
@@ -276,6 +278,7 @@ impl Core {
             batch_position: AtomicU64::new(0),
             signal: Signal::default(),
             published: Signal::default(),
+            removed: Mutex::default(),
             counters: Counters::default(),
             scrubbed: Mutex::default(),
         })

@@ -27,8 +27,10 @@ use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"PBLTTREE";
 const VERSION: u32 = 1;
-/// Neighbouring pages are written together up to this size.
-const WRITE_BYTES_MAX: usize = 1 << 20;
+/// Neighbouring pages are written together, in pieces that end where this many bytes do. As many are a huge page of
+/// x86-64: what the system keeps of a file in pieces that were written whole it maps whole, and a lookup that jumps
+/// around a large file spends half of its time on the tables of smaller pages.
+const PIECE_BYTES: usize = 2 << 20;
 /// Pages are streamed out once this much has been collected.
 const COLLECT_BYTES_MAX: usize = 4 << 20;
 /// The cache of a file that cannot be mapped.
@@ -121,6 +123,41 @@ impl Mapped {
     }
 }
 
+/// A file without a name, whose blocks are not given back yet.
+#[derive(Debug)]
+pub struct Removed {
+    opened: Arc<Opened>,
+    mapped: Vec<Arc<Mapped>>,
+    len: u64,
+}
+
+impl Removed {
+    /// True once nothing is left of it.
+    pub fn is_gone(&self) -> bool {
+        self.len == 0
+    }
+
+    /// True while somebody may still read it: then it must not become shorter. Nobody comes anew.
+    pub fn is_read(&mut self) -> bool {
+        if Arc::get_mut(&mut self.opened).is_none() {
+            return true;
+        }
+        // Whoever had it open may have mapped it since.
+        self.mapped.extend(self.opened.mapped.swap(None));
+        self.mapped
+            .retain_mut(|mapped| Arc::get_mut(mapped).is_none_or(|mapped| Arc::get_mut(&mut mapped.mapping).is_none()));
+        !self.mapped.is_empty()
+    }
+
+    /// Gives back the last `bytes` of it. Requires: nobody reads it.
+    pub fn shorten(&mut self, bytes: u64) -> Result<()> {
+        self.len = self.len.saturating_sub(bytes);
+        self.opened.file.truncate(self.len)?;
+        // Else the file system gives all of it back with one commit of its own.
+        self.opened.file.sync_data()
+    }
+}
+
 /// What identifies a tree file.
 #[derive(Debug, Clone)]
 pub struct FileSpec {
@@ -185,6 +222,14 @@ impl TreeFile {
         self.opened.store(None);
         self.leaves.forget();
         self.cache.clear();
+    }
+
+    /// What is left of the file once its name is gone, if it was open. Whoever reads it goes on.
+    pub fn removed(&self) -> Option<Removed> {
+        let opened = self.opened.swap(None)?;
+        self.close_idle();
+        let (mapped, len) = (opened.mapped.swap(None), opened.file.len().ok()?);
+        Some(Removed { opened, mapped: mapped.into_iter().collect(), len })
     }
 
     /// Opens the file if it is closed, and checks its header.
@@ -522,7 +567,8 @@ pub struct TreeWriter<'a> {
     opened: Arc<Opened>,
     space: &'a mut FreeSpace,
     epoch: u64,
-    pages: Vec<(u32, Vec<u8>)>,
+    /// Bytes and where they begin in the file.
+    pages: Vec<(u64, Vec<u8>)>,
     collected: usize,
     written: Written,
 }
@@ -530,47 +576,63 @@ pub struct TreeWriter<'a> {
 impl TreeWriter<'_> {
     /// Writes what is collected. Not synced.
     pub fn finish(mut self) -> Result<Written> {
-        self.flush()?;
+        self.flush(true)?;
         Ok(std::mem::take(&mut self.written))
     }
 
     fn put(&mut self, ptr: PagePtr, mut bytes: Vec<u8>, head: Head) -> Result<()> {
         layout::seal(&mut bytes, self.tree.stamp, ptr, head);
         self.collected += bytes.len();
-        self.pages.push((ptr.unit, bytes));
-        if self.collected >= COLLECT_BYTES_MAX { self.flush() } else { Ok(()) }
+        self.pages.push((u64::from(ptr.unit) * UNIT_BYTES as u64, bytes));
+        if self.collected >= COLLECT_BYTES_MAX { self.flush(false) } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<()> {
-        self.pages.sort_unstable_by_key(|(unit, _)| *unit);
-        self.collected = 0;
+    /// Writes what is collected, but for a last piece that may get longer, unless that is `all`.
+    fn flush(&mut self, all: bool) -> Result<()> {
+        self.pages.sort_unstable_by_key(|(start, _)| *start);
         if let Some(mapped) = self.opened.mapped.load().as_ref() {
             // These units hold other pages now; they are checked again before they are used.
-            self.pages.iter().for_each(|(unit, _)| mapped.set_checked(*unit, false));
+            let units = self.pages.iter().map(|(start, _)| (start / UNIT_BYTES as u64) as u32);
+            units.for_each(|unit| mapped.set_checked(unit, false));
         }
-        let mut run: Vec<u8> = Vec::new();
-        let mut start = 0;
-        for (unit, page) in std::mem::take(&mut self.pages) {
-            let next = start + (run.len() / UNIT_BYTES) as u64;
-            if !run.is_empty() && (u64::from(unit) != next || run.len() + page.len() > WRITE_BYTES_MAX) {
-                self.write_run(start, &run)?;
-                run.clear();
+        let (mut at, mut piece) = (0, Vec::with_capacity(PIECE_BYTES));
+        for (start, page) in std::mem::take(&mut self.pages) {
+            if start != at {
+                self.write_before(at, &mut piece)?;
+                at = start;
             }
-            if run.is_empty() {
-                start = u64::from(unit);
-            }
-            if run.is_empty() && page.len() >= WRITE_BYTES_MAX {
-                self.write_run(start, &page)?;
-            } else {
-                run.extend_from_slice(&page);
+            let mut rest = &page[..];
+            while !rest.is_empty() {
+                let room = PIECE_BYTES - at as usize % PIECE_BYTES;
+                let (now, later) = rest.split_at(room.min(rest.len()));
+                piece.extend_from_slice(now);
+                at += now.len() as u64;
+                rest = later;
+                if now.len() == room {
+                    self.write_before(at, &mut piece)?;
+                }
             }
         }
-        if run.is_empty() { Ok(()) } else { self.write_run(start, &run) }
+        self.collected = 0;
+        if all {
+            return self.write_before(at, &mut piece);
+        }
+        if !piece.is_empty() {
+            self.collected = piece.len();
+            self.pages.push((at - piece.len() as u64, piece));
+        }
+        Ok(())
     }
 
-    fn write_run(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
-        self.written.bytes += bytes.len() as u64;
-        self.opened.file.write_at(bytes, start * UNIT_BYTES as u64)
+    /// Writes a piece that ends at `end`.
+    fn write_before(&mut self, end: u64, piece: &mut Vec<u8>) -> Result<()> {
+        if piece.is_empty() {
+            return Ok(());
+        }
+        self.written.bytes += piece.len() as u64;
+        self.opened.file.write_at(piece, end - piece.len() as u64)?;
+        piece.clear();
+        Ok(())
     }
 }
 
@@ -662,6 +724,32 @@ mod tests {
         read_all(&file, root).unwrap();
         let mode = ReadMode::Pread { cache_bytes: 8192 };
         read_all(&TreeFile::new(&disk, spec(dir.path().join("t")), mode), root).unwrap();
+    }
+
+    /// Whatever the size of pages, and of what is collected before it is written.
+    #[test]
+    #[cfg_attr(miri, ignore = "megabytes")]
+    fn what_is_written_together_ends_where_huge_pages_do() {
+        let sim = SimDisk::new(1);
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        disk.create_dir(Path::new("/s")).unwrap();
+        let file = TreeFile::create(&disk, FileSpec { page_bytes: 16_384, ..spec("/s/t".into()) }, ReadMode::default());
+        let file = file.unwrap();
+        let mut space = FreeSpace::unknown(1);
+        let mut writer = file.writer(&mut space, 5).unwrap();
+        // From the second unit on, so that pages lie across the ends of pieces.
+        let pages = 9 * PIECE_BYTES / 2 / 16_384;
+        let writes = sim.writes();
+        for _ in 0..pages {
+            let ptr = writer.allocate(4).unwrap();
+            writer.write(ptr, vec![0; 16_384], Head { kind: Kind::Leaf, height: 0, count: 0 }).unwrap();
+        }
+        let written = writer.finish().unwrap();
+        assert_eq!(
+            (written.bytes, sim.writes() - writes),
+            (pages as u64 * 16_384, 5),
+            "four that end so, and the rest"
+        );
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub enum Runtime {
 
 /// A vacuum that somebody waits for moves no more between two checkpoints.
 const VACUUM_CHECKPOINT_BYTES: u64 = 16 << 20;
+/// A longer file of a dropped space is given back a piece at a time. Small in tests.
+const REMOVED_AT_ONCE_MAX: u64 = if cfg!(test) { 1 << 20 } else { 16 << 20 };
 
 /// An open store. Closing it by dropping loses nothing that is durable; [`Store::close`] also makes
 /// the next open quick and keeps Volatile trees.
@@ -308,7 +310,8 @@ impl Store {
         trees
     }
 
-    /// Drops a space: out of both manifest slots first, then its files.
+    /// Drops a space: out of both manifest slots first, then its files. Of large ones only the names are gone when this
+    /// returns; their blocks follow, as fast as others do not notice, or when the store is closed.
     pub fn drop_space(&self, id: SpaceId) -> Result<()> {
         self.core.poison.check()?;
         if self.core.options.read_only {
@@ -330,10 +333,17 @@ impl Store {
         let charged = std::mem::take(&mut space.write.lock().charged);
         self.core.release(charged);
         for tree in &space.trees {
-            let _room = tree.room.lock();
+            let room = tree.room.lock();
+            // What is large is given back a piece at a time (`vacuum/removed.rs`), for which it has to be open.
+            let bytes = u64::from(room.free.end()) * UNIT_BYTES as u64;
+            let large = bytes > REMOVED_AT_ONCE_MAX && tree.file.open().is_ok();
             self.core.disk.remove(tree.file.path())?;
-            tree.file.close_idle();
+            match tree.file.removed() {
+                Some(removed) if large => self.core.removed.lock().push(removed),
+                _ => tree.file.close_idle(),
+            }
         }
+        self.core.published.raise();
         self.core.disk.sync_dir(&self.core.options.path)
     }
 

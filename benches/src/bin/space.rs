@@ -9,18 +9,15 @@
 //! a fixed rate: one beside the vacuum of files with as many holes and one after it; and, with the vacuum off, one alone
 //! and one beside a defragmentation.
 
-#[path = "compaction/window.rs"]
-mod window;
-
 use clap::Parser;
 use hdrhistogram::Histogram;
 use polybolt::{DeleteRequest, Durability, Engine, Error, Keyspace, Options, PutRequest, Routes, Span};
 use polybolt_benches::dataset::{self, Numbers, VALUE_BYTES, Values};
+use polybolt_benches::window::{self, Rates, show};
 use polybolt_benches::{machine, mib, now, pause};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use window::{Rates, Window};
 
 /// What files take beside what they hold.
 #[derive(Debug, Parser)]
@@ -159,13 +156,6 @@ fn ratio(a: u64, b: u64) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
 fn millis(histogram: &Histogram<u64>, percentile: f64) -> f64 {
     histogram.value_at_percentile(percentile) as f64 / 1000.0
-}
-
-fn show(what: &str, window: &Window) {
-    for (kind, histogram) in [("puts", &window.puts), ("gets", &window.gets)] {
-        let [p50, p99, p999, most] = [50.0, 99.0, 99.9, 100.0].map(|percentile| millis(histogram, percentile));
-        println!("  {what:<12} {kind}: p50 {p50:>7.3} ms, p99 {p99:>7.3}, p99.9 {p999:>7.3}, longest {most:>8.3}");
-    }
 }
 
 fn rounds(args: &Args, mut store: Store) -> Result<Store, Error> {

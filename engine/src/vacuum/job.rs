@@ -10,6 +10,7 @@
 //! While writers wait for room in the buffers it stands still, and what they write goes to long free runs: low places
 //! are scattered, and on a disk where each write takes its time that cost two thirds of what it could take in.
 
+use super::removed::Shortening;
 use super::{Ends, apply, collect, cut};
 use crate::batch::AdmitError;
 use crate::catalog::{Sizes, Space, Tree};
@@ -56,6 +57,7 @@ pub struct VacuumJob {
     slow: u32,
     left_out: u32,
     busy_until: Duration,
+    shortening: Shortening,
 }
 
 /// A file whose end is being moved.
@@ -103,6 +105,18 @@ impl Job for VacuumJob {
                 return Next::Idle;
             }
         }
+        let next = self.vacuum(now);
+        match (self.shortening.step(&self.core, now), next) {
+            (Some(at), Next::Idle) => Next::At(at),
+            (Some(at), Next::At(other)) => Next::At(at.min(other)),
+            (_, next) => next,
+        }
+    }
+}
+
+impl VacuumJob {
+    /// A step of its own.
+    fn vacuum(&mut self, now: Duration) -> Next {
         if self.core.full.load(Ordering::Acquire) {
             // Whoever frees space goes first; the checkpoints look for room at the ends of files themselves.
             self.end_pass();
@@ -124,13 +138,12 @@ impl Job for VacuumJob {
             },
         }
     }
-}
 
-impl VacuumJob {
     /// The job of a store.
     pub fn new(core: Arc<Core>) -> Self {
         let (pass, resting) = (None, BTreeMap::new());
-        VacuumJob { core, pass, look_at: Duration::ZERO, resting, slow: 1, left_out: 0, busy_until: Duration::ZERO }
+        let (look_at, busy_until) = (Duration::ZERO, Duration::ZERO);
+        VacuumJob { core, pass, look_at, resting, slow: 1, left_out: 0, busy_until, shortening: Shortening::default() }
     }
 
     /// True while writers wait for the disk: what they write lies together then, and nothing makes them wait longer.

@@ -7,6 +7,7 @@
 //! A *pass* goes over the tree once, a bounded round at a time. Branches say where leaves lie, so only leaves
 //! that move are read; in a tree with overflow extents all are, once a pass.
 
+mod removed;
 mod job;
 
 pub use job::VacuumJob;

@@ -4,6 +4,7 @@ use super::*;
 use crate::batch::{Batch, Replay, Replayed, SpaceInfo, SpaceSpec, TreeClass, TreeEdit, TreeSpec};
 use crate::core::VacuumOptions;
 use crate::disk::Disk;
+use crate::disk::os::OsDisk;
 use crate::disk::sim::SimDisk;
 use crate::error::Error;
 use crate::ids::TreeId;
@@ -293,4 +294,62 @@ fn it_stands_still_while_writers_wait_for_the_disk() {
     driven.pass(20_000);
     assert!(driven.size() < full / 2 && !is_moved());
     driven.check((0..4000).filter(|key| key % 48 >= 36));
+}
+
+/// A file that a space leaves behind: its name goes at once, its blocks a piece at a time, and not while it is read.
+#[test]
+fn a_large_file_of_a_dropped_space_is_given_back_in_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions { space_reserve_bytes: 0, ..StoreOptions::new(dir.path().join("store")) };
+    let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
+    let store = Store::open(disk, options, Runtime::Manual, &mut Nothing).unwrap();
+    let spec = SpaceSpec {
+        name: "space".into(),
+        config: Bytes::new(),
+        state: Bytes::new(),
+        trees: vec![TreeSpec::new("large"), TreeSpec::new("small")],
+    };
+    let info = store.create_space(spec).unwrap();
+    let clock = ManualClock::default();
+    let mut jobs = Seeded::new(store.take_jobs(), clock.clone(), 1);
+    let put = |tree: usize, key: u32, len: usize| TreeEdit {
+        tree: info.trees[tree].id,
+        key: Bytes::copy_from_slice(&key.to_be_bytes()),
+        edit: Edit::Put { head: Bytes::new(), body: vec![7; len].into() },
+    };
+    let edits = (0..500).map(|key| put(0, key, 20_000)).chain([put(1, 1, 10)]).collect();
+    let mut batch = Batch { edits, ..Batch::new(info.id) };
+    let admission = store.admit(Cost { edit_bytes: 1 << 20, ..Cost::default() }).unwrap();
+    store.apply(admission, &mut batch);
+    let flush = store.flush();
+    while !flush.is_reached() {
+        if !jobs.step_one() {
+            jobs.advance(Duration::from_millis(20));
+        }
+    }
+    let key = 3u32.to_be_bytes();
+    let view = store.view(info.trees[0].id).unwrap();
+    // Within a read of it, which has the file and its mapping.
+    view.show(&key, true, |_| {
+        store.drop_space(info.id).unwrap();
+        let trees = std::fs::read_dir(dir.path().join("store")).unwrap();
+        assert!(
+            trees.map(|entry| entry.unwrap().path()).all(|path| path.extension().is_none_or(|tree| tree != "tree"))
+        );
+        assert_eq!(store.core().removed.lock().len(), 1, "the small one is gone");
+        let shortening = &mut removed::Shortening::default();
+        let now = Duration::from_secs(9);
+        assert!(shortening.step(store.core(), now).unwrap() > now);
+        assert!(!store.core().removed.lock()[0].is_gone());
+    })
+    .unwrap();
+    let pieces = 500 * 20_480 / removed::PIECE_BYTES;
+    let (mut steps, mut now) = (0, Duration::from_secs(10));
+    let mut shortening = removed::Shortening::default();
+    while let Some(next) = shortening.step(store.core(), now) {
+        assert!(next > now, "it pauses");
+        (steps, now) = (steps + 1, next);
+    }
+    assert!(steps >= pieces, "{steps} steps");
+    assert!(store.core().removed.lock().is_empty());
 }

@@ -1,26 +1,28 @@
 //! Puts and gets at a fixed rate, each timed from when it was due.
 
+use crate::dataset::{Numbers, Values};
+use crate::measure::{now, pause};
 use hdrhistogram::Histogram;
 use polybolt::{Error, Keyspace, PutRequest, RangeRequest, Span};
-use polybolt_benches::dataset::{Numbers, Values};
-use polybolt_benches::{now, pause};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// What a window does.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rates {
+pub struct Rates {
     /// Puts a second, and as many gets.
-    pub(crate) rate: u32,
+    pub rate: u32,
     /// How long.
-    pub(crate) time: Duration,
+    pub time: Duration,
 }
 
 /// What it saw, in microseconds.
 #[derive(Debug)]
-pub(crate) struct Window {
-    pub(crate) puts: Histogram<u64>,
-    pub(crate) gets: Histogram<u64>,
+pub struct Window {
+    /// Of puts.
+    pub puts: Histogram<u64>,
+    /// Of gets.
+    pub gets: Histogram<u64>,
 }
 
 fn histogram() -> Histogram<u64> {
@@ -42,7 +44,13 @@ fn paced(rates: Rates, begun: Instant, mut call: impl FnMut(Instant) -> Result<(
 }
 
 /// Runs a window; `meanwhile` begins with it, on this thread.
-pub(crate) fn run<T>(
+///
+/// # Errors
+/// Of the first call that fails.
+///
+/// # Panics
+/// If a key is not there.
+pub fn run<T>(
     keyspace: &Keyspace,
     names: &[String],
     rates: Rates,
@@ -86,4 +94,45 @@ pub(crate) fn run<T>(
         let window = Window { puts: done.join().expect("the answers")?, gets: gets.join().expect("the gets")? };
         Ok((window, meanwhile?))
     })
+}
+
+/// The percentiles that are shown.
+pub const PERCENTILES: [f64; 4] = [50.0, 99.0, 99.9, 100.0];
+
+/// Those of a window's puts or gets, in milliseconds.
+pub fn percentiles(histogram: &Histogram<u64>) -> [f64; 4] {
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
+    PERCENTILES.map(|percent| histogram.value_at_percentile(percent) as f64 / 1000.0)
+}
+
+/// Prints them.
+pub fn show(what: &str, window: &Window) {
+    for (kind, histogram) in [("puts", &window.puts), ("gets", &window.gets)] {
+        let [p50, p99, p999, most] = percentiles(histogram);
+        println!(
+            "  {what:<12} {kind}: p50 {p50:>7.3} ms, p99 {p99:>7.3}, p99.9 {p999:>7.3}, longest {most:>7.3}; {}",
+            histogram.len()
+        );
+    }
+}
+
+/// The middle one.
+pub fn median(mut ratios: Vec<f64>) -> f64 {
+    ratios.sort_unstable_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
+}
+
+/// Puts all of these, a thousand under way.
+///
+/// # Errors
+/// Of the first put that fails.
+pub fn put_all(keyspace: &Keyspace, puts: impl Iterator<Item = (String, Vec<u8>)>) -> Result<(), Error> {
+    let mut under_way = std::collections::VecDeque::new();
+    for (key, value) in puts {
+        under_way.push_back(keyspace.put(PutRequest::new(key, value)));
+        if under_way.len() > 1000 {
+            under_way.pop_front().map(polybolt::Pending::wait).transpose()?;
+        }
+    }
+    under_way.into_iter().try_for_each(|put| put.wait().map(drop))
 }

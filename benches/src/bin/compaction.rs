@@ -7,17 +7,14 @@
 //! A million keys; each round overwrites half as many, takes a window of puts and gets at a fixed rate without a
 //! compaction, then one with it. Latencies are from when a call was due. Medians are of the rounds' ratios.
 
-mod window;
-
 use clap::Parser;
-use hdrhistogram::Histogram;
-use polybolt::{Durability, Engine, Error, Keyspace, Options, PutRequest, Routes};
+use polybolt::{Durability, Engine, Error, Options, Routes};
 use polybolt_benches::dataset::{self, Numbers, Values};
+use polybolt_benches::window::{self, Rates, median, percentiles, put_all, show};
 use polybolt_benches::{machine, now, pause};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
-use window::{Rates, Window};
 
 /// What a compaction costs those beside it.
 #[derive(Debug, Parser)]
@@ -53,46 +50,11 @@ fn options(args: &Args) -> Options {
     Options { durability: if args.sync { Durability::Sync } else { batch }, ..Options::default() }
 }
 
-/// Puts all of these, a thousand under way.
-fn put_all(keyspace: &Keyspace, puts: impl Iterator<Item = (String, Vec<u8>)>) -> Result<(), Error> {
-    let mut under_way = std::collections::VecDeque::new();
-    for (key, value) in puts {
-        under_way.push_back(keyspace.put(PutRequest::new(key, value)));
-        if under_way.len() > 1000 {
-            under_way.pop_front().map(polybolt::Pending::wait).transpose()?;
-        }
-    }
-    under_way.into_iter().try_for_each(|put| put.wait().map(drop))
-}
-
 /// The compaction of one window.
 #[derive(Debug, Clone, Copy)]
 struct Sweep {
     removed: u64,
     took: Duration,
-}
-
-/// A window's percentiles of puts and of gets, in milliseconds.
-const PERCENTILES: [f64; 4] = [50.0, 99.0, 99.9, 100.0];
-
-fn percentiles(histogram: &Histogram<u64>) -> [f64; 4] {
-    #[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
-    PERCENTILES.map(|percent| histogram.value_at_percentile(percent) as f64 / 1000.0)
-}
-
-fn show(what: &str, window: &Window) {
-    for (kind, histogram) in [("puts", &window.puts), ("gets", &window.gets)] {
-        let [p50, p99, p999, most] = percentiles(histogram);
-        println!(
-            "  {what:<9} {kind}: p50 {p50:>7.3} ms, p99 {p99:>7.3}, p99.9 {p999:>7.3}, longest {most:>7.3}; {}",
-            histogram.len()
-        );
-    }
-}
-
-fn median(mut ratios: Vec<f64>) -> f64 {
-    ratios.sort_unstable_by(f64::total_cmp);
-    ratios[ratios.len() / 2]
 }
 
 fn run(args: &Args) -> Result<(), Error> {
