@@ -8,8 +8,9 @@ use crate::proto::v1::reshard_response::Stage;
 use crate::server::Server;
 use polybolt::{ReshardProgress, ReshardStage, Routes};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 

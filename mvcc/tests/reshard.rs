@@ -215,6 +215,22 @@ fn what_cannot_be_is_refused() {
     assert_eq!(*engine.keyspace("ks").unwrap().routes(), Routes::single());
 }
 
+/// Everything at a revision, in pages.
+fn paged(ks: &Keyspace, revision: i64) -> Vec<KeyValue> {
+    let (mut start, mut found) = (Bytes::from_static(b"\0"), Vec::new());
+    loop {
+        let span = Span::range(start, Bytes::from_static(b"\xff"));
+        let page = ks.range(&RangeRequest { revision, limit: 100, ..RangeRequest::new(span) }).unwrap();
+        found.extend(page.kvs);
+        if !page.more {
+            return found;
+        }
+        let mut next = found.last().unwrap().key.to_vec();
+        next.push(0);
+        start = next.into();
+    }
+}
+
 /// Readers, pagers at old revisions, writers, txns, watchers and compactions while a prefix is split out and merged back
 /// again and again: no request fails, and nothing is lost, torn or shown twice.
 #[test]
@@ -263,21 +279,7 @@ fn everybody_goes_on_while_a_prefix_moves_to_and_fro() {
         }
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                // Pages at the revision from before all moves.
-                let (mut start, mut found) = (Bytes::from_static(b"\0"), Vec::new());
-                loop {
-                    let span = Span::range(start, Bytes::from_static(b"\xff"));
-                    let page = RangeRequest { revision: first, limit: 100, ..RangeRequest::new(span) };
-                    let page = ks.range(&page).unwrap();
-                    found.extend(page.kvs);
-                    if !page.more {
-                        break;
-                    }
-                    let mut next = found.last().unwrap().key.to_vec();
-                    next.push(0);
-                    start = next.into();
-                }
-                assert!(found == at_first, "the state at {first} changed");
+                assert!(paged(&ks, first) == at_first, "the state at {first} changed");
             }
         });
         let watching = scope.spawn(|| {
