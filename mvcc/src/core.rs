@@ -234,7 +234,8 @@ pub(crate) struct Core {
     pub(crate) writer: Mutex<Writer>,
     /// How many requests wait for room in the writer's line.
     pub(crate) in_line: AtomicUsize,
-    pub(crate) lessor: Mutex<Lessor>,
+    /// Shared by those who follow each other without a change that clients see.
+    pub(crate) lessor: Arc<Mutex<Lessor>>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) pins: Arc<Pins>,
@@ -249,7 +250,7 @@ pub(crate) struct Core {
     /// The engine was closed.
     pub(crate) closed: Arc<AtomicBool>,
     pub(crate) quota: Mutex<Quota>,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) paces: Paces,
     pub(crate) beside: Beside,
 }

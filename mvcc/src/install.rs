@@ -17,7 +17,7 @@ use crate::error::{Refusal, Result};
 use crate::fill::Filling;
 use crate::pending::block_on;
 use crate::record::State;
-use crate::reopen::{self, Retired, Rows, Shared};
+use crate::reopen::{self, Heir, Retired, Rows, Shared};
 use crate::snapshot::SnapshotReader;
 use polybolt_engine::sync::atomic::Ordering;
 use polybolt_engine::{Position, SpaceId, SpaceSpec, Watermark};
@@ -109,7 +109,8 @@ async fn run(shared: Shared, current: Arc<Current>, stream: impl Read + Send, ol
     state.unfinished = false;
     state.reserve = reopen::first_reserve(&shared.options, routes.any_volatile(), state.main);
     let finished = polybolt_engine::SpaceInfo { state: state.encode(), ..info.clone() };
-    let opened = reopen::open_keyspaces(&shared, &[finished], Rows::Foreign, 1, Some(&old.hub))?.pop();
+    let opened =
+        reopen::open_keyspaces(&shared, &[finished], Rows::Foreign, 1, Some(Heir { of: &old, leases: false }))?.pop();
     let new = opened.ok_or(Refusal::Closed)?;
     half.freeze(&old, |writer| check_age(writer, &state, older))?;
     filling.finish(&state).await?;

@@ -199,14 +199,22 @@ pub(crate) enum Rows {
     Foreign,
 }
 
-/// Opens keyspaces: scans every tree once, all processors at work. With the `hub` of another it is that
-/// one's to feed, until this one is told to.
+/// What a core has in common with the one whose place it is to take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heir<'a> {
+    pub(crate) of: &'a Core,
+    /// Its leases too, as they are: both hold one history.
+    pub(crate) leases: bool,
+}
+
+/// Opens keyspaces: scans every tree once, all processors at work. The hub of an heir is the other's to feed, until this
+/// one is told to.
 pub(crate) fn open_keyspaces(
     shared: &Shared,
     spaces: &[SpaceInfo],
     rows: Rows,
     threads: usize,
-    hub: Option<&Arc<Hub>>,
+    heir: Option<Heir<'_>>,
 ) -> Result<Vec<Arc<Core>>> {
     let routes: Vec<Routes> = spaces.iter().map(decode_routes).collect::<Result<_, _>>()?;
     let mut tasks: Vec<(usize, usize)> = spaces
@@ -256,7 +264,7 @@ pub(crate) fn open_keyspaces(
     let mut cores = Vec::with_capacity(spaces.len());
     for (at, (info, routes)) in spaces.iter().zip(routes).enumerate() {
         let scanned = (0..info.trees.len() - 1).filter_map(|shard| found.remove(&(at, shard))).collect();
-        cores.push(open_keyspace(shared, info, routes, scanned, hub)?);
+        cores.push(open_keyspace(shared, info, routes, scanned, heir)?);
     }
     Ok(cores)
 }
@@ -391,7 +399,7 @@ fn open_keyspace(
     info: &SpaceInfo,
     routes: Routes,
     scanned: Vec<Scanned>,
-    hub: Option<&Arc<Hub>>,
+    heir: Option<Heir<'_>>,
 ) -> Result<Arc<Core>> {
     let Shared { store, options, clock, .. } = shared;
     let state = State::decode(&info.state).map_err(|damage| damaged(info, damage))?;
@@ -425,11 +433,16 @@ fn open_keyspace(
     if options.face == Face::Standalone {
         lessor.promote(now, options.lease_extend);
     }
-    let hub = hub.cloned().unwrap_or_else(|| {
-        let hub = Hub::default();
-        hub.publish(state.main);
-        Arc::new(hub)
-    });
+    let hub = heir.map_or_else(
+        || {
+            let hub = Hub::default();
+            hub.publish(state.main);
+            Arc::new(hub)
+        },
+        |heir| Arc::clone(&heir.of.hub),
+    );
+    let own = || Arc::new(Mutex::new(lessor));
+    let lessor = heir.filter(|heir| heir.leases).map_or_else(own, |heir| Arc::clone(&heir.of.lessor));
     let durable = store.durable();
     let at_once = options.durability != Durability::Sync;
     let seen = (state.main, state.compacted, &state.floors[..]);
@@ -458,7 +471,7 @@ fn open_keyspace(
             scratch: Scratch::new(info.id),
         }),
         in_line: AtomicUsize::new(0),
-        lessor: Mutex::new(lessor),
+        lessor,
         publisher,
         hub,
         pins: Arc::default(),
@@ -470,7 +483,7 @@ fn open_keyspace(
         dropped: AtomicBool::new(false),
         closed: Arc::clone(&shared.closed),
         quota: Mutex::default(),
-        counters: Default::default(),
+        counters: heir.map(|heir| Arc::clone(&heir.of.counters)).unwrap_or_default(),
         paces,
         beside: Beside::new(!shared.threads),
     };

@@ -20,7 +20,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::fill::{BATCH_BYTES, Filling};
 use crate::install::{Half, Replacement};
 use crate::record::{self, NewPut, NewRow, State};
-use crate::reopen::{self, Rows as Whose, Shared};
+use crate::reopen::{self, Heir, Rows as Whose, Shared};
 use crate::routes::Routes;
 use crate::rows::{Rows, StoredRow};
 use crate::snapshot::{Snapshot, SnapshotReader};
@@ -146,7 +146,8 @@ async fn run(
 
     tell(ReshardStage::Index, rows);
     let finished = SpaceInfo { state: State { unfinished: false, ..state.clone() }.encode(), ..info.clone() };
-    let opened = reopen::open_keyspaces(shared, &[finished], Whose::Ours, 1, Some(&old.hub))?.pop();
+    let opened =
+        reopen::open_keyspaces(shared, &[finished], Whose::Ours, 1, Some(Heir { of: &old, leases: true }))?.pop();
     let new = opened.ok_or(Refusal::Closed)?;
     let copy = Copy { old: &old, new: &new, filling: &filling, state: &state };
 
@@ -187,8 +188,6 @@ async fn run(
         (to.reserved, to.last) = (state.reserve, from.last);
         new.publisher.follow(state.main, state.compacted, &state.floors);
         to.state = state;
-        // The same keys have the same leases.
-        std::mem::swap(&mut *old.lessor.lock(), &mut *new.lessor.lock());
         std::mem::swap(&mut *old.hashes.lock(), &mut *new.hashes.lock());
     });
     Ok(())
@@ -268,4 +267,29 @@ fn edit(tree: TreeId, row: &StoredRow) -> TreeEdit {
     let place = record::encode_row(&mut bytes, NewRow { at: row.at, key: &row.kv.key, put });
     let bytes = Bytes::from(bytes);
     TreeEdit { tree, key: place.key(&bytes), edit: Edit::Put { head: place.head(&bytes), body: place.body(&bytes) } }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::Engine;
+    use crate::request::PutRequest;
+    use crate::routes::Routes;
+    use std::sync::Arc;
+
+    /// Whoever has begun on the old core renews leases of the new one, and what is counted does not go back.
+    #[test]
+    fn leases_and_counters_are_those_of_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path(), Default::default()).unwrap();
+        let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
+        ks.lease_grant(5, 60).wait().unwrap();
+        ks.put(PutRequest { lease: 5, ..PutRequest::new("e1", "v") }).wait().unwrap();
+        let (old, put_bytes) = (Arc::clone(&ks.core()), ks.stats().put_bytes);
+        engine.reshard("ks", Routes::parse("e=e").unwrap(), |_| ()).unwrap().wait().unwrap();
+        assert!(!Arc::ptr_eq(&old, &ks.core()) && Arc::ptr_eq(&old.lessor, &ks.core().lessor));
+        assert_eq!(
+            (ks.stats().put_bytes, ks.lease_time_to_live(5, true).unwrap().keys),
+            (put_bytes, vec!["e1".into()])
+        );
+    }
 }
