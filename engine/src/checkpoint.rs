@@ -504,6 +504,7 @@ impl CheckpointJob {
     fn meet_full_disk(&mut self, now: Duration) -> Result<()> {
         self.core.full.store(true, Ordering::Release);
         self.core.counters.no_space.fetch_add(1, Ordering::Relaxed);
+        self.core.flushed.nudge();
         if !self.core.spend_reserve()? {
             self.retry_at = Some(now + RETRY);
         }

@@ -63,6 +63,8 @@ pub struct TreeFile {
     /// Held while it is opened.
     opening: Mutex<()>,
     leaves: Newest,
+    /// What all who have it open, or mapped, hold a clone of.
+    held: Mutex<Arc<()>>,
 }
 
 #[derive(Debug)]
@@ -71,12 +73,7 @@ struct Opened {
     mapped: ArcSwapOption<Mapped>,
     /// Held while it is mapped.
     mapping: Mutex<()>,
-}
-
-impl Opened {
-    fn new(file: Arc<dyn DiskFile>) -> Arc<Self> {
-        Arc::new(Opened { file, mapped: ArcSwapOption::empty(), mapping: Mutex::new(()) })
-    }
+    held: Arc<()>,
 }
 
 /// A mapping, and which units in it begin a page that was checked. A mapping that takes the place of a shorter one
@@ -86,17 +83,25 @@ impl Opened {
 struct Mapped {
     mapping: Arc<dyn Mapping>,
     checked: Vec<Arc<[AtomicU64]>>,
+    _held: Arc<()>,
+}
+
+/// So that whoever holds the mapping alone holds all of it.
+impl Mapping for Mapped {
+    fn bytes(&self) -> &[u8] {
+        self.mapping.bytes()
+    }
 }
 
 /// Words of marks, of a unit a bit, that are allocated together.
 const MARK_WORDS: usize = 64;
 
 impl Mapped {
-    fn new(mapping: Arc<dyn Mapping>, before: Option<&Mapped>) -> Self {
+    fn new(mapping: Arc<dyn Mapping>, before: Option<&Mapped>, held: &Arc<()>) -> Self {
         let blocks = mapping.bytes().len().div_ceil(UNIT_BYTES * 64 * MARK_WORDS);
         let mut checked = before.map_or_else(Vec::new, |before| before.checked.clone());
         checked.resize_with(blocks.max(checked.len()), || (0..MARK_WORDS).map(|_| AtomicU64::new(0)).collect());
-        Mapped { mapping, checked }
+        Mapped { mapping, checked, _held: Arc::clone(held) }
     }
 
     /// The marks that `unit` is among.
@@ -126,8 +131,8 @@ impl Mapped {
 /// A file without a name, whose blocks are not given back yet.
 #[derive(Debug)]
 pub struct Removed {
-    opened: Arc<Opened>,
-    mapped: Vec<Arc<Mapped>>,
+    file: Arc<dyn DiskFile>,
+    held: Arc<()>,
     len: u64,
 }
 
@@ -137,24 +142,18 @@ impl Removed {
         self.len == 0
     }
 
-    /// True while somebody may still read it: then it must not become shorter. Nobody comes anew.
+    /// True while somebody has it open or mapped, or an older mapping of it: then it must not become shorter. Nobody
+    /// comes anew.
     pub fn is_read(&mut self) -> bool {
-        if Arc::get_mut(&mut self.opened).is_none() {
-            return true;
-        }
-        // Whoever had it open may have mapped it since.
-        self.mapped.extend(self.opened.mapped.swap(None));
-        self.mapped
-            .retain_mut(|mapped| Arc::get_mut(mapped).is_none_or(|mapped| Arc::get_mut(&mut mapped.mapping).is_none()));
-        !self.mapped.is_empty()
+        Arc::get_mut(&mut self.held).is_none()
     }
 
     /// Gives back the last `bytes` of it. Requires: nobody reads it.
     pub fn shorten(&mut self, bytes: u64) -> Result<()> {
         self.len = self.len.saturating_sub(bytes);
-        self.opened.file.truncate(self.len)?;
+        self.file.truncate(self.len)?;
         // Else the file system gives all of it back with one commit of its own.
-        self.opened.file.sync_data()
+        self.file.sync_data()
     }
 }
 
@@ -178,7 +177,7 @@ impl TreeFile {
         let tree = TreeFile::new(disk, spec, mode);
         file.write_at(&tree.header(), 0)?;
         file.sync_data()?;
-        tree.opened.store(Some(Opened::new(file)));
+        tree.opened.store(Some(tree.with(file)));
         Ok(tree)
     }
 
@@ -199,7 +198,13 @@ impl TreeFile {
             opened: ArcSwapOption::empty(),
             opening: Mutex::new(()),
             leaves: Newest::default(),
+            held: Mutex::default(),
         }
+    }
+
+    fn with(&self, file: Arc<dyn DiskFile>) -> Arc<Opened> {
+        let held = Arc::clone(&self.held.lock());
+        Arc::new(Opened { file, mapped: ArcSwapOption::empty(), mapping: Mutex::new(()), held })
     }
 
     /// Its path.
@@ -226,10 +231,12 @@ impl TreeFile {
 
     /// What is left of the file once its name is gone, if it was open. Whoever reads it goes on.
     pub fn removed(&self) -> Option<Removed> {
-        let opened = self.opened.swap(None)?;
+        let file = Arc::clone(&self.opened.load_full()?.file);
         self.close_idle();
-        let (mapped, len) = (opened.mapped.swap(None), opened.file.len().ok()?);
-        Some(Removed { opened, mapped: mapped.into_iter().collect(), len })
+        // Nobody opens it any more: what has its name later is another file.
+        let held = std::mem::take(&mut *self.held.lock());
+        let len = file.len().ok()?;
+        Some(Removed { file, held, len })
     }
 
     /// Opens the file if it is closed, and checks its header.
@@ -259,7 +266,7 @@ impl TreeFile {
     /// Opens the file whatever its header says: every page says itself whose it is.
     pub fn open_unchecked(&self) -> Result<()> {
         let file = self.disk.open(&self.path, OpenMode::Read)?;
-        self.opened.store(Some(Opened::new(file)));
+        self.opened.store(Some(self.with(file)));
         Ok(())
     }
 
@@ -322,7 +329,7 @@ impl TreeFile {
         let mut unit = vec![0; UNIT_BYTES];
         file.read_at(&mut unit, 0)?;
         self.check_header(&unit)?;
-        let opened = Opened::new(file);
+        let opened = self.with(file);
         self.opened.store(Some(Arc::clone(&opened)));
         Ok(opened)
     }
@@ -402,7 +409,7 @@ impl TreeFile {
             let damage = Damage::Truncated { needed: end as u64, found: found as u64 };
             return Err(Error::corrupt(&self.path, Place::File, damage));
         }
-        let mapped = Arc::new(Mapped::new(mapping, opened.mapped.load().as_deref()));
+        let mapped = Arc::new(Mapped::new(mapping, opened.mapped.load().as_deref(), &opened.held));
         opened.mapped.store(Some(Arc::clone(&mapped)));
         Ok(Some(mapped))
     }
@@ -492,7 +499,8 @@ impl PageSource for TreeFile {
         if let Some(mapped) = self.mapped(&opened, self.page_end(ptr))? {
             self.page_in(&mapped, ptr, height)?;
             let start = ptr.unit as usize * UNIT_BYTES;
-            return Ok(PageRef::Mapped(Arc::clone(&mapped.mapping), start..start + self.page_bytes));
+            let end = start + self.page_bytes;
+            return Ok(PageRef::Mapped(mapped, start..end));
         }
         if let Some(page) = self.cache.get(ptr.unit, ptr.epoch)
             && layout::height(&page) == height
@@ -726,6 +734,30 @@ mod tests {
         read_all(&TreeFile::new(&disk, spec(dir.path().join("t")), mode), root).unwrap();
     }
 
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri maps no files")]
+    fn a_removed_file_is_read_as_long_as_any_mapping_of_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
+        let (file, mut space, root) = filled(&disk, dir.path().join("t"), ReadMode::Mapped);
+        read_all(&file, root).unwrap();
+        let first = file.pages().unwrap();
+        // Longer, and mapped again: nobody but a walk under way has the first mapping.
+        let mut writer = file.writer(&mut space, 6).unwrap();
+        let ptr = writer.allocate(1).unwrap();
+        writer.write(ptr, vec![0; 4096], Head { kind: Kind::Leaf, height: 0, count: 0 }).unwrap();
+        writer.finish().unwrap();
+        file.mapped(&file.opened().unwrap(), file.page_end(ptr)).unwrap().unwrap();
+        disk.remove(&dir.path().join("t")).unwrap();
+        let mut removed = file.removed().unwrap();
+        assert!(removed.is_read());
+        assert!(first.page(root.ptr.unwrap(), root.height).is_ok());
+        drop(first);
+        assert!(!removed.is_read());
+        removed.shorten(u64::MAX).unwrap();
+        assert!(removed.is_gone() && file.open().is_err());
+    }
+
     /// Whatever the size of pages, and of what is collected before it is written.
     #[test]
     #[cfg_attr(miri, ignore = "megabytes")]
@@ -800,9 +832,10 @@ mod tests {
             }
         }
         let zeros = |units: usize| Arc::new(Zeros(vec![0; units * UNIT_BYTES]));
-        let before = Mapped::new(zeros(100), None);
+        let held = Arc::default();
+        let before = Mapped::new(zeros(100), None, &held);
         before.set_checked(70, true);
-        let after = Mapped::new(zeros(5000), Some(&before));
+        let after = Mapped::new(zeros(5000), Some(&before), &held);
         assert!(after.is_checked(70) && !after.is_checked(71));
         before.set_checked(70, false);
         assert!(!after.is_checked(70));

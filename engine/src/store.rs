@@ -311,7 +311,7 @@ impl Store {
     }
 
     /// Drops a space: out of both manifest slots first, then its files. Of large ones only the names are gone when this
-    /// returns; their blocks follow, as fast as others do not notice, or when the store is closed.
+    /// returns; their blocks follow, as fast as others do not notice, or when the store is closed; at once if the vacuum is off.
     pub fn drop_space(&self, id: SpaceId) -> Result<()> {
         self.core.poison.check()?;
         if self.core.options.read_only {
@@ -334,9 +334,10 @@ impl Store {
         self.core.release(charged);
         for tree in &space.trees {
             let room = tree.room.lock();
-            // What is large is given back a piece at a time (`vacuum/removed.rs`), for which it has to be open.
+            // What is large the vacuum gives back a piece at a time (`vacuum/removed.rs`), for which it has to be open.
             let bytes = u64::from(room.free.end()) * UNIT_BYTES as u64;
-            let large = bytes > REMOVED_AT_ONCE_MAX && tree.file.open().is_ok();
+            let slowly = self.core.options.vacuum.bytes_per_second > 0;
+            let large = slowly && bytes > REMOVED_AT_ONCE_MAX && tree.file.open().is_ok();
             self.core.disk.remove(tree.file.path())?;
             match tree.file.removed() {
                 Some(removed) if large => self.core.removed.lock().push(removed),

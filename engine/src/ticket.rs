@@ -79,6 +79,12 @@ impl Watermark {
         woken.into_values().for_each(Waker::wake);
     }
 
+    /// Has tasks that wait look again at what else they wait for.
+    pub fn nudge(&self) {
+        let woken = std::mem::take(&mut self.waiting.lock().wakers);
+        woken.into_values().for_each(Waker::wake);
+    }
+
     /// Has `mover` told of those that wait; the first one stays.
     pub fn set_mover(&self, mover: Weak<dyn Mover>) {
         self.mover.get_or_init(|| mover);

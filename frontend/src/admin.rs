@@ -40,7 +40,7 @@ impl Admin for AdminService {
         // What nobody reads is left out, but for the end.
         let (sender, receiver) = mpsc::channel(16);
         tokio::task::spawn_blocking(move || {
-            let _up = Up::new(&server.metrics.resharding);
+            let up = Up::new(&server.metrics.resharding);
             let mut last: Option<(Stage, Instant)> = None;
             let mut now = pb::ReshardResponse::default();
             let progress = |progress: ReshardProgress| {
@@ -55,9 +55,11 @@ impl Admin for AdminService {
             let done = server.engine.reshard(&name, routes, progress).and_then(|reshard| reshard.wait());
             match &done {
                 Ok(()) => tracing::info!(rows = now.rows, "keys are split otherwise"),
-                Err(error) => tracing::warn!(%error, "keys could not be split otherwise; all is as it was"),
+                Err(error) => tracing::warn!(%error, "keys could not be split otherwise"),
             }
             let end = done.map(|()| pb::ReshardResponse { stage: Stage::Done.into(), ..now });
+            // A client that does not read keeps this thread, and nothing else.
+            drop(up);
             sender.blocking_send(end.map_err(|error| convert::status(&error))).ok();
         });
         Ok(Response::new(ReceiverStream::new(receiver)))

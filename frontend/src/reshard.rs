@@ -9,6 +9,7 @@ use polybolt_frontend::proto::v1::ReshardRequest;
 use polybolt_frontend::proto::v1::admin_client::AdminClient;
 use polybolt_frontend::proto::v1::reshard_response::Stage;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub(crate) struct Reshard {
@@ -26,6 +27,8 @@ pub(crate) struct Reshard {
     #[arg(long, conflicts_with = "endpoint")]
     data_dir: Option<PathBuf>,
 }
+
+const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 impl Reshard {
     pub(crate) fn run(self) -> Result<(), String> {
@@ -75,7 +78,9 @@ fn offline(path: &Path, routes: Routes, bar: &ProgressBar) -> Result<(), String>
     let there = Engine::open(path, Options { read_only: true, ..Options::default() }).map_err(failed)?;
     there.keyspace(KEYSPACE).map_err(failed)?;
     there.close().map_err(failed)?;
-    let engine = Engine::open(path, Options::default()).map_err(failed)?;
+    // No lease ends meanwhile, and nothing that is read is let go, however long it takes.
+    let options = Options { lease_extend: TEN_YEARS, pin_age_max: TEN_YEARS, ..Options::default() };
+    let engine = Engine::open(path, options).map_err(failed)?;
     let progress = |progress: polybolt::ReshardProgress| {
         let stage = match progress.stage {
             ReshardStage::Copy => Stage::Copy,

@@ -264,7 +264,7 @@ impl Engine {
         let _changing = self.inner.changing.lock();
         let core = self.keyspace(name)?.core().with_writer(|core, writer| {
             if let Gate::Frozen(_) = writer.gate {
-                let why = format!("a snapshot of {name:?} is being installed: try again");
+                let why = format!("{name:?} is being replaced by a snapshot or split otherwise: try again");
                 return Err(Error::from(Refusal::Invalid { why }));
             }
             // No writer is under way while this is held.
@@ -373,8 +373,8 @@ impl Engine {
         Ok(install::install(self.inner.shared.clone(), current, stream, older))
     }
 
-    /// Splits a live keyspace otherwise: by these routes, whatever it had. No revision and no answer changes; reads,
-    /// watches and leases go on, and writes wait for the moment of the switch: two small checkpoints, and the
+    /// Splits a live keyspace otherwise: by these routes, whatever it had. No revision and no answer changes, but
+    /// for floors; reads, watches and leases go on, and writes wait for the moment of the switch: two small checkpoints, and the
     /// metadata (leases, tables), which is compared. All of the keyspace is copied: meanwhile it takes twice its room
     /// on the disk, and its index twice its memory. A crash leaves it as it was or as it is to be. Of shards that had
     /// floors of their own (see [`compact_shard`](Keyspace::compact_shard)) each new one gets the highest of those

@@ -1,14 +1,17 @@
 //! Putting what a snapshot holds into a space that nobody sees yet.
 
-use crate::error::Result;
+use crate::error::{Error, Refusal, Result};
 use crate::record::{self, State};
 use crate::reopen::Shared;
 use crate::routes::Routes;
 use crate::snapshot::{Item, SnapshotReader};
 use bytes::Bytes;
 use polybolt_engine::{AdmitError, Batch, Cost, Edit, Error as EngineError, Place, SpaceInfo, TreeEdit};
+use std::future::{Future, poll_fn};
 use std::io::Read;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::Poll;
 
 /// Bytes of rows that go to the store at a time.
 pub(crate) const BATCH_BYTES: usize = 1 << 20;
@@ -57,7 +60,7 @@ impl Filling<'_> {
                 self.batch(std::mem::take(&mut edits), state).await?;
                 if unflushed >= self.flush_bytes {
                     unflushed = 0;
-                    self.shared.store.flush().await?;
+                    self.checkpoint().await?;
                 }
                 progress(rows);
             }
@@ -69,11 +72,22 @@ impl Filling<'_> {
 
     /// Waits until all that it was given is in its files, from where it is scanned.
     pub(crate) async fn flush(&self) -> Result<()> {
+        self.checkpoint().await?;
         let store = &self.shared.store;
-        store.flush().await?;
         // What of a Volatile shard finds no room stays in memory, and fails no checkpoint.
         let failed = self.info.trees.iter().find_map(|tree| store.tree_failure(tree.id));
         failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Waits for a checkpoint, but not for room on a full disk: what was filled in is what has to go then.
+    pub(crate) async fn checkpoint(&self) -> Result<()> {
+        let store = &self.shared.store;
+        let mut flush = store.flush();
+        poll_fn(|cx| match Pin::new(&mut flush).poll(cx) {
+            Poll::Pending if store.is_disk_full() => Poll::Ready(Err(Refusal::DiskFull.into())),
+            polled => polled.map_err(Error::from),
+        })
+        .await
     }
 
     /// From here it is a keyspace, in both slots of the manifest: what is written to it next must not go with
@@ -81,7 +95,7 @@ impl Filling<'_> {
     pub(crate) async fn finish(&self, state: &State) -> Result<()> {
         self.batch(Vec::new(), state).await?;
         for _ in 0..2 {
-            self.shared.store.flush().await?;
+            self.checkpoint().await?;
         }
         Ok(())
     }

@@ -175,15 +175,16 @@ impl<'a> Half<'a> {
             old.publisher.retire();
             hand_over(&mut from, &mut to);
             self.current.replace(Arc::clone(new));
-            // Nothing of the old one is left to sweep, whoever waits for that.
+            // Whoever waits for a sweep asks the new one.
             old.swept.advance(Position(i64::MAX.cast_unsigned()));
+            self.space = None;
+            // Before anybody can find the new one, to drop it: the old one goes with it.
+            if let Some(core) = self.frozen.take() {
+                let since = core.clock.monotonic();
+                self.shared.retired.lock().push(Retired { core, since });
+            }
             thaw(&mut from, Gate::Replaced(Arc::clone(new))).unwrap_or_default()
         };
-        self.space = None;
-        if let Some(core) = self.frozen.take() {
-            let since = core.clock.monotonic();
-            self.shared.retired.lock().push(Retired { core, since });
-        }
         // Once the locks are free.
         thaw.advance(Position(1));
         self.shared.work.raise();

@@ -204,16 +204,17 @@ impl Keyspace {
         if !physical {
             return if core.is_batch() { pending.then(move || flushed.flush()) } else { pending };
         }
-        pending
-            .then(move || {
-                core.with_writer(|core, writer| {
-                    core.work.raise();
-                    // Of what was replaced since nothing is left to sweep.
-                    let swept = if writer.state.compacted >= revision { revision.max(0) } else { 0 };
-                    core.swept.ticket(Position(swept.cast_unsigned()))
-                })
+        let swept = move |core: &Arc<Core>| {
+            core.with_writer(|core, writer| {
+                core.work.raise();
+                // A snapshot that was installed since may have nothing to sweep.
+                let swept = if writer.state.compacted >= revision { revision.max(0) } else { 0 };
+                core.swept.ticket(Position(swept.cast_unsigned()))
             })
-            .then(move || flushed.flush())
+        };
+        let again = Arc::clone(&core);
+        // Once more of what has taken its place, if anything has.
+        pending.then(move || swept(&core)).then(move || swept(&again)).then(move || flushed.flush())
     }
 
     /// Forgets the history of one shard below `revision`, and answers as [`compact`](Self::compact) does. Reads and
@@ -233,8 +234,7 @@ impl Keyspace {
     }
 
     /// Sets how fast what compactions leave behind is taken out of a shard, or of all of them, also of one that is
-    /// being done. Until the keyspace is opened again or a snapshot is installed into it: then it is as in
-    /// [`Options`](crate::Options).
+    /// being done. Until the keyspace is opened again: then it is as in [`Options`](crate::Options).
     ///
     /// # Errors
     /// If no shard has that name.

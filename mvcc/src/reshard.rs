@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 /// Once a round was of so few revisions the rest is left to the moment of the switch.
 const FEW: u64 = 256;
-/// Rounds that do not get short: then the writers wait for what is left.
+/// After so many rounds it is given up if they do not get short.
 const ROUNDS_MAX: usize = 64;
 
 /// What a change of routes is at.
@@ -151,23 +151,31 @@ async fn run(
     let new = opened.ok_or(Refusal::Closed)?;
     let copy = Copy { old: &old, new: &new, filling: &filling, state: &state };
 
+    let (mut few, mut flushed) = (false, false);
     for _ in 0..ROUNDS_MAX {
         let visible = old.publisher.visible();
         rows += copy.rows(upto + 1, visible).await?;
-        let few = visible - upto <= FEW;
+        few = visible - upto <= FEW;
         let next = old.pin(visible);
         if !held.holds() {
             return Err(Refusal::Compacted { revision: old.publisher.compacted() }.into());
         }
         (upto, held) = (visible, next);
         tell(ReshardStage::Follow, rows);
-        if few {
+        if few && flushed {
             break;
         }
+        if few {
+            // So that little is left to be written while writes wait, and then what came in meanwhile.
+            flushed = true;
+            copy.meta().await?;
+            filling.checkpoint().await?;
+        }
     }
-    copy.meta().await?;
-    // So that little is left to be written while writes wait.
-    shared.store.flush().await?;
+    if !few {
+        let why = format!("keys of {:?} are written faster than they are copied: try again later", current.name);
+        return Err(Refusal::Invalid { why }.into());
+    }
 
     tell(ReshardStage::Switch, rows);
     half.freeze(&old, |_| Ok(()))?;

@@ -401,6 +401,7 @@ fn a_full_disk_at_any_call_loses_nothing() {
         let engine = driven.engine.clone();
         match driven.outcome(engine.reshard("ks", to, |_| ()).unwrap()) {
             Ok(()) => changed += 1,
+            Err(Error::Refused(Refusal::DiskFull)) => failed += 1,
             Err(Error::Storage(error)) => {
                 // A sync that fails stops all writes, whatever its reason; reads go on.
                 assert!(error.to_string().contains("space"), "{error}");
@@ -426,6 +427,46 @@ fn a_full_disk_at_any_call_loses_nothing() {
     }
     println!("{changed} changed, {failed} failed, {stopped} of them stopped writes");
     assert!(changed > 10 && failed > stopped + 3 && stopped > 0);
+}
+
+/// A disk that has no room for a copy, and gets none.
+#[test]
+fn a_change_of_routes_on_a_full_disk_is_given_up() {
+    let disk = SimDisk::new(7);
+    disk.create_dir("/data".as_ref()).unwrap();
+    let mut driven = open_sim(&disk, Durability::Sync, 7).unwrap();
+    let ks = driven.engine.create_keyspace("ks", routes("low=a")).unwrap();
+    for n in 0..60 {
+        driven.finish(ks.put(PutRequest::new(format!("a{n}"), vec![n as u8; 2000]))).unwrap();
+    }
+    driven.jobs.run_until_idle(3000);
+    let used: u64 = disk.files().iter().map(|(_, len)| len).sum();
+    for more in [0, 30_000, 60_000, 90_000, 120_000] {
+        disk.set_capacity(Some(used + more));
+        let engine = driven.engine.clone();
+        let error = driven.outcome(engine.reshard("ks", Routes::single(), |_| ()).unwrap()).unwrap_err();
+        assert!(matches!(error, Error::Refused(Refusal::DiskFull) | Error::Storage(_)), "{error}");
+        assert_eq!(*ks.routes(), routes("low=a"));
+        // What the copy took is given back, which is enough to go on.
+        driven.jobs.run_until_idle(3000);
+        let key = format!("a{}", more % 60);
+        let mut tries = 0;
+        while driven.outcome(ks.put(PutRequest::new(key.clone(), "v"))).is_err() {
+            tries += 1;
+            assert!(tries < 100 || more < 30_000, "with {more} bytes of room");
+            if more < 30_000 {
+                break;
+            }
+            driven.jobs.advance(Duration::from_millis(100));
+            driven.jobs.run_until_idle(3000);
+        }
+    }
+    disk.set_capacity(None);
+    driven.jobs.advance(Duration::from_secs(1));
+    driven.jobs.run_until_idle(3000);
+    let engine = driven.engine.clone();
+    driven.finish(engine.reshard("ks", Routes::single(), |_| ()).unwrap()).unwrap();
+    assert_eq!(ks.range(&RangeRequest::new(Span::prefix("a"))).unwrap().count, 60);
 }
 
 /// How far one run came.

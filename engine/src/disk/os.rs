@@ -261,7 +261,8 @@ impl DiskFile for OsFile {
         #[expect(unsafe_code, reason = "mapping a file has no safe face")]
         // SAFETY: the mapped bytes change only where the store writes pages, and it never writes a
         // page that a reader may still look at (R7: pages of either manifest slot and of any live
-        // view are neither overwritten nor cut off); the directory lock keeps other processes out.
+        // view are neither overwritten nor cut off, and a removed file is shortened only once nobody
+        // has it open or mapped); the directory lock keeps other processes out.
         let map = unsafe { memmap2::MmapOptions::new().map(&self.file) };
         let map = map.map_err(self.failed("map", None))?;
         // Lookups jump around; read-ahead would only fill memory. It is advice: failure is fine.
