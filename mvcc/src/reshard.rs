@@ -168,7 +168,7 @@ async fn run(
         if few {
             // So that little is left to be written while writes wait, and then what came in meanwhile.
             flushed = true;
-            copy.meta().await?;
+            copy.meta(upto).await?;
             filling.checkpoint().await?;
         }
     }
@@ -188,7 +188,7 @@ async fn run(
     if !held.holds() {
         return Err(Refusal::Compacted { revision: old.publisher.compacted() }.into());
     }
-    copy.meta().await?;
+    copy.meta(last.main).await?;
     state = State { floors: routes.floors_from(&old.routes, &last.floors), unfinished: false, ..last };
     state.reserve = reopen::first_reserve(&shared.options, routes.any_volatile(), state.main);
     filling.finish(&state).await?;
@@ -212,6 +212,7 @@ struct Copy<'a> {
 impl Copy<'_> {
     /// Copies the rows of revisions `from..=to`, which are pinned; how many those were.
     async fn rows(&self, from: u64, to: u64) -> Result<u64> {
+        let state = self.state_at(to);
         let mut rows = Rows::of_shards(self.old, (0..self.old.shards.len()).collect(), from, to);
         let (mut edits, mut bytes, mut count) = (Vec::new(), 0, 0);
         while let Some(row) = rows.next_row()? {
@@ -223,15 +224,20 @@ impl Copy<'_> {
             learn(shard, &row);
             if bytes >= BATCH_BYTES {
                 bytes = 0;
-                self.filling.batch(std::mem::take(&mut edits), self.state).await?;
+                self.filling.batch(std::mem::take(&mut edits), &state).await?;
             }
         }
-        self.filling.batch(edits, self.state).await?;
+        self.filling.batch(edits, &state).await?;
         Ok(count)
     }
 
-    /// Makes the metadata of the new one that of the old one.
-    async fn meta(&self) -> Result<()> {
+    /// Of what has rows up to `main`: a check of what a kill leaves finds none above its revision.
+    fn state_at(&self, main: u64) -> State {
+        State { main: main.max(self.state.main), ..self.state.clone() }
+    }
+
+    /// Makes the metadata of the new one, which has rows up to `upto`, that of the old one.
+    async fn meta(&self, upto: u64) -> Result<()> {
         let mut before = meta(self.new)?;
         let tree = self.new.meta;
         let mut edits = Vec::new();
@@ -241,7 +247,7 @@ impl Copy<'_> {
             }
         }
         edits.extend(before.into_keys().map(|key| TreeEdit { tree, key, edit: Edit::Remove }));
-        self.filling.batch(edits, self.state).await
+        self.filling.batch(edits, &self.state_at(upto)).await
     }
 }
 
