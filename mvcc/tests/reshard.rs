@@ -248,10 +248,10 @@ fn everybody_goes_on_while_a_prefix_moves_to_and_fro() {
     }
     let first = ks.revision();
     let at_first = ks.range(&RangeRequest::new(Span::prefix(""))).unwrap().kvs;
-    let (done, wrote) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (done, all_written, wrote) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     let mut watcher = watch(&ks, first + 1);
     std::thread::scope(|scope| {
-        for writer in 0..2 {
+        let writers = [0, 1].map(|writer| {
             let (ks, names, done, wrote) = (&ks, &names, &done, &wrote);
             scope.spawn(move || {
                 // Each writer counts in keys of its own, of all three prefixes at once.
@@ -275,8 +275,8 @@ fn everybody_goes_on_while_a_prefix_moves_to_and_fro() {
                         assert!(kv.mod_revision >= answer.revision, "a write that was answered is gone");
                     }
                 }
-            });
-        }
+            })
+        });
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
                 assert!(paged(&ks, first) == at_first, "the state at {first} changed");
@@ -298,7 +298,9 @@ fn everybody_goes_on_while_a_prefix_moves_to_and_fro() {
                         }
                     }
                     Poll::Ready(other) => panic!("{other:?}"),
-                    Poll::Pending if done.load(Ordering::SeqCst) && last == ks.revision() => return (revisions, keys),
+                    Poll::Pending if all_written.load(Ordering::SeqCst) && last == ks.revision() => {
+                        return (revisions, keys);
+                    }
                     Poll::Pending => std::thread::yield_now(),
                 }
             }
@@ -313,6 +315,10 @@ fn everybody_goes_on_while_a_prefix_moves_to_and_fro() {
             }
         }
         done.store(true, Ordering::SeqCst);
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        all_written.store(true, Ordering::SeqCst);
         let (revisions, keys) = watching.join().unwrap();
         assert_eq!(revisions, wrote.load(Ordering::SeqCst), "each txn was shown once");
         for kv in ks.range(&RangeRequest::new(Span::prefix(""))).unwrap().kvs {
