@@ -37,6 +37,8 @@ pub enum Defect {
     LoseReserve,
     /// The sweep removes tombstones before the rows that they hide.
     DropTombstoneFirst,
+    /// Rows that a tombstone hides linger when it goes.
+    LetHiddenLinger,
     /// A count looks at what is applied.
     CountAtApplied,
     /// A reader takes its views before it loads the visible revision.
@@ -66,7 +68,7 @@ pub enum Defect {
 }
 
 /// Every defect.
-pub const ALL: [Defect; 26] = [
+pub const ALL: [Defect; 27] = [
     Defect::SkipSync,
     Defect::PublishBeforeDurable,
     Defect::SealBeforeIndex,
@@ -80,6 +82,7 @@ pub const ALL: [Defect; 26] = [
     Defect::ExposeReplayedUnsynced,
     Defect::LoseReserve,
     Defect::DropTombstoneFirst,
+    Defect::LetHiddenLinger,
     Defect::CountAtApplied,
     Defect::ViewBeforeVisible,
     Defect::PinAfterCheck,

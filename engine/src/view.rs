@@ -8,6 +8,8 @@ use crate::batch::Edit;
 use crate::buffer::TreeBuffer;
 use crate::error::{Error, Result};
 use crate::file::{Pages, TreeFile};
+use crate::ids::UNIT_BYTES;
+use crate::page::Leaf;
 use crate::page::leaf::{BodyAt, Entry, ExtentRef};
 use crate::tree::{self, PageSource, Root};
 use bytes::Bytes;
@@ -138,6 +140,13 @@ impl View {
         }
     }
 
+    /// Shows the leaf of the tree where a key lies or would. What buffers hold is not in it; None if there is no tree but
+    /// them. O(depth) pages.
+    pub fn leaf_of<T>(&self, key: &[u8], show: impl FnOnce(LeafEntries<'_>) -> T) -> Result<Option<T>> {
+        let Some(pages) = self.pages()? else { return Ok(None) };
+        tree::leaf_of(&pages, self.published.root, key, |leaf| show(LeafEntries { leaf, next: 0 }))
+    }
+
     /// Walks entries from `from` on, ascending, until `visit` says false. Bodies are loaded on demand.
     pub fn ascend(
         &self,
@@ -195,6 +204,38 @@ impl Published {
 
     fn buffered(&self, key: &[u8]) -> Option<Edit> {
         self.active.get(key).or_else(|| self.frozen.as_ref()?.get(key))
+    }
+}
+
+/// The entries of a leaf, ascending by key.
+#[derive(Debug)]
+pub struct LeafEntries<'a> {
+    leaf: Leaf<'a>,
+    next: usize,
+}
+
+/// An entry of a leaf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeafEntry<'a> {
+    /// Its key.
+    pub key: &'a [u8],
+    /// The part of its value that is always in the leaf.
+    pub head: &'a [u8],
+    /// Bytes that it takes in the leaf.
+    pub leaf_bytes: usize,
+    /// Bytes of its extent.
+    pub extent_bytes: usize,
+}
+
+impl<'a> Iterator for LeafEntries<'a> {
+    type Item = LeafEntry<'a>;
+
+    fn next(&mut self) -> Option<LeafEntry<'a>> {
+        let at = Some(self.next).filter(|at| *at < self.leaf.len())?;
+        self.next += 1;
+        let Entry { key, head, body } = self.leaf.entry(at);
+        let extent_bytes = if let BodyAt::There(extent) = body { extent.units() as usize * UNIT_BYTES } else { 0 };
+        Some(LeafEntry { key, head, leaf_bytes: self.leaf.raw(at).len(), extent_bytes })
     }
 }
 

@@ -197,6 +197,8 @@ impl LookedUp {
             "Revisions that compactions have yet to remove.",
             stats.sweep_left as f64,
         );
+        let lingering = stats.lingering as f64;
+        all.gauge("polybolt_compaction_lingering", "Rows of removed revisions that are still in leaves.", lingering);
         let seconds = stats.sweep_time_left.map_or(0.0, |left| left.as_secs_f64());
         all.gauge("polybolt_compaction_seconds_left", "How long that will take, if it is known.", seconds);
         let ended = stats.sweep_ended as f64;

@@ -53,6 +53,7 @@ pub fn shards(engine: &Engine, keyspace: &Keyspace) -> pb::ShardsResponse {
         scrub_bytes: stats.scrub_bytes,
         compaction_left: activity.sweep_left,
         compaction_seconds_left: activity.sweep_time_left.map_or(0, |left| left.as_secs()),
+        compaction_lingering: activity.lingering,
         vacuum_moved_bytes: stats.vacuum_moved_bytes,
         vacuum_cut_bytes: stats.vacuum_cut_bytes,
         damage: status.damage.iter().map(ToString::to_string).collect(),

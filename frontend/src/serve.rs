@@ -108,6 +108,10 @@ pub(crate) struct Serve {
     /// A compaction speeds up again to be done so long after it began; 0 is none.
     #[arg(long, default_value = "0s", value_parser = duration)]
     compaction_deadline: Duration,
+    /// A leaf is written without what compactions removed of it once that is so much of it, or so much in all leaves of
+    /// a shard that it is a quarter of that; 0 is at once.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=100))]
+    compaction_reclaim_percent: u8,
     /// Remember the hashes of compacted revisions for HashKV; reads every row once more at each compaction.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         env = "ETCD_EXPERIMENTAL_COMPACT_HASH_CHECK_ENABLED")]
@@ -331,6 +335,7 @@ impl Serve {
                 budget_percent: self.compaction_budget_percent.0,
                 deadline: Some(self.compaction_deadline).filter(|deadline| !deadline.is_zero()),
             },
+            reclaim_percent: self.compaction_reclaim_percent,
             max_txn_ops: self.max_txn_ops,
             max_request_bytes: self.max_request_bytes.into(),
             quota_bytes: u64::try_from(self.quota()).ok(),

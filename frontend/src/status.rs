@@ -134,6 +134,9 @@ fn print(response: &ShardsResponse) {
         let (left, seconds) = (response.compaction_left, response.compaction_seconds_left);
         println!("compaction: about {left} revisions left, {seconds} s");
     }
+    if response.compaction_lingering > 0 {
+        println!("{} rows of removed revisions are left in leaves", response.compaction_lingering);
+    }
     println!("scrub {} read, {} rounds", HumanBytes(response.scrub_bytes), response.scrub_rounds);
     let (moved, cut) = (HumanBytes(response.vacuum_moved_bytes), HumanBytes(response.vacuum_cut_bytes));
     println!("vacuum {moved} moved, {cut} given back");

@@ -3,13 +3,14 @@
 //! The compacted revision, and the floor of a shard of which less history is kept, are durable and visible before
 //! anything goes. Revisions are taken out of one shard's index first, up to [`TAKEN_MAX`], and their rows then out of
 //! its tree in the order in which they lie there, at most `batch_limit` a step, as removals in the tree's buffer: so a
-//! checkpoint rewrites few leaves, and each of them once for all that goes out of it. The removals need no record,
-//! since a restart finds what is superseded again. Rows that a tombstone hides go before it, so no crash brings one
-//! back.
+//! checkpoint rewrites few leaves, and each of them once for all that goes out of it. A leaf of which too little is dead
+//! stays as it is ([`crate::linger`]). The removals need no record, since a restart finds what is superseded again. Rows
+//! that a tombstone hides go before it, so no crash brings one back.
 
 use crate::core::{Core, Gate, Half, Pass, Round, Shard, Sweep};
 use crate::error::Result;
 use crate::hash;
+use crate::linger::{Scale, Weighed, hash_of};
 use crate::pace::{CompactionPace, Progress};
 use crate::record;
 use bytes::Bytes;
@@ -26,6 +27,8 @@ const TAKEN_AT_ONCE: usize = 128;
 const REMOVED_AT_ONCE: usize = 64;
 /// How soon a sweep that a pin has held back looks again.
 const PINNED_INTERVAL: Duration = Duration::from_millis(100);
+/// How often one looks whether what lingers is wanted.
+const TIGHT_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon one looks again that found no room in the buffers.
 const SHORT_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -33,7 +36,12 @@ impl Core {
     /// True if a sweep has something to do.
     pub(crate) fn wants_sweep(&self) -> bool {
         let sweep = self.sweep.lock();
-        !sweep.taken.is_empty() || self.is_behind(&sweep)
+        !sweep.taken.is_empty() || self.is_behind(&sweep) || self.is_to_reclaim()
+    }
+
+    /// True if something lingers that is wanted now.
+    fn is_to_reclaim(&self) -> bool {
+        self.lingering() > 0 && self.is_tight()
     }
 
     /// True if there is a compacted revision or a shard's floor that no whole round was for.
@@ -43,14 +51,24 @@ impl Core {
 
     /// When the sweep goes on, if it has something to do.
     pub(crate) fn sweep_at(&self, now: Duration) -> Option<Duration> {
-        self.wants_sweep().then(|| self.sweep.lock().not_before.max(now))
+        if self.wants_sweep() {
+            return Some(self.sweep.lock().not_before.max(now));
+        }
+        // Nobody tells that space has become short.
+        (self.lingering() > 0).then_some(now + TIGHT_INTERVAL)
     }
 
     /// One step of the sweep; how long the next is to wait.
     pub(crate) fn sweep_step(&self, now: Duration) -> Result<Duration> {
         let mut sweep = self.sweep.lock();
         let compacted = self.publisher.compacted();
-        if self.dropped.load(Ordering::Acquire) || (sweep.taken.is_empty() && !self.is_behind(&sweep)) {
+        if self.dropped.load(Ordering::Acquire) {
+            return Ok(Duration::ZERO);
+        }
+        if self.is_to_reclaim() {
+            self.reclaim_some(&mut sweep, now)?;
+        }
+        if sweep.taken.is_empty() && !self.is_behind(&sweep) {
             return Ok(Duration::ZERO);
         }
         if !sweep.begun {
@@ -92,7 +110,7 @@ impl Core {
             sweep.held |= oldest < round;
             round.min(oldest)
         });
-        let (shard, taken) = (&self.shards[sweep.next_shard], &mut sweep.taken);
+        let (shard, taken, buried) = (&self.shards[sweep.next_shard], &mut sweep.taken, &mut sweep.buried);
         let full = (taken.len() + most).min(TAKEN_MAX);
         let before = taken.len();
         let mut swept = Swept::More;
@@ -102,7 +120,10 @@ impl Core {
             let mut index = shard.index.write();
             swept = match sweep.half {
                 Half::Superseded => index.sweep_superseded(upto, budget, taken),
-                Half::Tombstones => index.sweep_tombstones(upto, budget, taken),
+                Half::Tombstones => {
+                    let mut bury = |key: &[u8]| _ = buried.insert(hash_of(key));
+                    index.sweep_tombstones(upto, budget, taken, &mut bury)
+                }
             };
             drop(index);
             self.counters.index_steps.add(self.clock.monotonic().saturating_sub(begun));
@@ -114,6 +135,11 @@ impl Core {
         }
         if sweep.last || sweep.taken.len() >= TAKEN_MAX {
             sweep.complete = true;
+            if !is_on(Defect::LetHiddenLinger) {
+                let hidden = sweep.lingering[sweep.next_shard].of_keys(&sweep.buried);
+                sweep.taken.extend(&hidden);
+                sweep.hidden.extend(hidden);
+            }
             // Mostly runs that are sorted already.
             sweep.taken.sort();
             if is_on(Defect::DropTombstoneFirst) {
@@ -126,13 +152,45 @@ impl Core {
     fn remove(&self, sweep: &mut Sweep, now: Duration, pace: &CompactionPace) -> Result<usize> {
         let (beside, began) = (&self.beside, sweep.since);
         sweep.speed.look(pace, beside, now, || Progress { began, left: self.garbage() });
-        let tree = self.shards[sweep.next_shard].tree;
-        let mut batch = Batch::new(self.id);
         let to = (sweep.gone + sweep.speed.step(pace)).min(sweep.taken.len());
         let from = sweep.gone;
         while sweep.gone < to {
+            let weighed = self.weigh(sweep, to)?;
+            if !self.remove_rows(sweep.next_shard, &weighed.goes)? {
+                sweep.not_before = now + SHORT_INTERVAL;
+                break;
+            }
+            sweep.lingering[sweep.next_shard].settle(&weighed);
+            sweep.gone += weighed.count;
+            self.counters.swept.fetch_add(weighed.count as u64, Ordering::Relaxed);
+        }
+        self.count_lingering(sweep, sweep.next_shard);
+        Ok(sweep.gone - from)
+    }
+
+    /// What becomes of the next rows that were taken, of those before `to`.
+    fn weigh(&self, sweep: &Sweep, to: usize) -> Result<Weighed> {
+        let dead = &sweep.taken[sweep.gone..to];
+        let percent = if self.is_tight() { 0 } else { self.options.reclaim_percent };
+        if percent == 0 || is_on(Defect::DropTombstoneFirst) {
             let part = if is_on(Defect::DropTombstoneFirst) { 1 } else { REMOVED_AT_ONCE };
-            let part = &sweep.taken[sweep.gone..to.min(sweep.gone + part)];
+            let goes = dead[..part.min(dead.len())].to_vec();
+            return Ok(Weighed::all(goes));
+        }
+        let tree = self.shards[sweep.next_shard].tree;
+        // Of the whole shard a quarter of what a leaf may have.
+        let bytes_max = self.store.tree_stats(tree)?.in_use / 400 * u64::from(percent);
+        let scale = Scale { percent, bytes_max, hidden: &sweep.hidden, enough: REMOVED_AT_ONCE };
+        let weighed = sweep.lingering[sweep.next_shard].weigh(&self.store.view(tree)?, dead, scale);
+        let path = || self.store.tree_stats(tree).map(|stats| stats.path).unwrap_or_default();
+        Ok(weighed.map_err(|error| error.in_file(path))?)
+    }
+
+    /// Takes rows out of a shard's tree; false if there is no room for that now.
+    fn remove_rows(&self, shard: usize, rows: &[Revision]) -> Result<bool> {
+        let tree = self.shards[shard].tree;
+        let mut batch = Batch::new(self.id);
+        for part in rows.chunks(REMOVED_AT_ONCE) {
             let edit = |at: &Revision| {
                 let key = Bytes::copy_from_slice(&record::row_key(*at));
                 TreeEdit { tree, key, edit: Edit::Remove }
@@ -143,31 +201,76 @@ impl Core {
             let cost = Cost { edit_bytes, edits, frees_space: true, ..Cost::default() };
             let admission = match self.store.admit(cost) {
                 Ok(admission) => admission,
-                Err(AdmitError::Short(_)) => {
-                    sweep.not_before = now + SHORT_INTERVAL;
-                    break;
-                }
+                Err(AdmitError::Short(_)) => return Ok(false),
                 Err(AdmitError::Refused(error)) => return Err(error.into()),
             };
             let writer = self.writer.lock();
             if matches!(writer.gate, Gate::Replaced(_)) {
-                break;
+                return Ok(false);
             }
             let begun = self.clock.monotonic();
             writer.state.encode_into(&mut batch.state);
             self.store.apply(admission, &mut batch);
             drop(writer);
             self.counters.tree_steps.add(self.clock.monotonic().saturating_sub(begun));
-            self.counters.swept.fetch_add(edits, Ordering::Relaxed);
-            sweep.gone += usize::try_from(edits).unwrap_or(usize::MAX);
         }
-        Ok(sweep.gone - from)
+        Ok(true)
+    }
+
+    /// Takes some of what lingers out.
+    fn reclaim_some(&self, sweep: &mut Sweep, now: Duration) -> Result<()> {
+        let Some(shard) = sweep.lingering.iter().position(|lingering| lingering.len() > 0) else { return Ok(()) };
+        if !self.reclaim_of(sweep, shard)? {
+            sweep.not_before = now + SHORT_INTERVAL;
+        }
+        Ok(())
+    }
+
+    /// Takes some of what lingers in a shard out; false if there is no room for that now.
+    fn reclaim_of(&self, sweep: &mut Sweep, shard: usize) -> Result<bool> {
+        let Some(lingering) = sweep.lingering.get_mut(shard) else { return Ok(true) };
+        let rows = lingering.first(REMOVED_AT_ONCE);
+        let room = self.remove_rows(shard, &rows)?;
+        if room {
+            lingering.remove(&rows);
+        }
+        self.count_lingering(sweep, shard);
+        Ok(room)
+    }
+
+    /// Takes all that lingers out, whatever else goes on.
+    pub(crate) fn reclaim(&self) -> Result<()> {
+        for shard in 0..self.shards.len() {
+            loop {
+                let mut sweep = self.sweep.lock();
+                if self.is_over() || sweep.lingering.get(shard).is_none_or(|all| all.len() == 0) {
+                    break;
+                }
+                let room = self.reclaim_of(&mut sweep, shard)?;
+                drop(sweep);
+                if !room {
+                    self.store.flush().wait()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// True if it was dropped or replaced.
+    fn is_over(&self) -> bool {
+        self.dropped.load(Ordering::Acquire) || matches!(self.writer.lock().gate, Gate::Replaced(_))
+    }
+
+    fn count_lingering(&self, sweep: &Sweep, shard: usize) {
+        self.shards[shard].lingering.store(sweep.lingering[shard].len(), Ordering::Relaxed);
     }
 
     /// Goes on with what comes after all that was taken is gone.
     fn next_half(&self, sweep: &mut Sweep, now: Duration) {
         (sweep.complete, sweep.gone) = (false, 0);
         sweep.taken.clear();
+        sweep.buried.clear();
+        sweep.hidden.clear();
         if !sweep.last {
             return;
         }
@@ -207,6 +310,7 @@ impl Core {
     /// those that came before the last one was over (HSH-6).
     fn begin_round(&self, sweep: &mut Sweep, compacted: i64) {
         (sweep.begun, sweep.round, sweep.held) = (true, compacted, false);
+        sweep.lingering.resize_with(self.shards.len(), Default::default);
         sweep.raised = self.publisher.raised();
         let mut rounds = self.rounds.lock();
         if let Some(Round { at, before, was_over }) = rounds.front().copied().filter(|round| round.at <= compacted) {

@@ -11,6 +11,7 @@ use crate::change::Scratch;
 use crate::counts::Counts;
 use crate::error::{Refusal, Result};
 use crate::lease::Lessor;
+use crate::linger::Lingering;
 use crate::options::{Durability, Face, Options};
 use crate::pace::{Beside, Paces, Speed};
 use crate::pins::{Pin, Pins};
@@ -31,7 +32,7 @@ use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::view::View;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Index, KeyRange, Revision};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,6 +49,15 @@ pub(crate) struct Shard {
     pub(crate) reader: Reader,
     pub(crate) volatile: bool,
     pub(crate) index: ManyReaders<Index>,
+    /// How many rows linger; those are in the sweep.
+    pub(crate) lingering: AtomicUsize,
+}
+
+impl Shard {
+    /// About how many bytes of memory those rows take that linger.
+    pub(crate) fn lingering_bytes(&self) -> u64 {
+        self.lingering.load(Ordering::Relaxed) as u64 * 48
+    }
 }
 
 /// A request in line, which has its turn when it is called: Some if there is no room yet, and when
@@ -164,6 +174,11 @@ pub(crate) struct Sweep {
     pub(crate) last: bool,
     pub(crate) next_shard: usize,
     pub(crate) half: Half,
+    /// The hashes of the keys of the tombstones that were taken, and what lingers of those.
+    pub(crate) buried: HashSet<u32>,
+    pub(crate) hidden: HashSet<Revision>,
+    /// What lingers, by shard.
+    pub(crate) lingering: Vec<Lingering>,
     /// Both halves of a shard go up to the same revision.
     pub(crate) upto: Option<u64>,
     pub(crate) speed: Speed,
@@ -327,6 +342,11 @@ impl Core {
         Ok(())
     }
 
+    /// How many rows linger.
+    pub(crate) fn lingering(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lingering.load(Ordering::Relaxed)).sum()
+    }
+
     /// Bytes of all files.
     pub(crate) fn size(&self) -> u64 {
         let trees = self.shards.iter().map(|shard| shard.tree).chain([self.meta]);
@@ -349,6 +369,13 @@ impl Core {
             (quota.looked, quota.size) = (Some(now), self.size());
         }
         cost == 0 || quota.size + quota.since + cost < max
+    }
+
+    /// True if dead rows are worth more than what it costs to take them out: the disk is full, or the quota nearly
+    /// used up.
+    pub(crate) fn is_tight(&self) -> bool {
+        let nearly = |max: u64| self.quota.lock().size > max - max / 8;
+        self.store.is_disk_full() || self.options.quota_bytes.is_some_and(nearly)
     }
 
     /// Counts what a write took.

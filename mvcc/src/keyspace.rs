@@ -517,7 +517,7 @@ impl Keyspace {
                 revisions: index.revisions,
                 floor: core.floor_of(at),
                 depth: tree.depth,
-                index_bytes: index.bytes + shard.reader.glance().leaves_bytes() as u64,
+                index_bytes: index.bytes + shard.reader.glance().leaves_bytes() as u64 + shard.lingering_bytes(),
             });
         }
         status
@@ -539,6 +539,7 @@ impl Keyspace {
             lagging_watchers,
             pending_events,
             events,
+            lingering: core.lingering() as u64,
             sweep_left,
             sweep_time_left: core.time_for(sweep_left),
             ..core.counters.stats()
@@ -596,6 +597,7 @@ impl Keyspace {
     pub fn defragment(&self) -> Result<()> {
         let core = self.core();
         core.check_open()?;
+        core.reclaim()?;
         for tree in core.shards.iter().map(|shard| shard.tree).chain([core.meta]) {
             core.store.vacuum(core.id, tree)?;
         }

@@ -44,7 +44,7 @@
 //! ```
 //!
 //! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `change` (what a commit changes), `routes` (key prefixes to shards), `publish` (what anybody may
-//! see), [`pace`] (how fast a sweep goes), `core` (an open keyspace from the inside), `fetch` (rows of what was found), `read`, `txn` and `write` (the paths of a
+//! see), [`pace`] (how fast a sweep goes), `linger` (dead rows that stay in their leaves for now), `core` (an open keyspace from the inside), `fetch` (rows of what was found), `read`, `txn` and `write` (the paths of a
 //! request), `history` and `watcher`, `compact`, `snapshot`, [`command`], `reopen`, `install`, `reshard`, `house`
 //! (background work), and [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
 #![forbid(unsafe_code)]
@@ -66,6 +66,7 @@ mod watch;
 mod publish;
 mod lease;
 mod meta;
+mod linger;
 mod core;
 mod fetch;
 mod rows;

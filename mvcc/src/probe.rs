@@ -30,6 +30,8 @@ pub struct Probe {
     pub is_durable: bool,
     /// The sweep has nothing to do.
     pub is_swept: bool,
+    /// Dead rows that are left in their leaves.
+    pub lingering: BTreeSet<(usize, i64, u32)>,
 }
 
 /// Rows by shard and revision; None is a tombstone.
@@ -39,6 +41,14 @@ impl Keyspace {
     /// Looks at it from behind.
     pub fn probe(&self) -> Probe {
         let core = self.core();
+        let sweep = core.sweep.lock();
+        let lingering = sweep
+            .lingering
+            .iter()
+            .enumerate()
+            .flat_map(|(shard, of_shard)| of_shard.rows().map(move |at| (shard, at.main.cast_signed(), at.sub)));
+        let lingering = lingering.collect();
+        drop(sweep);
         let writer = core.writer.lock();
         Probe {
             applied: writer.state.main.cast_signed(),
@@ -49,6 +59,7 @@ impl Keyspace {
             line: writer.line.len(),
             is_durable: core.store.durable() >= writer.last,
             is_swept: !core.wants_sweep(),
+            lingering,
         }
     }
 

@@ -428,6 +428,7 @@ fn open_keyspace(
             reader: store.reader(tree.id)?,
             volatile: tree.spec.class == TreeClass::Volatile,
             index: ManyReaders::new(scanned.index),
+            lingering: AtomicUsize::new(0),
         });
     }
     if options.face == Face::Standalone {

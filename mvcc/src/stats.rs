@@ -122,6 +122,8 @@ pub struct KeyspaceStats {
     pub events: u64,
     /// Revisions that compactions removed.
     pub swept: u64,
+    /// Those of them whose rows are still in leaves of which too little is dead to write them without.
+    pub lingering: u64,
     /// About how many they have yet to remove.
     pub sweep_left: u64,
     /// How long that will take if it goes on as it has so far; None if nobody knows.

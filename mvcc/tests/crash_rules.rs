@@ -164,6 +164,7 @@ fn open(disk: &SimDisk, setup: Setup, seed: u64) -> Result<Driven> {
         space_reserve_bytes: 8192,
         compaction_pace: polybolt::CompactionPace { batch_limit: 1, ..Default::default() },
         admission_timeout: Duration::from_secs(3600),
+        reclaim_percent: 0,
         ..Options::default()
     };
     let runtime = Runtime { disk, clock: Arc::new(clock.clone()), threads: false };

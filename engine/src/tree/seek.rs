@@ -49,6 +49,23 @@ pub fn find<S: PageSource + ?Sized, T>(
     Ok(leaf.find_from(first, key).ok().map(|at| show(Lent::of(leaf, at))))
 }
 
+/// Shows the leaf where a key lies or would, by its lowest branch; None of an empty tree. O(depth) pages.
+pub fn leaf_of<S: PageSource + ?Sized, T>(
+    source: &S,
+    root: Root,
+    key: &[u8],
+    show: impl FnOnce(Leaf<'_>) -> T,
+) -> Result<Option<T>> {
+    let Some(mut ptr) = root.ptr else { return Ok(None) };
+    for height in (1..=root.height).rev() {
+        let page = source.page(ptr, height)?;
+        let branch = Branch::new(&page);
+        ptr = branch.child(branch.find(key));
+    }
+    let page = source.page(ptr, 0)?;
+    Ok(Some(show(Leaf::new(&page))))
+}
+
 /// The value of a key. O(depth) pages, one allocation.
 pub fn get<S: PageSource + ?Sized>(source: &S, root: Root, key: &[u8]) -> Result<Option<Entry>> {
     find(source, root, key, Entry::copy)

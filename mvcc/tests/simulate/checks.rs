@@ -348,7 +348,7 @@ pub(crate) fn quiet(shared: &Shared) {
         tables(shared, at);
         let everything = RangeRequest::new(Span { key: Bytes::from_static(b"\0"), end: SpanEnd::Open });
         compare_range(shared, at, &everything, true);
-        rows(&shared.borrow(), at);
+        rows(&mut shared.borrow_mut(), at);
     }
     let world = shared.borrow();
     match world.engine().verify(&mut |_| ()) {
@@ -359,7 +359,7 @@ pub(crate) fn quiet(shared: &Shared) {
 }
 
 /// The rows of the files and buffers: none that was not written, and, once swept, none but CMP-4's.
-pub(crate) fn rows(world: &World, at: usize) {
+pub(crate) fn rows(world: &mut World, at: usize) {
     let space = &world.spaces[at];
     let ks = space.ks.as_ref().expect("the keyspace is open");
     let found = match ks.stored_rows() {
@@ -377,9 +377,15 @@ pub(crate) fn rows(world: &World, at: usize) {
     for (row, kv) in &found {
         let Some((expected, stays)) = wanted.get(row) else { panic!("{row:?} {kv:?} was never written") };
         assert_eq!(kv, expected, "row {row:?}");
-        assert!(*stays || !swept, "{row:?} is still there after compaction to {}", space.model.now.compacted);
+        assert!(
+            *stays || !swept || probe.lingering.contains(row),
+            "{row:?} is still there after compaction to {}",
+            space.model.now.compacted
+        );
     }
     for (row, (kv, stays)) in wanted {
         assert!(!stays || found.contains_key(&row), "{row:?} {kv:?} is gone");
+        assert!(!stays || !probe.lingering.contains(&row), "{row:?} {kv:?} is to go");
     }
+    world.coverage.add("rows that linger", probe.lingering.len() as u64);
 }

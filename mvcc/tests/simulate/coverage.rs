@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 /// Every counter that has to be above zero in at least 1 % of the seeds of a campaign.
-pub(crate) const WANTED: [&str; 28] = [
+pub(crate) const WANTED: [&str; 29] = [
     "torn groups",
     "slot fallbacks",
     "recycled segments",
     "reused pages",
     "leaves rewritten by compaction",
+    "rows that linger",
     "floors set",
     "shards compacted",
     "pins revoked",

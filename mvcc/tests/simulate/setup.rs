@@ -72,6 +72,7 @@ impl Setup {
             vacuum_step_bytes: 1 + vacuum.below(40_000),
             vacuum_free_percent: 5 + vacuum.below(40) as u8,
             vacuum_free_bytes_min: 4096 * vacuum.below(6),
+            reclaim_percent: [0, 20, 60][vacuum.below(3) as usize],
             ..Options::default()
         };
         Setup {

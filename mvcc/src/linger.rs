@@ -1,0 +1,204 @@
+//! Dead rows that stay in their leaves for now: to write a leaf for the few bytes of them costs more than they take.
+//!
+//! The sweep weighs each leaf that has rows to go. Where they are less than a share of what it holds, and all that lingers
+//! a smaller one of the whole tree, they linger: they are out of the index, so nobody finds them, and known here, until
+//! more of the leaf is dead, space is short, or a defragmentation asks. Nothing of this is durable: a restart finds them
+//! superseded, and the sweep weighs them again.
+//!
+//! So what hides a row that lingers has to stay as well. A later put does, as only one that is later still takes it out of
+//! the tree. A tombstone does not: when it goes, all that lingers of its key goes before. Keys are known by a hash
+//! here; rows of others that have the same go too, which does no harm.
+
+use crate::error::Result;
+use crate::record::{self, RowHead};
+use polybolt_engine::view::{LeafEntries, View};
+use polybolt_engine::{Damage, Error as EngineError, Place};
+use polybolt_index::Revision;
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+
+/// The hash of a key that is kept of its rows.
+pub(crate) fn hash_of(key: &[u8]) -> u32 {
+    crc32fast::hash(key)
+}
+
+/// A row that lingers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Row {
+    /// Of its key.
+    hash: u32,
+    /// Bytes that it takes.
+    bytes: u32,
+}
+
+/// What lingers in a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Lingering {
+    rows: BTreeMap<Revision, Row>,
+    bytes: u64,
+}
+
+/// By what leaves are weighed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scale<'a> {
+    /// A leaf of which so many percent are dead is written without them.
+    pub(crate) percent: u8,
+    /// And one of which something would linger beside so many bytes.
+    pub(crate) bytes_max: u64,
+    /// And one of these.
+    pub(crate) hidden: &'a HashSet<Revision>,
+    /// Rows to go and rows to stay that are enough for now.
+    pub(crate) enough: usize,
+}
+
+/// What becomes of dead rows.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Weighed {
+    /// How many of those that were weighed are in here; the first ones.
+    pub(crate) count: usize,
+    /// They are to be removed, with some that lingered.
+    pub(crate) goes: Vec<Revision>,
+    /// They begin to linger, or go on, and so many bytes begin.
+    pub(crate) stays: Vec<(Revision, Row)>,
+    new_bytes: u64,
+}
+
+impl Weighed {
+    /// All of them go.
+    pub(crate) fn all(goes: Vec<Revision>) -> Self {
+        Weighed { count: goes.len(), goes, ..Weighed::default() }
+    }
+}
+
+impl Lingering {
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The first `most` of them.
+    pub(crate) fn first(&self, most: usize) -> Vec<Revision> {
+        self.rows.keys().take(most).copied().collect()
+    }
+
+    /// Those of keys with one of these hashes. O(all of them).
+    pub(crate) fn of_keys(&self, hashes: &HashSet<u32>) -> Vec<Revision> {
+        if hashes.is_empty() {
+            return Vec::new();
+        }
+        self.rows.iter().filter(|(_, row)| hashes.contains(&row.hash)).map(|(at, _)| *at).collect()
+    }
+
+    /// What was weighed is done.
+    pub(crate) fn settle(&mut self, weighed: &Weighed) {
+        self.remove(&weighed.goes);
+        for (at, row) in &weighed.stays {
+            if self.rows.insert(*at, *row).is_none() {
+                self.bytes += u64::from(row.bytes);
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, rows: &[Revision]) {
+        for at in rows {
+            self.bytes -= self.rows.remove(at).map_or(0, |row| u64::from(row.bytes));
+        }
+    }
+
+    #[cfg(feature = "model")]
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Revision> {
+        self.rows.keys().copied()
+    }
+
+    /// Weighs leaves that have rows of `dead`, ascending and not empty, until that is enough. One leaf at least; reads
+    /// each of them.
+    pub(crate) fn weigh(&self, view: &View, dead: &[Revision], scale: Scale<'_>) -> Result<Weighed, Unweighed> {
+        let mut weighed = Weighed::default();
+        while weighed.count < dead.len() && weighed.goes.len() + weighed.stays.len() < scale.enough {
+            let rest = &dead[weighed.count..];
+            let before = weighed.count;
+            let key = record::row_key(rest[0]);
+            match view.leaf_of(&key, |entries| self.weigh_leaf(entries, rest, scale, &mut weighed)) {
+                Ok(None) => {}
+                Ok(Some(found)) => found.map_err(Unweighed::Row)?,
+                Err(error) => return Err(Unweighed::Page(error)),
+            }
+            if weighed.count == before {
+                // It is in a buffer alone.
+                weighed.goes.push(rest[0]);
+                weighed.count += 1;
+            }
+        }
+        Ok(weighed)
+    }
+
+    fn weigh_leaf(
+        &self,
+        entries: LeafEntries<'_>,
+        dead: &[Revision],
+        scale: Scale<'_>,
+        weighed: &mut Weighed,
+    ) -> Result<(), Damage> {
+        let (mut next, mut all_bytes, mut dead_bytes, mut new_bytes) = (0, 0, 0, 0);
+        let (mut here, mut is_heavy) = (Vec::new(), false);
+        for entry in entries {
+            let at = record::row_revision(entry.key)?;
+            all_bytes += entry.leaf_bytes as u64;
+            while let Some(row) = dead.get(next).filter(|row| **row < at) {
+                // It is in a buffer alone, or gone.
+                weighed.goes.push(*row);
+                next += 1;
+            }
+            let is_new = dead.get(next) == Some(&at);
+            next += usize::from(is_new);
+            let known = self.rows.get(&at).copied();
+            if !is_new && known.is_none() {
+                continue;
+            }
+            is_heavy |= scale.hidden.contains(&at);
+            let row = match known {
+                Some(row) => row,
+                None => {
+                    let key = RowHead::decode(entry.head)?.key;
+                    // The key of a row with a long one is with its value: nobody reads that for it.
+                    is_heavy |= key.is_none();
+                    let bytes = u32::try_from(entry.leaf_bytes + entry.extent_bytes).unwrap_or(u32::MAX);
+                    new_bytes += u64::from(bytes);
+                    Row { hash: key.map(hash_of).unwrap_or_default(), bytes }
+                }
+            };
+            dead_bytes += u64::from(row.bytes);
+            here.push((at, row));
+        }
+        let staying: u64 = weighed.new_bytes + new_bytes;
+        if is_heavy
+            || dead_bytes * 100 >= u64::from(scale.percent) * all_bytes
+            || self.bytes + staying > scale.bytes_max
+        {
+            weighed.goes.extend(here.iter().map(|(at, _)| *at));
+        } else {
+            weighed.stays.append(&mut here);
+            weighed.new_bytes = staying;
+        }
+        weighed.count += next;
+        Ok(())
+    }
+}
+
+/// Why rows could not be weighed.
+#[derive(Debug)]
+pub(crate) enum Unweighed {
+    /// A page could not be read.
+    Page(EngineError),
+    /// A row is damaged.
+    Row(Damage),
+}
+
+impl Unweighed {
+    /// In a file.
+    pub(crate) fn in_file(self, path: impl FnOnce() -> PathBuf) -> EngineError {
+        match self {
+            Unweighed::Page(error) => error,
+            Unweighed::Row(damage) => EngineError::corrupt(&path(), Place::File, damage),
+        }
+    }
+}
