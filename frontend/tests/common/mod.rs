@@ -1,6 +1,7 @@
 //! A served `polybolt`, as a process.
 #![expect(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod counting;
 pub(crate) mod ctl;
 
 use std::io::{Read, Write};
