@@ -24,7 +24,7 @@ impl Index {
         let before = removed.len();
         match self.sweep_superseded(upto, budget, removed) {
             Swept::More => Swept::More,
-            Swept::Done => self.sweep_tombstones(upto, budget - (removed.len() - before), removed, &mut |_| ()),
+            Swept::Done => self.sweep_tombstones(upto, budget - (removed.len() - before), removed, &mut |_, _| ()),
         }
     }
 
@@ -44,13 +44,13 @@ impl Index {
     }
 
     /// The second half: tombstones. Nothing that they hide may be left, so the first half is over for the same `upto`.
-    /// `buried` is shown their keys.
+    /// `buried` is shown them and their keys.
     pub fn sweep_tombstones(
         &mut self,
         upto: u64,
         budget: usize,
         removed: &mut Vec<Revision>,
-        buried: &mut dyn FnMut(&[u8]),
+        buried: &mut dyn FnMut(Revision, &[u8]),
     ) -> Swept {
         let full = removed.len() + budget;
         while self.beside.graves.front().is_some_and(|grave| grave.at.main < upto) {
@@ -62,7 +62,7 @@ impl Index {
                 continue;
             }
             removed.push(at);
-            buried(&key);
+            buried(at, &key);
             self.swept = self.swept.max(at.main + 1);
             if self.find(&key).is_some_and(|newest| newest.at == at) {
                 self.remove(&key);

@@ -27,6 +27,8 @@ const TAKEN_AT_ONCE: usize = 128;
 const REMOVED_AT_ONCE: usize = 64;
 /// How soon a sweep that a pin has held back looks again.
 const PINNED_INTERVAL: Duration = Duration::from_millis(100);
+/// Rows of leaves that go before a checkpoint, when they lingered.
+const RECLAIMED_MAX: usize = 1024;
 /// How often one looks whether what lingers is wanted.
 const TIGHT_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon one looks again that found no room in the buffers.
@@ -121,7 +123,8 @@ impl Core {
             swept = match sweep.half {
                 Half::Superseded => index.sweep_superseded(upto, budget, taken),
                 Half::Tombstones => {
-                    let mut bury = |key: &[u8]| _ = buried.insert(hash_of(key));
+                    // In order: the last is the newest.
+                    let mut bury = |at, key: &[u8]| _ = buried.insert(hash_of(key), at);
                     index.sweep_tombstones(upto, budget, taken, &mut bury)
                 }
             };
@@ -136,7 +139,7 @@ impl Core {
         if sweep.last || sweep.taken.len() >= TAKEN_MAX {
             sweep.complete = true;
             if !is_on(Defect::LetHiddenLinger) {
-                let hidden = sweep.lingering[sweep.next_shard].of_keys(&sweep.buried);
+                let hidden = sweep.lingering[sweep.next_shard].hidden_by(&sweep.buried);
                 sweep.taken.extend(&hidden);
                 sweep.hidden.extend(hidden);
             }
@@ -161,8 +164,11 @@ impl Core {
                 break;
             }
             sweep.lingering[sweep.next_shard].settle(&weighed);
+            let done = &sweep.taken[sweep.gone..sweep.gone + weighed.count];
+            // Those were counted when they began to linger.
+            let before = done.iter().filter(|at| sweep.hidden.contains(at)).count();
+            self.counters.swept.fetch_add((weighed.count - before) as u64, Ordering::Relaxed);
             sweep.gone += weighed.count;
-            self.counters.swept.fetch_add(weighed.count as u64, Ordering::Relaxed);
         }
         self.count_lingering(sweep, sweep.next_shard);
         Ok(sweep.gone - from)
@@ -171,39 +177,42 @@ impl Core {
     /// What becomes of the next rows that were taken, of those before `to`.
     fn weigh(&self, sweep: &Sweep, to: usize) -> Result<Weighed> {
         let dead = &sweep.taken[sweep.gone..to];
-        let percent = if self.is_tight() { 0 } else { self.options.reclaim_percent };
+        let is_short = self.is_tight() || self.store.is_disk_full();
+        let percent = if is_short { 0 } else { self.options.reclaim_percent };
+        let part = if is_on(Defect::DropTombstoneFirst) { 1 } else { REMOVED_AT_ONCE };
+        let all = || Weighed::all(dead[..part.min(dead.len())].to_vec());
         if percent == 0 || is_on(Defect::DropTombstoneFirst) {
-            let part = if is_on(Defect::DropTombstoneFirst) { 1 } else { REMOVED_AT_ONCE };
-            let goes = dead[..part.min(dead.len())].to_vec();
-            return Ok(Weighed::all(goes));
+            return Ok(all());
         }
         let tree = self.shards[sweep.next_shard].tree;
         // Of the whole shard a quarter of what a leaf may have.
         let bytes_max = self.store.tree_stats(tree)?.in_use / 400 * u64::from(percent);
         let scale = Scale { percent, bytes_max, hidden: &sweep.hidden, enough: REMOVED_AT_ONCE };
         let weighed = sweep.lingering[sweep.next_shard].weigh(&self.store.view(tree)?, dead, scale);
-        let path = || self.store.tree_stats(tree).map(|stats| stats.path).unwrap_or_default();
-        Ok(weighed.map_err(|error| error.in_file(path))?)
+        Ok(weighed.unwrap_or_else(all))
     }
 
-    /// Takes rows out of a shard's tree; false if there is no room for that now.
+    /// Takes rows out of a shard's tree, all or none; false if there is no room for that now.
     fn remove_rows(&self, shard: usize, rows: &[Revision]) -> Result<bool> {
         let tree = self.shards[shard].tree;
+        let parts = rows.chunks(REMOVED_AT_ONCE);
+        let mut admissions = Vec::with_capacity(parts.len());
+        for part in parts.clone() {
+            let edits = part.len() as u64;
+            let edit_bytes = edits * record::ROW_KEY_BYTES as u64;
+            match self.store.admit(Cost { edit_bytes, edits, frees_space: true, ..Cost::default() }) {
+                Ok(admission) => admissions.push(admission),
+                Err(AdmitError::Short(_)) => return Ok(false),
+                Err(AdmitError::Refused(error)) => return Err(error.into()),
+            }
+        }
         let mut batch = Batch::new(self.id);
-        for part in rows.chunks(REMOVED_AT_ONCE) {
+        for (part, admission) in parts.zip(admissions) {
             let edit = |at: &Revision| {
                 let key = Bytes::copy_from_slice(&record::row_key(*at));
                 TreeEdit { tree, key, edit: Edit::Remove }
             };
             batch.edits.extend(part.iter().map(edit));
-            let edits = part.len() as u64;
-            let edit_bytes = edits * record::ROW_KEY_BYTES as u64;
-            let cost = Cost { edit_bytes, edits, frees_space: true, ..Cost::default() };
-            let admission = match self.store.admit(cost) {
-                Ok(admission) => admission,
-                Err(AdmitError::Short(_)) => return Ok(false),
-                Err(AdmitError::Refused(error)) => return Err(error.into()),
-            };
             let writer = self.writer.lock();
             if matches!(writer.gate, Gate::Replaced(_)) {
                 return Ok(false);
@@ -217,12 +226,18 @@ impl Core {
         Ok(true)
     }
 
-    /// Takes some of what lingers out.
+    /// Takes some of what lingers out, a bounded part before each checkpoint: leaves are written before the old ones are
+    /// free.
     fn reclaim_some(&self, sweep: &mut Sweep, now: Duration) -> Result<()> {
         let Some(shard) = sweep.lingering.iter().position(|lingering| lingering.len() > 0) else { return Ok(()) };
-        if !self.reclaim_of(sweep, shard)? {
-            sweep.not_before = now + SHORT_INTERVAL;
+        let checkpoints = self.store.stats().checkpoints;
+        if sweep.reclaimed.0 != checkpoints {
+            sweep.reclaimed = (checkpoints, 0);
         }
+        if sweep.reclaimed.1 >= RECLAIMED_MAX || !self.reclaim_of(sweep, shard)? {
+            sweep.not_before = now + PINNED_INTERVAL;
+        }
+        sweep.reclaimed.1 += REMOVED_AT_ONCE;
         Ok(())
     }
 
@@ -240,6 +255,7 @@ impl Core {
 
     /// Takes all that lingers out, whatever else goes on.
     pub(crate) fn reclaim(&self) -> Result<()> {
+        let mut unwritten = 0;
         for shard in 0..self.shards.len() {
             loop {
                 let mut sweep = self.sweep.lock();
@@ -248,8 +264,11 @@ impl Core {
                 }
                 let room = self.reclaim_of(&mut sweep, shard)?;
                 drop(sweep);
-                if !room {
+                unwritten += REMOVED_AT_ONCE;
+                // A long sync would hold up others.
+                if !room || unwritten >= RECLAIMED_MAX {
                     self.store.flush().wait()?;
+                    unwritten = 0;
                 }
             }
         }
@@ -269,8 +288,7 @@ impl Core {
     fn next_half(&self, sweep: &mut Sweep, now: Duration) {
         (sweep.complete, sweep.gone) = (false, 0);
         sweep.taken.clear();
-        sweep.buried.clear();
-        sweep.hidden.clear();
+        (sweep.buried, sweep.hidden) = Default::default();
         if !sweep.last {
             return;
         }

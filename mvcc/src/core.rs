@@ -32,7 +32,7 @@ use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::view::View;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
 use polybolt_index::{Index, KeyRange, Revision};
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -174,11 +174,13 @@ pub(crate) struct Sweep {
     pub(crate) last: bool,
     pub(crate) next_shard: usize,
     pub(crate) half: Half,
-    /// The hashes of the keys of the tombstones that were taken, and what lingers of those.
-    pub(crate) buried: HashSet<u32>,
+    /// The newest tombstone that was taken of the keys of each hash, and what lingers that these hide.
+    pub(crate) buried: HashMap<u32, Revision>,
     pub(crate) hidden: HashSet<Revision>,
     /// What lingers, by shard.
     pub(crate) lingering: Vec<Lingering>,
+    /// How many of those were taken out for want of room since so many checkpoints.
+    pub(crate) reclaimed: (u64, usize),
     /// Both halves of a shard go up to the same revision.
     pub(crate) upto: Option<u64>,
     pub(crate) speed: Speed,
@@ -371,11 +373,9 @@ impl Core {
         cost == 0 || quota.size + quota.since + cost < max
     }
 
-    /// True if dead rows are worth more than what it costs to take them out: the disk is full, or the quota nearly
-    /// used up.
+    /// True if the quota is nearly used up.
     pub(crate) fn is_tight(&self) -> bool {
-        let nearly = |max: u64| self.quota.lock().size > max - max / 8;
-        self.store.is_disk_full() || self.options.quota_bytes.is_some_and(nearly)
+        self.options.quota_bytes.is_some_and(|max| self.quota.lock().size > max - max / 8)
     }
 
     /// Counts what a write took.

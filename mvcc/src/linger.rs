@@ -9,13 +9,11 @@
 //! the tree. A tombstone does not: when it goes, all that lingers of its key goes before. Keys are known by a hash
 //! here; rows of others that have the same go too, which does no harm.
 
-use crate::error::Result;
 use crate::record::{self, RowHead};
+use polybolt_engine::Damage;
 use polybolt_engine::view::{LeafEntries, View};
-use polybolt_engine::{Damage, Error as EngineError, Place};
 use polybolt_index::Revision;
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The hash of a key that is kept of its rows.
 pub(crate) fn hash_of(key: &[u8]) -> u32 {
@@ -80,12 +78,13 @@ impl Lingering {
         self.rows.keys().take(most).copied().collect()
     }
 
-    /// Those of keys with one of these hashes. O(all of them).
-    pub(crate) fn of_keys(&self, hashes: &HashSet<u32>) -> Vec<Revision> {
-        if hashes.is_empty() {
+    /// Those that tombstones hide, of which the newest of each hash is given. O(all of them).
+    pub(crate) fn hidden_by(&self, buried: &HashMap<u32, Revision>) -> Vec<Revision> {
+        if buried.is_empty() {
             return Vec::new();
         }
-        self.rows.iter().filter(|(_, row)| hashes.contains(&row.hash)).map(|(at, _)| *at).collect()
+        let is_hidden = |(at, row): &(&Revision, &Row)| buried.get(&row.hash).is_some_and(|tombstone| *at < tombstone);
+        self.rows.iter().filter(is_hidden).map(|(at, _)| *at).collect()
     }
 
     /// What was weighed is done.
@@ -110,17 +109,17 @@ impl Lingering {
     }
 
     /// Weighs leaves that have rows of `dead`, ascending and not empty, until that is enough. One leaf at least; reads
-    /// each of them.
-    pub(crate) fn weigh(&self, view: &View, dead: &[Revision], scale: Scale<'_>) -> Result<Weighed, Unweighed> {
+    /// each of them. None if one is damaged: the checkpoint that is to write it will say so.
+    pub(crate) fn weigh(&self, view: &View, dead: &[Revision], scale: Scale<'_>) -> Option<Weighed> {
         let mut weighed = Weighed::default();
         while weighed.count < dead.len() && weighed.goes.len() + weighed.stays.len() < scale.enough {
             let rest = &dead[weighed.count..];
             let before = weighed.count;
             let key = record::row_key(rest[0]);
-            match view.leaf_of(&key, |entries| self.weigh_leaf(entries, rest, scale, &mut weighed)) {
-                Ok(None) => {}
-                Ok(Some(found)) => found.map_err(Unweighed::Row)?,
-                Err(error) => return Err(Unweighed::Page(error)),
+            if let Some(leaf) =
+                view.leaf_of(&key, |entries| self.weigh_leaf(entries, rest, scale, &mut weighed)).ok()?
+            {
+                leaf.ok()?;
             }
             if weighed.count == before {
                 // It is in a buffer alone.
@@ -128,7 +127,7 @@ impl Lingering {
                 weighed.count += 1;
             }
         }
-        Ok(weighed)
+        Some(weighed)
     }
 
     fn weigh_leaf(
@@ -169,7 +168,12 @@ impl Lingering {
             dead_bytes += u64::from(row.bytes);
             here.push((at, row));
         }
-        let staying: u64 = weighed.new_bytes + new_bytes;
+        weighed.count += next;
+        if next == 0 {
+            // The leaf was weighed before.
+            return Ok(());
+        }
+        let staying = weighed.new_bytes + new_bytes;
         if is_heavy
             || dead_bytes * 100 >= u64::from(scale.percent) * all_bytes
             || self.bytes + staying > scale.bytes_max
@@ -179,26 +183,6 @@ impl Lingering {
             weighed.stays.append(&mut here);
             weighed.new_bytes = staying;
         }
-        weighed.count += next;
         Ok(())
-    }
-}
-
-/// Why rows could not be weighed.
-#[derive(Debug)]
-pub(crate) enum Unweighed {
-    /// A page could not be read.
-    Page(EngineError),
-    /// A row is damaged.
-    Row(Damage),
-}
-
-impl Unweighed {
-    /// In a file.
-    pub(crate) fn in_file(self, path: impl FnOnce() -> PathBuf) -> EngineError {
-        match self {
-            Unweighed::Page(error) => error,
-            Unweighed::Row(damage) => EngineError::corrupt(&path(), Place::File, damage),
-        }
     }
 }

@@ -39,7 +39,7 @@ pub struct Options {
     /// How fast what compactions leave behind is taken out.
     pub compaction_pace: CompactionPace,
     /// A leaf is written without its dead rows once they take so many percent of what it holds, or dead rows a quarter of
-    /// that of the whole shard, or space is short; 0 is at once. Default 10.
+    /// that of the whole shard, or the quota is nearly used up; 0 is at once. Default 10.
     pub reclaim_percent: u8,
     /// Hash what a compaction is about to forget, and answer `hash_kv` of the last ten compacted revisions
     /// with it (HSH-6). Reads every row once more at each compaction. Default false.

@@ -62,6 +62,7 @@ fn a_leaf_is_written_without_its_dead_rows_once_there_are_enough() {
         put(&ks, 0..1);
         ks.compact(ks.revision(), true).wait().unwrap();
         assert_eq!((found(&ks, 0).len(), ks.stats().lingering.abs_diff(dead) < 10), (KEYS, true));
+        assert_eq!(ks.stats().lingering as usize, rows(&ks) - KEYS);
         assert_eq!(found(&ks, 0)[1..], at[1..]);
         ks.defragment().unwrap();
         assert_eq!((ks.stats().lingering, rows(&ks)), (0, KEYS), "a defragmentation takes all of them");
@@ -97,6 +98,27 @@ fn what_a_tombstone_hides_does_not_outlive_it() {
     engine.close().unwrap();
     let (_engine, ks) = open(dir.path(), Options { reclaim_percent: 90, ..Options::default() });
     assert_eq!((found(&ks, deleted), found(&ks, 0), ks.hash_kv(0).unwrap().hash), before);
+}
+
+/// Of a leaf that is met twice, once for a row that is in a buffer alone, nothing lingers that was taken out.
+#[test]
+fn what_lingers_is_in_a_leaf() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, ks) = open(dir.path(), Options::default());
+    put(&ks, 0..KEYS);
+    put(&ks, KEYS - 1..KEYS);
+    compact(&engine, &ks);
+    assert_eq!(ks.stats().lingering, 1);
+    // The same leaf, now with two: and behind it one that was never in a leaf, before and after another checkpoint.
+    put(&ks, KEYS - 2..KEYS - 1);
+    put(&ks, [0, 0, 1].into_iter());
+    ks.compact(ks.revision(), true).wait().unwrap();
+    for _ in 0..2 {
+        engine.flush().unwrap();
+        let (stored, lingering) = (ks.stored_rows().unwrap(), ks.probe().lingering);
+        assert!(lingering.iter().all(|row| stored.contains_key(row)), "{lingering:?}");
+        assert_eq!((lingering.len(), stored.len()), (ks.stats().lingering as usize, KEYS + lingering.len()));
+    }
 }
 
 #[test]

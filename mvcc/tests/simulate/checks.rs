@@ -387,5 +387,8 @@ pub(crate) fn rows(world: &mut World, at: usize) {
         assert!(!stays || found.contains_key(&row), "{row:?} {kv:?} is gone");
         assert!(!stays || !probe.lingering.contains(&row), "{row:?} {kv:?} is to go");
     }
+    for row in &probe.lingering {
+        assert!(found.contains_key(row), "{row:?} lingers, and is gone");
+    }
     world.coverage.add("rows that linger", probe.lingering.len() as u64);
 }
