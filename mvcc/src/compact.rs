@@ -22,7 +22,7 @@ use std::time::Duration;
 
 /// Revisions that are taken out of an index before their rows go; each was as long in there.
 const TAKEN_MAX: usize = 1 << 20;
-/// Those that are taken under one lock of an index, and those that go under one of the writer.
+/// Those that are taken under one lock of an index, and those that go under one of the writer, but for the rest of a leaf.
 const TAKEN_AT_ONCE: usize = 128;
 const REMOVED_AT_ONCE: usize = 64;
 /// How soon a sweep that a pin has held back looks again.
@@ -192,37 +192,31 @@ impl Core {
         Ok(weighed.unwrap_or_else(all))
     }
 
-    /// Takes rows out of a shard's tree, all or none; false if there is no room for that now.
+    /// Takes rows out of a shard's tree, all under one lock of the writer; false if there is no room for that now.
     fn remove_rows(&self, shard: usize, rows: &[Revision]) -> Result<bool> {
         let tree = self.shards[shard].tree;
-        let parts = rows.chunks(REMOVED_AT_ONCE);
-        let mut admissions = Vec::with_capacity(parts.len());
-        for part in parts.clone() {
-            let edits = part.len() as u64;
-            let edit_bytes = edits * record::ROW_KEY_BYTES as u64;
-            match self.store.admit(Cost { edit_bytes, edits, frees_space: true, ..Cost::default() }) {
-                Ok(admission) => admissions.push(admission),
-                Err(AdmitError::Short(_)) => return Ok(false),
-                Err(AdmitError::Refused(error)) => return Err(error.into()),
-            }
-        }
+        let edits = rows.len() as u64;
+        let edit_bytes = edits * record::ROW_KEY_BYTES as u64;
+        let cost = Cost { edit_bytes, edits, frees_space: true, ..Cost::default() };
+        let admission = match self.store.admit(cost) {
+            Ok(admission) => admission,
+            Err(AdmitError::Short(_)) => return Ok(false),
+            Err(AdmitError::Refused(error)) => return Err(error.into()),
+        };
         let mut batch = Batch::new(self.id);
-        for (part, admission) in parts.zip(admissions) {
-            let edit = |at: &Revision| {
-                let key = Bytes::copy_from_slice(&record::row_key(*at));
-                TreeEdit { tree, key, edit: Edit::Remove }
-            };
-            batch.edits.extend(part.iter().map(edit));
-            let writer = self.writer.lock();
-            if matches!(writer.gate, Gate::Replaced(_)) {
-                return Ok(false);
-            }
-            let begun = self.clock.monotonic();
-            writer.state.encode_into(&mut batch.state);
-            self.store.apply(admission, &mut batch);
-            drop(writer);
-            self.counters.tree_steps.add(self.clock.monotonic().saturating_sub(begun));
+        batch.edits.extend(rows.iter().map(|at| {
+            let key = Bytes::copy_from_slice(&record::row_key(*at));
+            TreeEdit { tree, key, edit: Edit::Remove }
+        }));
+        let writer = self.writer.lock();
+        if matches!(writer.gate, Gate::Replaced(_)) {
+            return Ok(false);
         }
+        let begun = self.clock.monotonic();
+        writer.state.encode_into(&mut batch.state);
+        self.store.apply(admission, &mut batch);
+        drop(writer);
+        self.counters.tree_steps.add(self.clock.monotonic().saturating_sub(begun));
         Ok(true)
     }
 

@@ -2,8 +2,10 @@
 
 use super::{Entry, PageSource, Root};
 use crate::error::{Error, Result};
+use crate::ids::PagePtr;
 use crate::page::leaf::BodyAt;
 use crate::page::{Branch, Leaf};
+use std::ops::Range;
 
 /// A value where it lies in its leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +30,13 @@ impl<'a> Lent<'a> {
     }
 }
 
-/// Shows the value of a key. O(depth) pages.
-pub fn find<S: PageSource + ?Sized, T>(
+/// Where the leaf of a key is, and between which ordinals its keys lie if there is a branch that says so.
+#[inline]
+fn leaf_at<S: PageSource + ?Sized>(
     source: &S,
     root: Root,
     key: &[u8],
-    show: impl FnOnce(Lent<'_>) -> T,
-) -> Result<Option<T>> {
+) -> Result<Option<(PagePtr, Option<Range<u64>>)>> {
     let Some(mut ptr) = root.ptr else { return Ok(None) };
     let mut bounds = None;
     for height in (1..=root.height).rev() {
@@ -43,6 +45,17 @@ pub fn find<S: PageSource + ?Sized, T>(
         let child = branch.find(key);
         (ptr, bounds) = (branch.child(child), branch.bounds(child));
     }
+    Ok(Some((ptr, bounds)))
+}
+
+/// Shows the value of a key. O(depth) pages.
+pub fn find<S: PageSource + ?Sized, T>(
+    source: &S,
+    root: Root,
+    key: &[u8],
+    show: impl FnOnce(Lent<'_>) -> T,
+) -> Result<Option<T>> {
+    let Some((ptr, bounds)) = leaf_at(source, root, key)? else { return Ok(None) };
     let page = source.page(ptr, 0)?;
     let leaf = Leaf::new(&page);
     let first = leaf.guess(key, &bounds.unwrap_or_else(|| leaf.bounds()));
@@ -56,12 +69,7 @@ pub fn leaf_of<S: PageSource + ?Sized, T>(
     key: &[u8],
     show: impl FnOnce(Leaf<'_>) -> T,
 ) -> Result<Option<T>> {
-    let Some(mut ptr) = root.ptr else { return Ok(None) };
-    for height in (1..=root.height).rev() {
-        let page = source.page(ptr, height)?;
-        let branch = Branch::new(&page);
-        ptr = branch.child(branch.find(key));
-    }
+    let Some((ptr, _)) = leaf_at(source, root, key)? else { return Ok(None) };
     let page = source.page(ptr, 0)?;
     Ok(Some(show(Leaf::new(&page))))
 }
