@@ -5,7 +5,7 @@ pub mod dataset;
 pub mod measure;
 pub mod window;
 
-pub use measure::{Resident, machine, mib, now, pause, resident};
+pub use measure::{Resident, etcd_core, machine, mib, now, pause, resident};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,7 @@
 //! What everything here is measured with.
 
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Resident memory of this process.
@@ -50,4 +52,11 @@ pub fn machine() -> String {
         .map_or("?", |(_, name)| name.trim());
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     format!("{cores} cores, {model}")
+}
+
+/// Runs a workload of etcd's own core on so many keys; the lines that it prints, none if it cannot be run.
+pub fn etcd_core(program: &Path, keys: usize, arguments: &[&str]) -> String {
+    let output =
+        Command::new(program).args(["-keys", &keys.to_string()]).args(arguments).stderr(Stdio::null()).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }

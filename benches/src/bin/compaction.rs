@@ -11,9 +11,9 @@ use clap::Parser;
 use polybolt::{Durability, Engine, Error, Options, Routes};
 use polybolt_benches::dataset::{self, Numbers, Values};
 use polybolt_benches::window::{self, Rates, median, percentiles, put_all, show};
-use polybolt_benches::{machine, now, pause};
-use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use polybolt_benches::{etcd_core, machine, now, pause};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// What a compaction costs those beside it.
@@ -118,16 +118,11 @@ fn run(args: &Args) -> Result<(), Error> {
 }
 
 /// Its lines are printed as they come.
-fn etcd(program: &PathBuf, args: &Args, round: u64) {
+fn etcd(program: &Path, args: &Args, round: u64) {
     let dir = args.dir.with_extension("etcd");
     let (store, overwritten) = (dir.join("store"), dir.join("overwritten"));
-    let core = |arguments: &[&str]| {
-        let seconds = format!("{}s", args.seconds);
-        let keys = args.keys.to_string();
-        let all = [&["-keys", &keys, "-dur", &seconds], arguments].concat();
-        let output = Command::new(program).args(all).stderr(Stdio::null()).output();
-        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
-    };
+    let seconds = format!("{}s", args.seconds);
+    let core = |arguments: &[&str]| etcd_core(program, args.keys, &[&["-dur", &seconds], arguments].concat());
     if std::fs::create_dir_all(&dir).is_err() {
         return;
     }

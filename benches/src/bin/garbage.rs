@@ -11,9 +11,9 @@ use clap::Parser;
 use polybolt::{CompactionPace, Durability, Engine, Error, Keyspace, Options, Routes};
 use polybolt_benches::dataset::{self, Numbers, Values};
 use polybolt_benches::window::{median, put_all};
-use polybolt_benches::{machine, mib, now};
-use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use polybolt_benches::{etcd_core, machine, mib, now};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// What a compaction costs by what it removes.
@@ -136,17 +136,13 @@ fn run(args: &Args) -> Result<(), Error> {
 }
 
 /// Its lines are printed as they come.
-fn etcd(program: &PathBuf, args: &Args, round: u64) {
+fn etcd(program: &Path, args: &Args, round: u64) {
     let dir = args.dir.with_extension("etcd");
     if std::fs::create_dir_all(&dir).is_err() {
         return;
     }
     let place = |name: &str| dir.join(name).to_string_lossy().into_owned();
-    let core = |arguments: &[&str]| {
-        let keys = args.keys.to_string();
-        let output = Command::new(program).args(["-keys", &keys]).args(arguments).stderr(Stdio::null()).output();
-        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
-    };
+    let core = |arguments: &[&str]| etcd_core(program, args.keys, arguments);
     if round == 0 {
         core(&["-w", "load", "-db", &place("store")]);
     }
