@@ -65,10 +65,12 @@ pub enum Defect {
     SkipLaggingEvents,
     /// A checksum is not looked at.
     TrustPages,
+    /// A change of routes leaves out what was deleted meanwhile: a prefix is brought back over old rows.
+    BringBackOverOldRows,
 }
 
 /// Every defect.
-pub const ALL: [Defect; 27] = [
+pub const ALL: [Defect; 28] = [
     Defect::SkipSync,
     Defect::PublishBeforeDurable,
     Defect::SealBeforeIndex,
@@ -96,6 +98,7 @@ pub const ALL: [Defect; 27] = [
     Defect::ForgetFloorInReplay,
     Defect::SkipLaggingEvents,
     Defect::TrustPages,
+    Defect::BringBackOverOldRows,
 ];
 
 /// Switches one defect on in the whole process, and every other off.

@@ -25,6 +25,7 @@ use crate::routes::Routes;
 use crate::rows::{Rows, StoredRow};
 use crate::snapshot::{Snapshot, SnapshotReader};
 use bytes::Bytes;
+use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::sync::Mutex;
 use polybolt_engine::{Edit, SpaceInfo, SpaceSpec, TreeEdit, TreeId};
 use std::collections::BTreeMap;
@@ -216,6 +217,9 @@ impl Copy<'_> {
         let mut rows = Rows::of_shards(self.old, (0..self.old.shards.len()).collect(), from, to);
         let (mut edits, mut bytes, mut count) = (Vec::new(), 0, 0);
         while let Some(row) = rows.next_row()? {
+            if row.tombstone && is_on(Defect::BringBackOverOldRows) {
+                continue;
+            }
             let shard = &self.new.shards[self.new.routes.shard_of(&row.kv.key)];
             let edit = edit(shard.tree, &row);
             bytes += edit.key.len() + edit.edit.len();

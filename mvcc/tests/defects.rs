@@ -5,7 +5,7 @@
 //! ```
 //!
 //! prints how many seeds each took, at most `POLYBOLT_SIM_DEFECT_SEEDS` (20,000). A plain `cargo test` tries
-//! three that are found at once. Not here: bringing a prefix back over old rows, which no code can do yet.
+//! three that are found at once.
 #![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(dead_code, reason = "the parts of the simulator are shared")]
 
