@@ -7,7 +7,7 @@ use crate::batch::{DurableListener, SpaceInfo, TreeClass, TreeInfo, TreeSpec};
 use crate::buffer::TreeBuffer;
 use crate::error::Error;
 use crate::file::TreeFile;
-use crate::ids::{SpaceId, TreeId};
+use crate::ids::{SpaceId, TreeId, UNIT_BYTES};
 use crate::manifest::{SpaceEntry, TreeEntry};
 use crate::space::pending::Pending;
 use crate::space::{Extent, FreeSpace};
@@ -117,6 +117,12 @@ impl Tree {
             self.note_sizes(&room);
         }
         *self.sizes.lock()
+    }
+
+    /// Bytes of its file that are in use, header included.
+    pub fn in_use(&self) -> u64 {
+        let sizes = self.sizes();
+        (sizes.all - sizes.unused) * UNIT_BYTES as u64
     }
 
     /// True if it takes no part in the journal and the manifest.

@@ -29,7 +29,7 @@ pub enum Defect {
     ReplayGroupTwice,
     /// Segments that only the older slot needs are used again.
     RecycleByNewerSlotOnly,
-    /// Opening neither writes what it replayed nor commits.
+    /// Opening begins no session: neither writes what it replayed nor commits.
     NoNewSession,
     /// Opening commits to pages that it did not sync.
     ExposeReplayedUnsynced,

@@ -101,6 +101,10 @@ pub struct Scrubbed {
     pub bytes: u64,
     /// Pages read, without overflow extents.
     pub pages: u64,
+    /// Bytes read of the round under way; 0 between rounds.
+    pub round_bytes: u64,
+    /// About as many as it has; 0 between rounds.
+    pub round_of: u64,
     /// Places that were damaged when they were last read; at most 1000.
     pub damage: Vec<Finding>,
 }

@@ -77,7 +77,9 @@ impl ScrubJob {
 
     fn begin_round(&mut self, now: Duration) {
         let spaces = self.core.catalog.spaces();
-        self.left = spaces.iter().flat_map(|space| space.trees.iter().map(|tree| tree.id)).collect();
+        let trees = || spaces.iter().flat_map(|space| &space.trees);
+        self.left = trees().map(|tree| tree.id).collect();
+        self.core.scrubbed.lock().round_of = trees().map(|tree| tree.in_use()).sum();
         self.round_at = now + ROUND;
         self.in_round = true;
     }
@@ -108,7 +110,9 @@ impl Job for ScrubJob {
         }
         let Some((tree, mut under_way)) = self.current() else {
             self.in_round = false;
-            self.core.scrubbed.lock().rounds += 1;
+            let mut total = self.core.scrubbed.lock();
+            total.rounds += 1;
+            (total.round_bytes, total.round_of) = (0, 0);
             return Next::At(self.round_at.max(now));
         };
         let was_open = tree.file.is_open();
@@ -132,6 +136,9 @@ impl Job for ScrubJob {
             under_way.found.extend(read.damage.iter().cloned());
             let mut total = self.core.scrubbed.lock();
             total.bytes += read.bytes;
+            total.round_bytes += read.bytes;
+            // Others write meanwhile.
+            total.round_of = total.round_of.max(total.round_bytes);
             total.pages += read.pages;
             for finding in read.damage {
                 let known = |known: &Finding| known.file == finding.file && known.place == finding.place;

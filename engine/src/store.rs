@@ -120,6 +120,10 @@ pub struct StoreStats {
     pub scrub_rounds: u64,
     /// Bytes that it read.
     pub scrub_bytes: u64,
+    /// Those of the round under way, and about as many as that has; 0 between rounds.
+    pub scrub_round_bytes: u64,
+    /// See there.
+    pub scrub_round_of: u64,
     /// Places that were damaged when it last read them.
     pub scrub_damage: u64,
     /// Tree files that are open.
@@ -496,7 +500,7 @@ impl Store {
         Ok(TreeStats {
             path: tree.file.path().to_owned(),
             size: sizes.all * unit,
-            in_use: (sizes.all - sizes.unused) * unit,
+            in_use: tree.in_use(),
             entries: published.root.entries,
             buffered: buffered as u64,
             depth: published.root.depth(),
@@ -507,7 +511,8 @@ impl Store {
     pub fn stats(&self) -> StoreStats {
         let counters = &self.core.counters;
         let scrubbed = self.core.scrubbed.lock();
-        let scrub = (scrubbed.rounds, scrubbed.bytes, scrubbed.damage.len() as u64);
+        let scrub = Scrubbed { damage: Vec::new(), ..*scrubbed };
+        let scrub_damage = scrubbed.damage.len() as u64;
         drop(scrubbed);
         let spaces = self.core.catalog.spaces();
         StoreStats {
@@ -525,9 +530,11 @@ impl Store {
             vacuum_rounds: counters.vacuum_rounds.load(Ordering::Relaxed),
             vacuum_cuts: counters.vacuum_cuts.load(Ordering::Relaxed),
             sync_calls: self.core.disk.sync_calls(),
-            scrub_rounds: scrub.0,
-            scrub_bytes: scrub.1,
-            scrub_damage: scrub.2,
+            scrub_rounds: scrub.rounds,
+            scrub_bytes: scrub.bytes,
+            scrub_round_bytes: scrub.round_bytes,
+            scrub_round_of: scrub.round_of,
+            scrub_damage,
             disk_full: self.is_disk_full(),
             open_files: spaces.iter().flat_map(|space| &space.trees).filter(|tree| tree.file.is_open()).count() as u64,
         }

@@ -266,6 +266,10 @@ impl LookedUp {
         all.counter("polybolt_page_bytes_total", "Bytes of pages that checkpoints wrote.", stats.page_bytes as f64);
         all.gauge("polybolt_scrub_rounds", "Times that the scrub has read all files.", stats.scrub_rounds as f64);
         all.gauge("polybolt_scrub_bytes", "Bytes that the scrub has read.", stats.scrub_bytes as f64);
+        let round = stats.scrub_round_bytes as f64;
+        all.gauge("polybolt_scrub_round_bytes", "Bytes that the scrub has read of the round under way.", round);
+        let of = stats.scrub_round_of as f64;
+        all.gauge("polybolt_scrub_round_of_bytes", "About as many as that round has, 0 between rounds.", of);
         all.gauge("polybolt_scrub_damage", "Damaged places that the scrub knows of.", stats.scrub_damage as f64);
     }
 }

@@ -51,6 +51,8 @@ pub fn shards(engine: &Engine, keyspace: &Keyspace) -> pb::ShardsResponse {
         journal_groups: stats.journal_groups,
         scrub_rounds: stats.scrub_rounds,
         scrub_bytes: stats.scrub_bytes,
+        scrub_round_bytes: stats.scrub_round_bytes,
+        scrub_round_of: stats.scrub_round_of,
         compaction_left: activity.sweep_left,
         compaction_seconds_left: activity.sweep_time_left.map_or(0, |left| left.as_secs()),
         compaction_lingering: activity.lingering,

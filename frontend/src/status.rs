@@ -137,7 +137,12 @@ fn print(response: &ShardsResponse) {
     if response.compaction_lingering > 0 {
         println!("{} rows of removed revisions are left in leaves", response.compaction_lingering);
     }
-    println!("scrub {} read, {} rounds", HumanBytes(response.scrub_bytes), response.scrub_rounds);
+    print!("scrub {} read, {} rounds", HumanBytes(response.scrub_bytes), response.scrub_rounds);
+    if response.scrub_round_of > 0 {
+        let (read, of) = (HumanBytes(response.scrub_round_bytes), HumanBytes(response.scrub_round_of));
+        print!(", {read} of {of} in the one under way");
+    }
+    println!();
     let (moved, cut) = (HumanBytes(response.vacuum_moved_bytes), HumanBytes(response.vacuum_cut_bytes));
     println!("vacuum {moved} moved, {cut} given back");
     for damage in &response.damage {

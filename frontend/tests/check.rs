@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 mod common;
+#[path = "common/http.rs"]
+mod web;
 
 use common::{Served, polybolt, succeed, text};
 use serde_json::Value;
@@ -9,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 fn filled(data: &Path, kill: bool) {
     let served = Served::start(data, &[]);
@@ -129,4 +132,59 @@ fn all_damage_is_listed_and_the_rest_is_salvaged_and_served() {
     let status = succeed(Command::new(env!("CARGO_BIN_EXE_polybolt")).args(["status", "--endpoint", &served.url()]));
     assert!(status.contains("scrub "), "{status}");
     assert!(served.stop());
+}
+
+/// A server finds damage that nobody has read, and tells how far it has looked.
+#[tokio::test]
+async fn the_scrub_of_a_server_tells_how_far_it_is_and_what_is_damaged() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().to_owned();
+    tokio::task::spawn_blocking({
+        let data = data.clone();
+        move || filled(&data, false)
+    })
+    .await
+    .unwrap();
+    // A step in some seconds.
+    let served = Served::start(&data, &["--scrub-bytes-per-second", "20000"]);
+    for shard in ["pods", "events", "leases"] {
+        let path = tree_file(&data, shard);
+        let bytes = fs::read(&path).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        for unit in (1..bytes.len() / 4096).filter(|unit| bytes[unit * 4096 + 4] == 2) {
+            let at = unit * 4096 + 200;
+            file.write_all_at(&[bytes[at] ^ 0x10], at as u64).unwrap();
+        }
+    }
+    let until = Instant::now() + Duration::from_secs(120);
+    let status = || {
+        text(
+            &Command::new(env!("CARGO_BIN_EXE_polybolt"))
+                .args(["status", "--endpoint", &served.url()])
+                .output()
+                .unwrap()
+                .stdout,
+        )
+    };
+    let (mut under_way, mut metrics, mut told) = (false, false, false);
+    while !(under_way && metrics && told) {
+        assert!(Instant::now() < until, "under way {under_way}, metrics {metrics}, damage {told}: {}", status());
+        let of = web::get(served.port, "/metrics").await.body;
+        let gauge = |name: &str| {
+            let line =
+                of.lines().find(|line| line.split(' ').next() == Some(name)).unwrap_or_else(|| panic!("no {name}"));
+            line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
+        };
+        metrics |= gauge("polybolt_scrub_damage") > 0.0;
+        let (read, round) = (gauge("polybolt_scrub_round_bytes"), gauge("polybolt_scrub_round_of_bytes"));
+        assert!(read <= round, "{read} of {round}");
+        let now = status();
+        under_way |= now.contains(" in the one under way") && read > 0.0;
+        told |= now
+            .lines()
+            .any(|line| line.starts_with("damaged: ") && line.contains(".tree") && line.contains("checksum"));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    served.kill();
 }

@@ -1,5 +1,5 @@
 //! A server that is killed while 16 clients write to it, again and again: nothing that was
-//! acknowledged is lost, and no txn is torn.
+//! acknowledged is lost, no txn is torn, and no revision is used twice or goes back.
 //!
 //! SIGKILL keeps what was written but not synced, so the syncs are counted too: at least one for each
 //! journal group; and once the count itself is checked against the system calls.
@@ -33,10 +33,11 @@ fn put(key: String, value: String) -> pb::RequestOp {
     pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
 }
 
-/// Writes rising numbers under a writer's three keys until the server is gone; the last acknowledged.
-async fn write(url: String, writer: u64, from: u64, tried: Arc<Vec<AtomicU64>>) -> u64 {
+/// Writes rising numbers under a writer's three keys until the server is gone; the last acknowledged, and the revision
+/// of each.
+async fn write(url: String, writer: u64, from: u64, tried: Arc<Vec<AtomicU64>>) -> (u64, Vec<i64>) {
     let mut client = KvClient::connect(url).await.unwrap();
-    let mut acknowledged = from;
+    let (mut acknowledged, mut revisions) = (from, Vec::new());
     loop {
         let next = acknowledged + 1;
         tried[writer as usize].store(next, Ordering::SeqCst);
@@ -44,8 +45,11 @@ async fn write(url: String, writer: u64, from: u64, tried: Arc<Vec<AtomicU64>>) 
         let success =
             PREFIXES.iter().map(|prefix| put(format!("{prefix}{writer}"), format!("{next} {padding}"))).collect();
         match client.txn(pb::TxnRequest { success, ..Default::default() }).await {
-            Ok(_) => acknowledged = next,
-            Err(_) => return acknowledged,
+            Ok(answer) => {
+                acknowledged = next;
+                revisions.push(answer.into_inner().header.unwrap().revision);
+            }
+            Err(_) => return (acknowledged, revisions),
         }
     }
 }
@@ -54,20 +58,49 @@ async fn inspect(url: &str) -> ShardsResponse {
     InspectClient::connect(url.to_owned()).await.unwrap().shards(ShardsRequest {}).await.unwrap().into_inner()
 }
 
-/// Each writer's number under each prefix.
-async fn numbers(client: &mut KvClient<Channel>) -> Vec<BTreeMap<u64, u64>> {
-    let mut found = Vec::new();
+/// Each writer's number under each prefix, and the revision of a key of each writer.
+async fn numbers(client: &mut KvClient<Channel>) -> (Vec<BTreeMap<u64, u64>>, Vec<i64>, i64) {
+    let (mut found, mut revisions, mut newest) = (Vec::new(), Vec::new(), 0);
     for prefix in PREFIXES {
         let end = format!("{}0", prefix.trim_end_matches('/'));
         let request = pb::RangeRequest { key: prefix.into(), range_end: end.into(), ..Default::default() };
-        let kvs = client.range(request).await.unwrap().into_inner().kvs;
+        let answer = client.range(request).await.unwrap().into_inner();
+        let kvs = answer.kvs;
+        newest = answer.header.unwrap().revision;
+        revisions.extend(kvs.iter().map(|kv| kv.mod_revision));
         let number = |kv: KeyValue| {
             let writer = text(&kv.key[prefix.len()..]).parse().unwrap();
             (writer, text(&kv.value).split(' ').next().unwrap().parse().unwrap())
         };
         found.push(kvs.into_iter().map(number).collect());
     }
-    found
+    (found, revisions, newest)
+}
+
+/// What is known of revisions.
+#[derive(Default)]
+struct Revisions {
+    /// The newest that a client was told of.
+    newest: i64,
+    /// Txns of all rounds.
+    count: usize,
+}
+
+impl Revisions {
+    /// Those of a round, which began at one.
+    fn take(&mut self, round: u64, began: i64, mut told: Vec<i64>) {
+        told.sort_unstable();
+        assert!(told.windows(2).all(|pair| pair[0] < pair[1]), "round {round}: a revision was used twice: {told:?}");
+        assert!(told.first().is_none_or(|first| *first > began), "round {round}: {told:?} began at {began}");
+        self.newest = told.last().copied().unwrap_or(began);
+        self.count += told.len();
+    }
+
+    /// A restart is at the newest revision at least, and what was the last of a round is no other's.
+    fn check(&self, round: u64, found: &[i64], newest: i64) {
+        assert!(newest >= self.newest, "round {round}: at {newest}, and {} was told", self.newest);
+        assert!(found.iter().all(|revision| *revision <= newest), "round {round}: {found:?} at {newest}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,12 +109,15 @@ async fn nothing_acknowledged_is_lost_and_no_txn_is_torn() {
     let mut acknowledged = vec![0; WRITERS as usize];
     let tried: Arc<Vec<AtomicU64>> = Arc::new((0..WRITERS).map(|_| AtomicU64::new(0)).collect());
     let (mut total, mut groups, mut syncs) = (0, 0, 0);
-    for round in 0..rounds() {
+    let mut revisions = Revisions::default();
+    // The last start looks at what the last kill left.
+    for round in 0..=rounds() {
         let served = Served::start(dir.path(), &["--buffer-bytes", "1048576"]);
         let url = served.url();
         // What the last kill left.
         let mut client = KvClient::connect(url.clone()).await.unwrap();
-        let found = numbers(&mut client).await;
+        let (found, of_keys, began) = numbers(&mut client).await;
+        revisions.check(round, &of_keys, began);
         for writer in 0..WRITERS {
             let of = |at: usize| found[at].get(&writer).copied().unwrap_or(0);
             assert!(of(0) == of(1) && of(1) == of(2), "round {round}: writer {writer} is torn: {found:?}");
@@ -89,6 +125,10 @@ async fn nothing_acknowledged_is_lost_and_no_txn_is_torn() {
             assert!(of(0) >= lowest, "round {round}: writer {writer} lost {lowest}, has {}", of(0));
             assert!(of(0) <= highest);
             acknowledged[writer as usize] = of(0);
+        }
+        if round == rounds() {
+            served.kill();
+            break;
         }
         let writing: Vec<_> = (0..WRITERS)
             .map(|writer| tokio::spawn(write(url.clone(), writer, acknowledged[writer as usize], Arc::clone(&tried))))
@@ -100,16 +140,24 @@ async fn nothing_acknowledged_is_lost_and_no_txn_is_torn() {
             stats = inspect(&url).await;
         }
         served.kill();
+        let mut told = Vec::new();
         for (writer, task) in writing.into_iter().enumerate() {
-            let reached = task.await.unwrap();
+            let (reached, of_writer) = task.await.unwrap();
+            assert!(of_writer.windows(2).all(|pair| pair[0] < pair[1]), "round {round}: {of_writer:?} of {writer}");
+            told.extend(of_writer);
             total += reached - acknowledged[writer];
             acknowledged[writer] = reached;
         }
+        revisions.take(round, began, told);
         assert!(stats.sync_calls >= stats.journal_groups && stats.journal_groups > 0, "{stats:?}");
         groups += stats.journal_groups;
         syncs += stats.sync_calls;
     }
-    println!("{} rounds: {total} txns acknowledged, {groups} journal groups, {syncs} syncs", rounds());
+    println!(
+        "{} rounds: {total} txns acknowledged, {} revisions, none twice, none back; {groups} journal groups, {syncs} syncs",
+        rounds(),
+        revisions.count
+    );
     let verified = polybolt().arg("verify").arg("--data-dir").arg(dir.path()).output().unwrap();
     assert!(verified.status.success(), "{}", text(&verified.stderr));
 }

@@ -397,8 +397,10 @@ async fn what_clients_of_a_killed_server_saw_is_linearizable() {
     let dir = tempfile::tempdir().unwrap();
     let values: Arc<AtomicU64> = Arc::default();
     let (mut calls, mut unanswered, mut counted) = (0, 0, 0);
+    let mut before: Option<Store> = None;
     for round_seed in seed..seed + rounds {
         let (begin, records) = round(dir.path(), round_seed, &values).await;
+        assert!(before.is_none_or(|before| before == begin), "round {round_seed}: a kill of an idle server loses");
         let served = Served::start(dir.path(), &[]);
         let end = list(&mut KvClient::connect(served.url()).await.unwrap()).await.unwrap();
         let changes = history(&served.url(), begin.revision, end.revision).await;
@@ -407,6 +409,7 @@ async fn what_clients_of_a_killed_server_saw_is_linearizable() {
         let settled = settle(records, &changes);
         counted += settled.iter().filter(|record| record.answered.is_none()).count();
         assert!(is_linearizable(&begin, &settled, &end), "round {round_seed}: {begin:?} {end:?} {settled:#?}");
+        before = Some(end);
         served.kill();
     }
     println!(

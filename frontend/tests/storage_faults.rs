@@ -226,6 +226,34 @@ async fn no_space_for_the_journal_that_was_there_ends_writes_for_good() {
         .await;
 }
 
+/// Pages and the manifest are no other than the journal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_fails_ends_writes_for_good_and_a_restart_recovers() {
+    if !asked() {
+        return;
+    }
+    if !has_program("strace") {
+        return;
+    }
+    // Opening writes the manifest too, four times at most; each tree file is synced by a thread of its own.
+    for (call, when, kind, says) in [
+        ("pwrite64", 2, ".tree", ["cannot write ", ".tree"]),
+        ("fdatasync", 1, ".pods.", ["cannot sync ", ".pods."]),
+        ("pwrite64", 5, "MANIFEST", ["cannot write ", "MANIFEST"]),
+        ("fdatasync", 5, "MANIFEST", ["cannot sync ", "MANIFEST"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let inject = format!("{call}:error=EIO:when={when}");
+        let served = serve(&data, &inject, Some(kind), &["--buffer-bytes", "1048576"]);
+        let mut writer = Writer::new(&served, 20_000);
+        let failed = writer.until_it_fails().await;
+        assert!(writer.acknowledged > 0 && injected(&data) > 0, "{call} of {kind}");
+        println!("{call} of {kind}: {} written", writer.acknowledged);
+        check_failed_for_good(served, &data, writer, failed, &[says[0], says[1], "Input/output"]).await;
+    }
+}
+
 /// A checkpoint that meets a full disk is made again; nothing fails for good, and nothing is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_space_for_a_checkpoint_passes_and_writes_go_on() {

@@ -42,7 +42,7 @@ struct Shared {
 impl Shared {
     fn new() -> Arc<Self> {
         let hub = Arc::new(Hub::default());
-        let publisher = Publisher::new((1, -1, &[]), Position(0), false, Arc::clone(&hub), Signal::default());
+        let publisher = Publisher::new((1, -1, &[0]), Position(0), false, Arc::clone(&hub), Signal::default());
         hub.publish(1);
         Arc::new(Shared { writer: Mutex::new(1), rows: AtomicU64::new(1), hub, publisher, pins: Arc::default() })
     }
@@ -223,6 +223,41 @@ fn what_a_sweep_took_out_shows_no_earlier_than_the_compacted_revision() {
         let there = *index.read();
         assert!(there || shared.publisher.compacted() > 0, "a get misses what is not compacted");
         compaction.join().unwrap();
+    });
+}
+
+#[test]
+fn what_a_shard_forgets_shows_no_earlier_than_its_floor() {
+    explore(3, || {
+        let (shared, index) = (Shared::new(), Arc::new(ManyReaders::new(true)));
+        let sweep = thread::spawn({
+            let (shared, index) = (Arc::clone(&shared), Arc::clone(&index));
+            move || {
+                shared.publisher.seal(1, -1, Some((0, 1)), || Position(0));
+                let floor = shared.publisher.own_floor(0).cast_unsigned();
+                let oldest = shared.pins.oldest(Duration::ZERO, 0).unwrap_or(u64::MAX);
+                if floor.min(oldest) > 0 {
+                    *index.write() = false;
+                }
+            }
+        });
+        let pinned = thread::spawn({
+            let (shared, index) = (Arc::clone(&shared), Arc::clone(&index));
+            move || {
+                // As `core.rs`: pinned first, checked after.
+                let pin = shared.pins.pin(0, Duration::ZERO, Duration::MAX);
+                if shared.publisher.own_floor(0) <= 0 {
+                    assert!(*index.read(), "what a reader pins stays");
+                }
+                drop(pin);
+            }
+        });
+        // As `get.rs`: read without a pin, checked after.
+        let there = *index.read();
+        assert!(there || shared.publisher.own_floor(0) > 0, "a get misses what its shard has");
+        sweep.join().unwrap();
+        pinned.join().unwrap();
+        assert_eq!((shared.publisher.own_floor(0), shared.publisher.raised()), (1, 1));
     });
 }
 

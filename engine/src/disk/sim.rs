@@ -48,7 +48,7 @@ pub enum ReadFault {
 /// A call that failed because it was told to, or because the disk was full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fired {
-    /// The call: "write", "sync", "read".
+    /// The call: "write", "sync", "preallocate", "truncate", "rename", "remove", "read", and "open" of the rest.
     pub op: &'static str,
     /// The file or directory.
     pub path: PathBuf,
@@ -56,6 +56,8 @@ pub struct Fired {
     pub full: bool,
     /// False if the disk really was full.
     pub told: bool,
+    /// True if a read came back too short.
+    pub short: bool,
 }
 
 /// The simulated disk; clones are handles to the same one.
@@ -239,7 +241,8 @@ impl State {
         let calls = self.calls;
         let due = self.faults.iter().find(|(at, times, _)| calls >= *at && calls - at < *times);
         if let Some((_, _, fault)) = due.copied() {
-            self.fired.push(Fired { op: op(what), path: path.to_owned(), full: fault == Fault::Enospc, told: true });
+            let full = fault == Fault::Enospc;
+            self.fired.push(Fired { op: op(what), path: path.to_owned(), full, told: true, short: false });
             let kind = match fault {
                 Fault::Eio => io::Error::other("simulated input/output error"),
                 Fault::Enospc => io::ErrorKind::StorageFull.into(),
@@ -264,7 +267,8 @@ impl State {
         let reads = self.reads;
         let due = self.read_faults.iter().find(|(at, times, _)| reads >= *at && reads - at < *times);
         let Some((_, _, fault)) = due.copied() else { return Ok(()) };
-        self.fired.push(Fired { op: "read", path: path.to_owned(), full: false, told: true });
+        let short = fault == ReadFault::Short;
+        self.fired.push(Fired { op: "read", path: path.to_owned(), full: false, told: true, short });
         Err(match fault {
             ReadFault::Eio => Error::io("read", path, Some(offset), io::Error::other("simulated input/output error")),
             ReadFault::Short => {
@@ -278,7 +282,7 @@ impl State {
         let have = self.files.get(&id).map_or(0, |file| file.current.len);
         let used: u64 = self.entries.values().filter_map(|id| self.files.get(id)).map(|file| file.current.len).sum();
         if len > have && self.capacity.is_some_and(|max| used + (len - have) > max) {
-            self.fired.push(Fired { op: "write", path: path.to_owned(), full: true, told: false });
+            self.fired.push(Fired { op: "write", path: path.to_owned(), full: true, told: false, short: false });
             return Err(Error::NoSpace { path: path.to_owned() });
         }
         Ok(())

@@ -94,12 +94,17 @@ fn the_scrub_keeps_to_its_rate_and_passes_over_what_is_dropped() {
         let read = driven.engine.scrubbed().bytes - begun.bytes;
         assert!(read <= second * 100_000 + 2 * (140 << 10), "{read} bytes in {second} s");
         most = read;
+        let now = driven.engine.stats();
+        assert_eq!(now.scrub_round_bytes, read, "of the round under way");
+        // 30 values of three units, 570 rows of 500 bytes.
+        assert!((680_000..900_000).contains(&now.scrub_round_of), "{now:?}");
     }
     assert!(most > 200_000, "{most}");
     driven.engine.drop_keyspace("ks").unwrap();
     run(&mut driven, Duration::from_secs(30));
     let scrubbed = driven.engine.scrubbed();
     assert_eq!((scrubbed.rounds, scrubbed.damage.len()), (begun.rounds + 1, 0));
+    assert_eq!((scrubbed.round_bytes, scrubbed.round_of), (0, 0), "between rounds");
 }
 
 #[test]

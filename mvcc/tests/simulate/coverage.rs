@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Every counter that has to be above zero in at least 1 % of the seeds of a campaign.
-pub(crate) const WANTED: [&str; 29] = [
+pub(crate) const WANTED: [&str; 39] = [
     "torn groups",
     "slot fallbacks",
     "recycled segments",
@@ -33,6 +33,16 @@ pub(crate) const WANTED: [&str; 29] = [
     "opened on a full disk",
     "routes changed",
     "crashes in a change of routes",
+    "EIO of a read",
+    "EIO of a write",
+    "EIO of a sync",
+    "EIO of a file's making, renaming or end",
+    "ENOSPC of one call",
+    "ENOSPC of a full disk",
+    "short reads",
+    "stale units",
+    "misdirected units",
+    "flipped bits",
 ];
 
 /// Counters of one seed.
@@ -77,11 +87,11 @@ impl Table {
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{:<34} {:>8} {:>12}", "met", "% seeds", "times")?;
+        writeln!(f, "{:<42} {:>8} {:>12}", "met", "% seeds", "times")?;
         for (what, (seeds, sum)) in &self.counters {
             let share = *seeds as f64 * 100.0 / self.seeds.max(1) as f64;
             let mark = if WANTED.contains(what) { "*" } else { " " };
-            writeln!(f, "{mark}{what:<33} {share:>7.1} {sum:>13}")?;
+            writeln!(f, "{mark}{what:<41} {share:>7.1} {sum:>13}")?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use crate::checks;
 use crate::restart::{recover, reopen};
 use crate::world::{Shared, World};
 use bytes::Bytes;
-use polybolt::disk::sim::{Fault, ReadFault, SimDisk, Survive};
+use polybolt::disk::sim::{Fault, Fired, ReadFault, SimDisk, Survive};
 use polybolt::run::seeded::Rng;
 use polybolt::{Error, Keyspace, Place, PutRequest, RangeRequest, Span, SpanEnd, StorageError};
 use polybolt_engine::manifest::{SLOT_NAMES, Slots};
@@ -127,9 +127,20 @@ impl World {
         Some((path, self.rng.below(len / UNIT) * UNIT))
     }
 
+    /// Counts faults that fired since it did so last.
+    pub(crate) fn count_faults(&mut self) {
+        let fired = self.disk.fired();
+        for fault in &fired[self.counted..] {
+            self.coverage.add("faults that fired", 1);
+            self.coverage.add(name_of(fault), 1);
+        }
+        self.counted = fired.len();
+    }
+
     /// Changes bytes behind the engine's back.
     fn damage(&mut self) {
         self.damaged = true;
+        self.coverage.add("faults that fired", 1);
         self.disk.heal();
         self.disk.set_capacity(None);
         self.disk.crash_on("MANIFEST", u64::MAX);
@@ -139,11 +150,13 @@ impl World {
                 let pick = self.rng.below(self.stale.len() as u64) as usize;
                 let (path, at, bytes) = self.stale.swap_remove(pick);
                 self.say(|| format!("a stale unit {path:?} {at}"));
+                self.coverage.add("stale units", 1);
                 self.disk.poke(&path, at, &bytes);
             }
             1 => {
                 let (Some((from, at)), Some((to, place))) = (self.any_unit(), self.any_unit()) else { return };
                 let bytes = self.disk.peek(&from, at, UNIT as usize).expect("the unit is there");
+                self.coverage.add("misdirected units", 1);
                 self.say(|| format!("a misdirected unit {from:?} {at} in {to:?} {place}"));
                 self.disk.poke(&to, place, &bytes);
             }
@@ -152,11 +165,26 @@ impl World {
                 for _ in 0..1 + self.rng.below(3) {
                     let (path, len) = &files[self.rng.below(files.len() as u64) as usize];
                     let at = self.rng.below(*len);
+                    self.coverage.add("flipped bits", 1);
                     self.say(|| format!("a flipped bit {path:?} {at}"));
                     self.disk.flip_bit(path, at, self.rng.below(8) as u8);
                 }
             }
         }
+    }
+}
+
+/// By what a fault that fired is counted.
+fn name_of(fired: &Fired) -> &'static str {
+    match (fired.op, fired.full, fired.told) {
+        (_, true, true) => "ENOSPC of one call",
+        (_, true, false) => "ENOSPC of a full disk",
+        ("read", ..) if fired.short => "short reads",
+        ("read", ..) => "EIO of a read",
+        ("write", ..) => "EIO of a write",
+        ("sync", ..) => "EIO of a sync",
+        ("preallocate", ..) => "EIO of a preallocation",
+        _ => "EIO of a file's making, renaming or end",
     }
 }
 

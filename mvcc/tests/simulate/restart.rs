@@ -28,7 +28,9 @@ pub(crate) fn recover(shared: &Shared, first: Option<Survive>) {
         world.killed = survive == Survive::All;
         world.say(|| format!("restart, {survive:?}, stopped at {}", world.disk.last_call()));
         world.disk.heal();
-        world.disk = world.disk.after_crash(survive);
+        world.count_faults();
+        world.coverage.add("faults that fired", 1);
+        (world.disk, world.counted) = (world.disk.after_crash(survive), 0);
         world.rot_newest_slot();
         tries += 1;
         if tries < 6 && !world.damaged {

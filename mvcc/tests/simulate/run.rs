@@ -120,6 +120,13 @@ fn run_world(shared: &Shared, skip: &BTreeSet<u64>) {
     if !shared.borrow().ended {
         finish(shared);
     }
+    let mut world = shared.borrow_mut();
+    let world = &mut *world;
+    world.count_faults();
+    // What a seed is, for whoever counts seeds.
+    let (faults, opens) = (world.coverage.get("faults that fired"), world.coverage.get("opens"));
+    let is_whole = world.operation >= 199 && world.setup.shards >= 3 && faults > 0 && (opens > 0 || world.damaged);
+    assert!(is_whole || !skip.is_empty(), "too little of a seed: {faults} faults, {opens} opens");
 }
 
 /// One operation, and some of what goes on in the background.
@@ -278,6 +285,7 @@ fn count(shared: &Shared) {
     let Some(stats) = world.engine.as_ref().map(Engine::stats) else { return };
     let before = std::mem::replace(&mut world.stats, stats.clone());
     let grown = |now: u64, before: u64| if now >= before { now - before } else { now };
+    world.count_faults();
     world.coverage.add("checkpoints", grown(stats.checkpoints, before.checkpoints));
     world.coverage.add("recycled segments", grown(stats.segments_recycled, before.segments_recycled));
     world.coverage.add("reused pages", grown(stats.units_reused, before.units_reused));
@@ -304,7 +312,8 @@ fn finish(shared: &Shared) {
         let by = world.setup.options.admission_timeout + Duration::from_secs(1);
         world.clock.advance(by);
     }
-    if shared.borrow().coverage.get("opens") == 0 {
+    shared.borrow_mut().count_faults();
+    if shared.borrow().coverage.get("faults that fired") == 0 {
         shared.borrow().disk.stop();
         faults::after(shared);
     }

@@ -114,6 +114,8 @@ pub(crate) struct World {
     pub(crate) ended: bool,
     pub(crate) stale: Vec<(std::path::PathBuf, u64, Vec<u8>)>,
     pub(crate) stats: StoreStats,
+    /// How many of the faults that fired on this disk are counted.
+    pub(crate) counted: usize,
 }
 
 impl World {
@@ -140,6 +142,7 @@ impl World {
             ended: false,
             stale: Vec::new(),
             stats: StoreStats::default(),
+            counted: 0,
             setup,
         }
     }
