@@ -96,7 +96,7 @@ impl Revisions {
         self.count += told.len();
     }
 
-    /// A restart is at the newest revision at least, and what was the last of a round is no other's.
+    /// A restart is at the newest revision that anybody was told at least, and no key is above that.
     fn check(&self, round: u64, found: &[i64], newest: i64) {
         assert!(newest >= self.newest, "round {round}: at {newest}, and {} was told", self.newest);
         assert!(found.iter().all(|revision| *revision <= newest), "round {round}: {found:?} at {newest}");
