@@ -298,8 +298,11 @@ fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
     let root = tree.published().root;
     let mut writer = tree.file.writer(free, epoch)?;
     let (root, removes) = frozen.show(|edits| {
-        let root = tree::edit(&*tree.file, &mut writer, root, edits)?;
-        Ok::<_, Error>((root, edits.iter().any(|(_, edit)| matches!(edit, Edit::Remove))))
+        let removes = edits.iter().filter(|(_, edit)| matches!(edit, Edit::Remove)).count();
+        if 2 * removes > edits.len() {
+            writer.write_small_pieces();
+        }
+        Ok::<_, Error>((tree::edit(&*tree.file, &mut writer, root, edits)?, removes > 0))
     })?;
     let written = writer.finish()?;
     if removes {

@@ -17,7 +17,7 @@ use crate::page::leaf::ExtentRef;
 use crate::page::{self, Head, Kind, Stamp};
 use crate::space::{Extent, FreeSpace};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::tree::{Leaves, Newest, PageRef, PageSink, PageSource, Root};
 use arc_swap::{ArcSwapOption, Guard};
 use bytes::Bytes;
@@ -31,6 +31,9 @@ const VERSION: u32 = 1;
 /// x86-64: what the system keeps of a file in pieces that were written whole it maps whole, and a lookup that jumps
 /// around a large file spends half of its time on the tables of smaller pages.
 const PIECE_BYTES: usize = 2 << 20;
+/// While a sweep takes rows out, which is meant to go unnoticed, pieces are smaller: where the system does not interrupt
+/// a write, whoever wakes up on that processor waits for the whole of it.
+const SMALL_PIECE_BYTES: usize = 128 << 10;
 /// Pages are streamed out once this much has been collected.
 const COLLECT_BYTES_MAX: usize = 4 << 20;
 /// The cache of a file that cannot be mapped.
@@ -82,6 +85,8 @@ struct Opened {
 #[derive(Debug)]
 struct Mapped {
     mapping: Arc<dyn Mapping>,
+    /// Bytes that the file has, as far as it is known.
+    len: AtomicUsize,
     checked: Vec<Arc<[AtomicU64]>>,
     _held: Arc<()>,
 }
@@ -89,7 +94,7 @@ struct Mapped {
 /// So that whoever holds the mapping alone holds all of it.
 impl Mapping for Mapped {
     fn bytes(&self) -> &[u8] {
-        self.mapping.bytes()
+        &self.mapping.bytes()[..self.len.load(Ordering::Acquire)]
     }
 }
 
@@ -97,11 +102,21 @@ impl Mapping for Mapped {
 const MARK_WORDS: usize = 64;
 
 impl Mapped {
-    fn new(mapping: Arc<dyn Mapping>, before: Option<&Mapped>, held: &Arc<()>) -> Self {
+    /// Of a file that has `len` bytes.
+    fn new(mapping: Arc<dyn Mapping>, len: u64, before: Option<&Mapped>, held: &Arc<()>) -> Self {
         let blocks = mapping.bytes().len().div_ceil(UNIT_BYTES * 64 * MARK_WORDS);
         let mut checked = before.map_or_else(Vec::new, |before| before.checked.clone());
         checked.resize_with(blocks.max(checked.len()), || (0..MARK_WORDS).map(|_| AtomicU64::new(0)).collect());
-        Mapped { mapping, checked, _held: Arc::clone(held) }
+        let mapped = Mapped { mapping, len: AtomicUsize::new(0), checked, _held: Arc::clone(held) };
+        mapped.grow(len);
+        mapped
+    }
+
+    /// The file has `len` bytes now; true if there is room for all of them.
+    fn grow(&self, len: u64) -> bool {
+        let (len, most) = (usize::try_from(len).unwrap_or(usize::MAX), self.mapping.bytes().len());
+        self.len.fetch_max(len.min(most), Ordering::AcqRel);
+        len <= most
     }
 
     /// The marks that `unit` is among.
@@ -302,6 +317,7 @@ impl TreeFile {
             opened,
             space,
             epoch,
+            piece_bytes: PIECE_BYTES,
             pages: Vec::new(),
             collected: 0,
             written: Written::default(),
@@ -393,7 +409,7 @@ impl TreeFile {
         if self.mode != ReadMode::Mapped {
             return Ok(None);
         }
-        let reaches = || opened.mapped.load_full().filter(|mapped| mapped.mapping.bytes().len() >= end);
+        let reaches = || opened.mapped.load_full().filter(|mapped| mapped.bytes().len() >= end);
         if let Some(mapped) = reaches() {
             return Ok(Some(mapped));
         }
@@ -401,15 +417,23 @@ impl TreeFile {
         if let Some(mapped) = reaches() {
             return Ok(Some(mapped));
         }
+        let before = opened.mapped.load_full();
+        if let Some(mapped) = &before
+            && mapped.grow(opened.file.len()?)
+            && mapped.bytes().len() >= end
+        {
+            return Ok(before);
+        }
         let Some(mapping) = opened.file.map()? else {
             return Ok(None);
         };
-        let found = mapping.bytes().len();
+        let mapped = Mapped::new(mapping, opened.file.len()?, before.as_deref(), &opened.held);
+        let found = mapped.bytes().len();
         if found < end {
             let damage = Damage::Truncated { needed: end as u64, found: found as u64 };
             return Err(Error::corrupt(&self.path, Place::File, damage));
         }
-        let mapped = Arc::new(Mapped::new(mapping, opened.mapped.load().as_deref(), &opened.held));
+        let mapped = Arc::new(mapped);
         opened.mapped.store(Some(Arc::clone(&mapped)));
         Ok(Some(mapped))
     }
@@ -418,7 +442,7 @@ impl TreeFile {
     #[inline]
     fn page_in<'a>(&self, mapped: &'a Mapped, ptr: PagePtr, height: u8) -> Result<&'a [u8]> {
         let start = ptr.unit as usize * UNIT_BYTES;
-        let bytes = &mapped.mapping.bytes()[start..start + self.page_bytes];
+        let bytes = &mapped.bytes()[start..start + self.page_bytes];
         let mismatch = layout::epoch(bytes) != ptr.epoch || layout::height(bytes) != height;
         if mismatch || !mapped.is_checked(ptr.unit) {
             page::check(bytes, self.stamp, ptr, height).map_err(|damage| self.damaged(ptr.unit, damage))?;
@@ -460,7 +484,7 @@ impl PageSource for Pages<'_> {
     #[inline]
     fn page(&self, ptr: PagePtr, height: u8) -> Result<PageRef<'_>> {
         let end = self.file.page_end(ptr);
-        match self.mapped.as_deref().filter(|mapped| mapped.mapping.bytes().len() >= end) {
+        match self.mapped.as_deref().filter(|mapped| mapped.bytes().len() >= end) {
             Some(mapped) => Ok(PageRef::Lent(self.file.page_in(mapped, ptr, height)?)),
             // Not mapped yet, or not so far.
             None => self.file.page(ptr, height),
@@ -470,7 +494,7 @@ impl PageSource for Pages<'_> {
     #[inline]
     fn load_ahead(&self, ptr: PagePtr) {
         let start = ptr.unit as usize * UNIT_BYTES;
-        let mapped = self.mapped.as_deref().map_or(&[][..], |mapped| mapped.mapping.bytes());
+        let mapped = self.mapped.as_deref().map_or(&[][..], Mapped::bytes);
         if let Some(page) = mapped.get(start..start + self.file.page_bytes) {
             layout::load_head(page);
         }
@@ -575,6 +599,8 @@ pub struct TreeWriter<'a> {
     opened: Arc<Opened>,
     space: &'a mut FreeSpace,
     epoch: u64,
+    /// Pieces end at multiples of this.
+    piece_bytes: usize,
     /// Bytes and where they begin in the file.
     pages: Vec<(u64, Vec<u8>)>,
     collected: usize,
@@ -582,6 +608,11 @@ pub struct TreeWriter<'a> {
 }
 
 impl TreeWriter<'_> {
+    /// From now on no write takes long.
+    pub fn write_small_pieces(&mut self) {
+        self.piece_bytes = SMALL_PIECE_BYTES;
+    }
+
     /// Writes what is collected. Not synced.
     pub fn finish(mut self) -> Result<Written> {
         self.flush(true)?;
@@ -603,7 +634,7 @@ impl TreeWriter<'_> {
             let units = self.pages.iter().map(|(start, _)| (start / UNIT_BYTES as u64) as u32);
             units.for_each(|unit| mapped.set_checked(unit, false));
         }
-        let (mut at, mut piece) = (0, Vec::with_capacity(PIECE_BYTES));
+        let (mut at, mut piece) = (0, Vec::with_capacity(self.piece_bytes));
         for (start, page) in std::mem::take(&mut self.pages) {
             if start != at {
                 self.write_before(at, &mut piece)?;
@@ -611,7 +642,7 @@ impl TreeWriter<'_> {
             }
             let mut rest = &page[..];
             while !rest.is_empty() {
-                let room = PIECE_BYTES - at as usize % PIECE_BYTES;
+                let room = self.piece_bytes - at as usize % self.piece_bytes;
                 let (now, later) = rest.split_at(room.min(rest.len()));
                 piece.extend_from_slice(now);
                 at += now.len() as u64;
@@ -758,6 +789,49 @@ mod tests {
         assert!(removed.is_gone() && file.open().is_err());
     }
 
+    /// The mapping, once it shows a page that was written behind all others.
+    fn grown(file: &TreeFile, space: &mut FreeSpace, epoch: u64, bytes: usize) -> Arc<Mapped> {
+        let mut writer = file.writer(space, epoch).unwrap();
+        let mut last = writer.allocate(1).unwrap();
+        let head = Head { kind: Kind::Overflow, height: 0, count: 1 };
+        for _ in 0..bytes / UNIT_BYTES {
+            writer.write(last, vec![7; UNIT_BYTES], head).unwrap();
+            last = writer.allocate(1).unwrap();
+        }
+        writer.write(last, vec![7; UNIT_BYTES], head).unwrap();
+        writer.finish().unwrap();
+        let opened = file.opened().unwrap();
+        let mapped = file.mapped(&opened, file.page_end(last)).unwrap().unwrap();
+        assert_eq!(mapped.bytes()[file.page_end(last) - 1], 7);
+        mapped
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri maps no files")]
+    fn a_file_that_grows_is_seldom_mapped_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
+        let (file, mut space, root) = filled(&disk, dir.path().join("t"), ReadMode::Mapped);
+        read_all(&file, root).unwrap();
+        let first = grown(&file, &mut space, 6, 0);
+        for epoch in 7..10 {
+            let len = first.bytes().len();
+            assert!(Arc::ptr_eq(&first, &grown(&file, &mut space, epoch, 4 << 20)));
+            assert!(first.bytes().len() > len);
+        }
+        let beyond = first.bytes().len() + UNIT_BYTES;
+        let error = file.mapped(&file.opened().unwrap(), beyond).unwrap_err();
+        assert!(error.to_string().contains("bytes are needed"), "{error}");
+        // More than there was room for.
+        assert!(!Arc::ptr_eq(&first, &grown(&file, &mut space, 10, 64 << 20)));
+        read_all(&file, root).unwrap();
+        // What was given up to the system is not looked at.
+        let end = space.end() - 1000;
+        file.cut(end).unwrap();
+        assert_eq!(file.mapped(&file.opened().unwrap(), 1).unwrap().unwrap().bytes().len(), end as usize * UNIT_BYTES);
+        read_all(&file, root).unwrap();
+    }
+
     /// Whatever the size of pages, and of what is collected before it is written.
     #[test]
     #[cfg_attr(miri, ignore = "megabytes")]
@@ -772,16 +846,26 @@ mod tests {
         // From the second unit on, so that pages lie across the ends of pieces.
         let pages = 9 * PIECE_BYTES / 2 / 16_384;
         let writes = sim.writes();
-        for _ in 0..pages {
-            let ptr = writer.allocate(4).unwrap();
-            writer.write(ptr, vec![0; 16_384], Head { kind: Kind::Leaf, height: 0, count: 0 }).unwrap();
-        }
+        let write = |writer: &mut TreeWriter<'_>| {
+            for _ in 0..pages {
+                let ptr = writer.allocate(4).unwrap();
+                writer.write(ptr, vec![0; 16_384], Head { kind: Kind::Leaf, height: 0, count: 0 }).unwrap();
+            }
+        };
+        write(&mut writer);
         let written = writer.finish().unwrap();
         assert_eq!(
             (written.bytes, sim.writes() - writes),
             (pages as u64 * 16_384, 5),
             "four that end so, and the rest"
         );
+        let mut writer = file.writer(&mut space, 6).unwrap();
+        writer.write_small_pieces();
+        let writes = sim.writes();
+        write(&mut writer);
+        let written = writer.finish().unwrap();
+        let pieces = written.bytes / SMALL_PIECE_BYTES as u64;
+        assert!((pieces..pieces + 3).contains(&(sim.writes() - writes)));
     }
 
     #[test]
@@ -833,9 +917,9 @@ mod tests {
         }
         let zeros = |units: usize| Arc::new(Zeros(vec![0; units * UNIT_BYTES]));
         let held = Arc::default();
-        let before = Mapped::new(zeros(100), None, &held);
+        let before = Mapped::new(zeros(100), u64::MAX, None, &held);
         before.set_checked(70, true);
-        let after = Mapped::new(zeros(5000), Some(&before), &held);
+        let after = Mapped::new(zeros(5000), u64::MAX, Some(&before), &held);
         assert!(after.is_checked(70) && !after.is_checked(71));
         before.set_checked(70, false);
         assert!(!after.is_checked(70));

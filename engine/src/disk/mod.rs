@@ -96,13 +96,14 @@ pub trait DiskFile: Send + Sync + Debug {
     fn is_near(&self, _offset: u64) -> bool {
         true
     }
-    /// Maps the file's current length for reading; None if this disk has no mappings (the simulated one).
+    /// Maps the file for reading, with room to grow; None if this disk has no mappings (the simulated one).
     fn map(&self) -> Result<Option<Arc<dyn Mapping>>>;
 }
 
-/// A read-only mapping. Writes made to the file after it was mapped show through it; bytes past the
-/// length it was mapped with do not.
+/// A read-only mapping. Writes made to the file after it was mapped show through it, and so does what it grows by, as far
+/// as there is room.
 pub trait Mapping: Send + Sync + Debug {
-    /// The mapped bytes. Only bytes that no one writes while they are borrowed may be looked at (R7).
+    /// The mapped bytes and the room. Only bytes of the file as it is, and that no one writes while they are borrowed, may be looked
+    /// at (R7).
     fn bytes(&self) -> &[u8];
 }

@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// Linux begins to read no more than this at a time, however much it is asked for.
 const ADVICE_BYTES_MAX: usize = 128 << 10;
 
+/// A file is mapped with room for half as much again, and for so many bytes at least.
+const MAPPED_ROOM_MIN: usize = 64 << 20;
+
 /// The operating system's files.
 #[derive(Debug, Default)]
 pub struct OsDisk {
@@ -258,13 +261,18 @@ impl DiskFile for OsFile {
     }
 
     fn map(&self) -> Result<Option<Arc<dyn Mapping>>> {
+        let len = usize::try_from(self.len()?).unwrap_or(usize::MAX);
+        // Where it is mapped anew, each page that is read is a page fault again.
+        let room = len.saturating_add((len / 2).max(MAPPED_ROOM_MIN));
         #[expect(unsafe_code, reason = "mapping a file has no safe face")]
         // SAFETY: the mapped bytes change only where the store writes pages, and it never writes a
         // page that a reader may still look at (R7: pages of either manifest slot and of any live
         // view are neither overwritten nor cut off, and a removed file is shortened only once nobody
-        // has it open or mapped); the directory lock keeps other processes out.
-        let map = unsafe { memmap2::MmapOptions::new().map(&self.file) };
-        let map = map.map_err(self.failed("map", None))?;
+        // has it open or mapped); the directory lock keeps other processes out. Nobody looks at what is
+        // behind the end of the file: no page is there.
+        let map = |bytes| unsafe { memmap2::MmapOptions::new().len(bytes).map(&self.file) };
+        // Addresses may be limited.
+        let map = map(room).or_else(|_| map(len)).map_err(self.failed("map", None))?;
         // Lookups jump around; read-ahead would only fill memory. It is advice: failure is fine.
         drop(map.advise(memmap2::Advice::Random));
         Ok(Some(Arc::new(OsMapping { map })))
