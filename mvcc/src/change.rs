@@ -1,6 +1,7 @@
 //! What a commit changes, and the memory that it is made in.
 
-use crate::record::{RecordBuilder, RowPlace};
+use crate::record::RecordBuilder;
+use crate::row::RowPlace;
 use crate::slab::Slab;
 use bytes::Bytes;
 use polybolt_engine::{Batch, SpaceId};

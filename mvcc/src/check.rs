@@ -5,8 +5,8 @@
 
 use crate::error::Result;
 use crate::meta::{self, MetaEntry};
-use crate::record::{self, RowHead};
 use crate::request::KeyValue;
+use crate::row::{self, RowHead};
 use crate::survey::{self, Progress, Seen, Survey};
 use bytes::Bytes;
 use polybolt_engine::check::JournalReport;
@@ -191,13 +191,13 @@ impl Rows {
     }
 
     fn row(&mut self, tree_key: &[u8], head: &[u8], body: Option<Bytes>) -> Result<(), (Damage, Option<Revision>)> {
-        let at = record::row_revision(tree_key).map_err(|damage| (damage, None))?;
+        let at = row::row_revision(tree_key).map_err(|damage| (damage, None))?;
         let damaged = |damage| (damage, Some(at));
         let head = Bytes::copy_from_slice(head);
         let row = RowHead::decode(&head).map_err(damaged)?;
         let Some(key) = survey::row_key_of(&row, body.as_ref()).map_err(damaged)? else { return Ok(()) };
         if let Some(body) = &body {
-            record::open_row(tree_key, &head, body).map_err(damaged)?;
+            row::open_row(tree_key, &head, body).map_err(damaged)?;
         }
         let ShardRules { routes, main, floor, .. } = &self.shard;
         let malformed = |what| Err(damaged(Damage::Malformed { what }));

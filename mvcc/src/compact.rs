@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::hash;
 use crate::linger::{Scale, Weighed, hash_of};
 use crate::pace::{CompactionPace, Progress};
-use crate::record;
+use crate::row;
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::sync::atomic::Ordering;
@@ -196,7 +196,7 @@ impl Core {
     fn remove_rows(&self, shard: usize, rows: &[Revision]) -> Result<bool> {
         let tree = self.shards[shard].tree;
         let edits = rows.len() as u64;
-        let edit_bytes = edits * record::ROW_KEY_BYTES as u64;
+        let edit_bytes = edits * row::ROW_KEY_BYTES as u64;
         let cost = Cost { edit_bytes, edits, frees_space: true, ..Cost::default() };
         let admission = match self.store.admit(cost) {
             Ok(admission) => admission,
@@ -205,7 +205,7 @@ impl Core {
         };
         let mut batch = Batch::new(self.id);
         batch.edits.extend(rows.iter().map(|at| {
-            let key = Bytes::copy_from_slice(&record::row_key(*at));
+            let key = Bytes::copy_from_slice(&row::row_key(*at));
             TreeEdit { tree, key, edit: Edit::Remove }
         }));
         let writer = self.writer.lock();

@@ -9,10 +9,11 @@ use crate::install::{self, Install, Older};
 use crate::keyspace::Keyspace;
 use crate::options::{Durability, Options};
 use crate::pending::block_on;
-use crate::record::{self, State};
+use crate::record::State;
 use crate::reopen::{self, Replayer, Retired, Rows, Shared};
 use crate::reshard::{self, Reshard, ReshardProgress};
 use crate::routes::Routes;
+use crate::row;
 use crate::snapshot::SnapshotReader;
 use bytes::Bytes;
 use polybolt_engine::disk::Disk;
@@ -415,8 +416,8 @@ impl Engine {
         let (mut newest, mut follow) = (HashMap::new(), true);
         self.inner.shared.store.view(tree)?.ascend(Bound::Unbounded, &mut |key, head, body| {
             let damaged = |damage| EngineError::corrupt(&file, Place::File, damage);
-            let at = record::row_revision(key).map_err(damaged)?;
-            let kv = record::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
+            let at = row::row_revision(key).map_err(damaged)?;
+            let kv = row::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
             let life = Life::of(at, &kv);
             follow = check::wrong(newest.insert(Bytes::copy_from_slice(&kv.key), life), life, floor).is_none();
             Ok(follow)
@@ -472,8 +473,8 @@ fn verify_rows(core: &Core, shard: usize) -> Result<()> {
     let shard_of = &core.shards[shard];
     core.store.view(shard_of.tree)?.ascend(Bound::Unbounded, &mut |key, head, body| {
         let damaged = |damage| core.damaged(shard_of, damage);
-        let at = record::row_revision(key).map_err(damaged)?;
-        let kv = record::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
+        let at = row::row_revision(key).map_err(damaged)?;
+        let kv = row::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
         let known = core.routes.shard_of(&kv.key) == shard;
         let kept = at.main.cast_signed() > core.floor_of(shard);
         if !known || (kept && !shard_of.index.read().knows(&kv.key, at)) {

@@ -2,8 +2,8 @@
 
 use crate::core::{Core, Found, Shard, Views};
 use crate::error::{Error, Result};
-use crate::record::{self, RowHead};
 use crate::request::KeyValue;
+use crate::row::{self, RowHead};
 use bytes::Bytes;
 use polybolt_engine::run::pause;
 use polybolt_engine::view::{Lent, LentBody};
@@ -52,7 +52,7 @@ impl Core {
         };
         if let [found] = &mut found[..] {
             let shard = &self.shards[found.shard];
-            let tree_key = record::row_key(found.hit.modified);
+            let tree_key = row::row_key(found.hit.modified);
             let key = std::mem::take(&mut found.key);
             let open = |lent: Lent<'_>| {
                 let (mut kv, value) = self.open((found.shard, key, found.hit.modified), &tree_key, &lent)?;
@@ -76,7 +76,7 @@ impl Core {
         let mut bytes = 0;
         for run in found.chunk_by_mut(|a, b| a.shard == b.shard) {
             let shard = &self.shards[run[0].shard];
-            let keys: Vec<_> = run.iter().map(|found| record::row_key(found.hit.modified)).collect();
+            let keys: Vec<_> = run.iter().map(|found| row::row_key(found.hit.modified)).collect();
             let view = view_of(shard)?;
             pause("read: view");
             let mut values = Values::default();

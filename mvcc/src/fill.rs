@@ -1,9 +1,10 @@
 //! Putting what a snapshot holds into a space that nobody sees yet.
 
 use crate::error::{Error, Refusal, Result};
-use crate::record::{self, State};
+use crate::record::State;
 use crate::reopen::Shared;
 use crate::routes::Routes;
+use crate::row;
 use crate::snapshot::{Item, SnapshotReader};
 use bytes::Bytes;
 use polybolt_engine::{AdmitError, Batch, Cost, Edit, Error as EngineError, Place, SpaceInfo, TreeEdit};
@@ -43,7 +44,7 @@ impl Filling<'_> {
                     Item::Row { key, head, body } => {
                         rows += 1;
                         let damaged = |damage| EngineError::corrupt(Path::new("the snapshot"), Place::File, damage);
-                        let row = record::RowHead::decode(&head).map_err(damaged)?;
+                        let row = row::RowHead::decode(&head).map_err(damaged)?;
                         let shard = self.routes.shard_of(row.key_in(&body).map_err(damaged)?);
                         let edit = Edit::Put { head: head.clone(), body: body.clone() };
                         TreeEdit { tree: self.info.trees[shard].id, key, edit }

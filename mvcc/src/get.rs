@@ -6,8 +6,8 @@
 
 use crate::core::Core;
 use crate::error::{Error, Result};
-use crate::record;
 use crate::request::{KeyValue, RangeRequest, RangeResponse, SpanEnd};
+use crate::row;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::pause;
 use polybolt_index::Hit;
@@ -44,7 +44,7 @@ pub(crate) fn get(core: &Core, request: &RangeRequest) -> Option<RangeResponse> 
 }
 
 fn row(core: &Core, shard: usize, request: &RangeRequest, hit: Hit) -> Result<Vec<KeyValue>> {
-    let tree_key = record::row_key(hit.modified);
+    let tree_key = row::row_key(hit.modified);
     let now = core.shards[shard].reader.glance();
     pause("read: view");
     let shown = now.show(&tree_key, !request.keys_only, |lent| {

@@ -56,6 +56,7 @@ pub mod event;
 pub mod pace;
 pub mod options;
 pub mod routes;
+mod row;
 mod record;
 mod slab;
 mod change;
@@ -138,10 +139,10 @@ pub fn decode_everything(bytes: &[u8]) {
     if let Ok(state) = record::State::decode(bytes) {
         assert_eq!(state.encode(), bytes);
     }
-    drop(record::RowHead::decode(bytes));
-    drop(record::head_len(bytes));
-    if let Ok(at) = record::row_revision(bytes) {
-        assert_eq!(record::row_key(at), bytes);
+    drop(row::RowHead::decode(bytes));
+    drop(row::head_len(bytes));
+    if let Ok(at) = row::row_revision(bytes) {
+        assert_eq!(row::row_key(at), bytes);
     }
     if let Ok(routes) = Routes::decode_plain(bytes) {
         assert_eq!(routes.encode(), bytes);
@@ -152,10 +153,10 @@ pub fn decode_everything(bytes: &[u8]) {
     if let Some(id) = meta::lease_id(bytes) {
         assert_eq!(meta::lease_key(id), bytes);
     }
-    let (at, row) = bytes.split_at(bytes.len().min(record::ROW_KEY_BYTES));
-    let (head, body) = row.split_at(record::head_len(row).map_or(row.len(), |len| len.min(row.len())));
+    let (at, row) = bytes.split_at(bytes.len().min(row::ROW_KEY_BYTES));
+    let (head, body) = row.split_at(row::head_len(row).map_or(row.len(), |len| len.min(row.len())));
     let (head, body) = (bytes::Bytes::copy_from_slice(head), bytes::Bytes::copy_from_slice(body));
-    drop(record::open_row(at, &head, &body));
+    drop(row::open_row(at, &head, &body));
     if let Ok((mut reader, _)) = snapshot::SnapshotReader::new(bytes) {
         while let Ok(Some(_)) = reader.next_items() {}
     }

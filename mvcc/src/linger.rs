@@ -9,7 +9,7 @@
 //! the tree. A tombstone does not: when it goes, all that lingers of its key goes before. Keys are known by a hash
 //! here; rows of others that have the same go too, which does no harm.
 
-use crate::record::{self, RowHead};
+use crate::row::{self, RowHead};
 use polybolt_engine::Damage;
 use polybolt_engine::view::{LeafEntries, View};
 use polybolt_index::Revision;
@@ -115,7 +115,7 @@ impl Lingering {
         while weighed.count < dead.len() && weighed.goes.len() + weighed.stays.len() < scale.enough {
             let rest = &dead[weighed.count..];
             let before = weighed.count;
-            let key = record::row_key(rest[0]);
+            let key = row::row_key(rest[0]);
             if let Some(leaf) =
                 view.leaf_of(&key, |entries| self.weigh_leaf(entries, rest, scale, &mut weighed)).ok()?
             {
@@ -140,7 +140,7 @@ impl Lingering {
         let (mut next, mut all_bytes, mut dead_bytes, mut new_bytes) = (0, 0, 0, 0);
         let (mut here, mut is_heavy) = (Vec::new(), false);
         for entry in entries {
-            let at = record::row_revision(entry.key)?;
+            let at = row::row_revision(entry.key)?;
             all_bytes += entry.leaf_bytes as u64;
             while let Some(row) = dead.get(next).filter(|row| **row < at) {
                 // It is in a buffer alone, or gone.

@@ -1,39 +1,15 @@
-//! The one codec between the worlds: rows, journal records, and the state of a keyspace.
+//! Journal records and the state of a keyspace, as bytes.
 //!
-//! A row's tree key is its revision, big-endian: main (8 bytes), sub (4 bytes). Its head stays in the
-//! leaf and says everything but the value, which is the body:
-//!
-//! | bytes  | field   | meaning                                                        |
-//! |--------|---------|----------------------------------------------------------------|
-//! | 0      | flags   | 1: tombstone, 2: the key is at the front of the body           |
-//! | 1      | codec   | how the value is encoded; 0 is plainly                         |
-//! | 2..4   | zero    |                                                                |
-//! | 4..8   | crc     | crc32 of the tree key, the rest of the head, and the body      |
-//! | 8..12  | key     | its length                                                     |
-//! | 12..20 | created | main at which this life of the key began; 0 for a tombstone    |
-//! | 20..28 | version | puts since then; 0 for a tombstone                             |
-//! | 28..36 | lease   | or 0                                                           |
-//! | 36..   | the key, unless flag 2                                                   |
-//!
-//! The crc is made once, when the row is encoded, and checked whenever its value leaves the engine.
-//! A journal record holds rows as tree key, head and body in one piece, so that the edits of the
+//! A journal record holds rows ([`crate::row`]) as tree key, head and body in one piece, so that the edits of the
 //! trees are slices of it; behind the rows comes its head, and in a record of version 2 a shard and its new floor.
 //! Numbers but revisions are little-endian; nothing decoded is trusted.
 
-use crate::request::KeyValue;
 use crate::routes::Routes;
+use crate::row::{NewRow, ROW_KEY_BYTES, RowHead, RowPlace, encode_row};
 use bytes::Bytes;
 use polybolt_engine::codec::{Reader, put_bytes};
-use polybolt_engine::{Damage, Edit, TreeEdit, TreeId, limits};
-use polybolt_index::Revision;
+use polybolt_engine::{Damage, Edit, TreeEdit, TreeId};
 
-/// Bytes of a row's tree key.
-pub(crate) const ROW_KEY_BYTES: usize = 12;
-const HEAD_BYTES: usize = 36;
-const TOMBSTONE: u8 = 1;
-const KEY_IN_BODY: u8 = 2;
-/// The longest key that stays in the leaf.
-const INLINE_KEY_MAX: usize = limits::HEAD_BYTES_MAX - HEAD_BYTES;
 const RECORD_VERSION: u8 = 1;
 /// One that raises a shard's floor; earlier builds do not know it.
 const RECORD_VERSION_FLOOR: u8 = 2;
@@ -42,233 +18,6 @@ const RECORD_KEPT_MAX: usize = 16 << 10;
 const STATE_VERSION: u8 = 1;
 /// No keyspace gets there; the rest of the numbers is for what is reserved ahead.
 const REVISION_MAX: u64 = 1 << 62;
-
-/// A revision as a tree key.
-pub(crate) fn row_key(at: Revision) -> [u8; ROW_KEY_BYTES] {
-    let mut key = [0; ROW_KEY_BYTES];
-    key[..8].copy_from_slice(&at.main.to_be_bytes());
-    key[8..].copy_from_slice(&at.sub.to_be_bytes());
-    key
-}
-
-/// The revision in a tree key.
-pub(crate) fn row_revision(key: &[u8]) -> Result<Revision, Damage> {
-    let mut main = [0; 8];
-    let mut sub = [0; 4];
-    if key.len() != ROW_KEY_BYTES {
-        return Err(Damage::Malformed { what: "a row's key is not 12 bytes long" });
-    }
-    main.copy_from_slice(&key[..8]);
-    sub.copy_from_slice(&key[8..]);
-    Ok(Revision { main: u64::from_be_bytes(main), sub: u32::from_be_bytes(sub) })
-}
-
-/// What a row says, without its value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RowHead<'a> {
-    pub(crate) tombstone: bool,
-    /// None if the key is in the body.
-    pub(crate) key: Option<&'a [u8]>,
-    pub(crate) key_len: usize,
-    pub(crate) created: u64,
-    pub(crate) version: u64,
-    pub(crate) lease: i64,
-    crc: u32,
-}
-
-/// A row to be encoded.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NewRow<'a> {
-    pub(crate) at: Revision,
-    pub(crate) key: &'a [u8],
-    /// None is a tombstone.
-    pub(crate) put: Option<NewPut<'a>>,
-}
-
-/// The rest of a put.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NewPut<'a> {
-    pub(crate) value: &'a [u8],
-    pub(crate) created: u64,
-    pub(crate) version: u64,
-    pub(crate) lease: i64,
-}
-
-/// Where the parts of an encoded row lie in the buffer it was appended to.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RowPlace {
-    start: usize,
-    head: usize,
-    body: usize,
-    end: usize,
-}
-
-impl RowPlace {
-    pub(crate) fn key(&self, record: &Bytes) -> Bytes {
-        record.slice(self.start..self.head)
-    }
-
-    pub(crate) fn head(&self, record: &Bytes) -> Bytes {
-        record.slice(self.head..self.body)
-    }
-
-    pub(crate) fn body(&self, record: &Bytes) -> Bytes {
-        record.slice(self.body..self.end)
-    }
-
-    /// The row's key, of `key_len` bytes, and its value, as parts of the buffer.
-    pub(crate) fn key_and_value(&self, record: &Bytes, key_len: usize) -> (Bytes, Bytes) {
-        // In the head the key is last, in the body first.
-        let (key, value) =
-            if key_len > INLINE_KEY_MAX { (self.body, self.body + key_len) } else { (self.body - key_len, self.body) };
-        (record.slice(key..key + key_len), record.slice(value..self.end))
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.end - self.start
-    }
-}
-
-/// Appends a row as tree key, head and body.
-pub(crate) fn encode_row(out: &mut Vec<u8>, row: NewRow<'_>) -> RowPlace {
-    let start = out.len();
-    out.extend_from_slice(&row_key(row.at));
-    let head = out.len();
-    let long = row.key.len() > INLINE_KEY_MAX;
-    let flags = if row.put.is_none() { TOMBSTONE } else { 0 } | if long { KEY_IN_BODY } else { 0 };
-    let key_len = u32::try_from(row.key.len()).expect("requests are bounded by max_request_bytes");
-    out.extend_from_slice(&[flags, 0, 0, 0, 0, 0, 0, 0]);
-    out.extend_from_slice(&key_len.to_le_bytes());
-    let (created, version, lease) = row.put.map_or((0, 0, 0), |put| (put.created, put.version, put.lease));
-    out.extend_from_slice(&created.to_le_bytes());
-    out.extend_from_slice(&version.to_le_bytes());
-    out.extend_from_slice(&lease.to_le_bytes());
-    if !long {
-        out.extend_from_slice(row.key);
-    }
-    let body = out.len();
-    if long {
-        out.extend_from_slice(row.key);
-    }
-    out.extend_from_slice(row.put.map_or(b"", |put| put.value));
-    let end = out.len();
-    let crc = row_crc(&out[start..head], &out[head..body], &out[body..]);
-    out[head + 4..head + 8].copy_from_slice(&crc.to_le_bytes());
-    RowPlace { start, head, body, end }
-}
-
-fn row_crc(key: &[u8], head: &[u8], body: &[u8]) -> u32 {
-    let mut hasher = crc_begun(key, head);
-    hasher.update(&head[8..]);
-    hasher.update(body);
-    hasher.finalize()
-}
-
-/// The crc of a row up to its own place.
-fn crc_begun(key: &[u8], head: &[u8]) -> crc32fast::Hasher {
-    let mut first = [0; ROW_KEY_BYTES + 4];
-    let mut hasher = crc32fast::Hasher::new();
-    match key.try_into() {
-        // In one piece, which is faster.
-        Ok(key) => {
-            let key: &[u8; ROW_KEY_BYTES] = key;
-            first[..ROW_KEY_BYTES].copy_from_slice(key);
-            first[ROW_KEY_BYTES..].copy_from_slice(&head[..4]);
-            hasher.update(&first);
-        }
-        Err(_) => {
-            hasher.update(key);
-            hasher.update(&head[..4]);
-        }
-    }
-    hasher
-}
-
-impl<'a> RowHead<'a> {
-    /// The head of a row; its crc is checked by [`open_row`], which has the body.
-    pub(crate) fn decode(head: &'a [u8]) -> Result<Self, Damage> {
-        let short = Damage::Truncated { needed: HEAD_BYTES as u64, found: head.len() as u64 };
-        let (fixed, rest) = head.split_first_chunk::<HEAD_BYTES>().ok_or(short)?;
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| fixed[at + byte]));
-        let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| fixed[at + byte]));
-        let flags = fixed[0];
-        if flags & !(TOMBSTONE | KEY_IN_BODY) != 0 || fixed[1..4] != [0; 3] {
-            return Err(Damage::Malformed { what: "a row has flags or a codec that this build does not know" });
-        }
-        let (crc, key_len) = (half(4), half(8) as usize);
-        let (created, version, lease) = (word(12), word(20), word(28).cast_signed());
-        let key = if flags & KEY_IN_BODY == 0 { Some(rest) } else { None };
-        if rest.len() != key.map_or(0, |_| key_len) {
-            return Err(Damage::Malformed { what: "a row's head is not as long as its key says" });
-        }
-        let tombstone = flags & TOMBSTONE != 0;
-        if tombstone != (version == 0) {
-            return Err(Damage::Malformed { what: "a row is neither a put nor a tombstone" });
-        }
-        Ok(RowHead { tombstone, key, key_len, created, version, lease, crc })
-    }
-
-    /// Checks the crc of the row whose head this is.
-    pub(crate) fn check(&self, tree_key: &[u8], head: &[u8], body: &[u8]) -> Result<(), Damage> {
-        let computed = row_crc(tree_key, head, body);
-        if computed == self.crc { Ok(()) } else { Err(Damage::Checksum { stored: self.crc, computed }) }
-    }
-
-    /// The same for head and body in one piece.
-    pub(crate) fn check_joined(&self, tree_key: &[u8], both: &[u8]) -> Result<(), Damage> {
-        let mut hasher = crc_begun(tree_key, both);
-        hasher.update(&both[8..]);
-        let computed = hasher.finalize();
-        if computed == self.crc { Ok(()) } else { Err(Damage::Checksum { stored: self.crc, computed }) }
-    }
-
-    /// The row's key; from the body if it is there.
-    pub(crate) fn key_in(&self, body: &'a [u8]) -> Result<&'a [u8], Damage> {
-        match self.key {
-            Some(key) => Ok(key),
-            None => body.get(..self.key_len).ok_or(Damage::Malformed { what: "a row's body is shorter than its key" }),
-        }
-    }
-}
-
-impl RowHead<'_> {
-    /// The row's value in its body.
-    pub(crate) fn value_in<'b>(&self, body: &'b [u8]) -> Result<&'b [u8], Damage> {
-        let from = if self.key.is_some() { 0 } else { self.key_len };
-        body.get(from..).ok_or(Damage::Malformed { what: "a row's body is shorter than its key" })
-    }
-}
-
-/// How long the head is at the front of a row's bytes after its tree key.
-pub(crate) fn head_len(bytes: &[u8]) -> Result<usize, Damage> {
-    let mut reader = Reader::new(bytes);
-    let flags = reader.u8()?;
-    reader.take(7)?;
-    let key_len = reader.u32()? as usize;
-    Ok(HEAD_BYTES + if flags & KEY_IN_BODY == 0 { key_len } else { 0 })
-}
-
-/// The key-value of a stored row, after checking its crc.
-pub(crate) fn open_row(tree_key: &[u8], head: &Bytes, body: &Bytes) -> Result<KeyValue, Damage> {
-    let row = RowHead::decode(head)?;
-    row.check(tree_key, head, body)?;
-    let (key, value) = match row.key {
-        Some(key) => (head.slice_ref(key), body.clone()),
-        None if body.len() >= row.key_len => (body.slice(..row.key_len), body.slice(row.key_len..)),
-        None => {
-            return Err(Damage::Malformed { what: "a row's body is shorter than its key" });
-        }
-    };
-    let at = row_revision(tree_key)?;
-    Ok(KeyValue {
-        key,
-        create_revision: row.created.cast_signed(),
-        mod_revision: at.main.cast_signed(),
-        version: row.version.cast_signed(),
-        value,
-        lease: row.lease,
-    })
-}
 
 /// A change of the meta tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -315,8 +64,8 @@ impl RecordBuilder {
         let lengths = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 6]);
         let place = encode_row(&mut self.bytes, row);
-        let head = u16::try_from(place.body - place.head).expect("a head is at most HEAD_BYTES_MAX");
-        let body = u32::try_from(place.end - place.body).expect("requests are bounded by max_request_bytes");
+        let head = u16::try_from(place.head_len()).expect("a head is at most HEAD_BYTES_MAX");
+        let body = u32::try_from(place.body_len()).expect("requests are bounded by max_request_bytes");
         self.bytes[lengths..lengths + 2].copy_from_slice(&head.to_le_bytes());
         self.bytes[lengths + 2..lengths + 6].copy_from_slice(&body.to_le_bytes());
         place
@@ -547,6 +296,8 @@ pub(crate) fn next_history(before: u128, rows: &[u8]) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::row::{NewPut, open_row};
+    use polybolt_index::Revision;
     use proptest::prelude::*;
 
     proptest! {

@@ -19,9 +19,10 @@ use crate::core::{Core, Current, Shard};
 use crate::error::{Error, Refusal, Result};
 use crate::fill::{BATCH_BYTES, Filling};
 use crate::install::{Half, Replacement};
-use crate::record::{self, NewPut, NewRow, State};
+use crate::record::State;
 use crate::reopen::{self, Heir, Rows as Whose, Shared};
 use crate::routes::Routes;
+use crate::row::{self, NewPut, NewRow};
 use crate::rows::{Rows, StoredRow};
 use crate::snapshot::{Snapshot, SnapshotReader};
 use bytes::Bytes;
@@ -282,7 +283,7 @@ fn edit(tree: TreeId, row: &StoredRow) -> TreeEdit {
         lease: row.kv.lease,
     });
     let mut bytes = Vec::with_capacity(row.kv.key.len() + row.kv.value.len() + 64);
-    let place = record::encode_row(&mut bytes, NewRow { at: row.at, key: &row.kv.key, put });
+    let place = row::encode_row(&mut bytes, NewRow { at: row.at, key: &row.kv.key, put });
     let bytes = Bytes::from(bytes);
     TreeEdit { tree, key: place.key(&bytes), edit: Edit::Put { head: place.head(&bytes), body: place.body(&bytes) } }
 }

@@ -6,8 +6,8 @@
 
 use crate::core::Core;
 use crate::error::Result;
-use crate::record::{self, RowHead};
 use crate::request::{KeyValue, Span};
+use crate::row::{self, RowHead};
 use bytes::Bytes;
 use polybolt_engine::Damage;
 use polybolt_engine::run::pause;
@@ -180,9 +180,9 @@ impl<'a> Rows<'a> {
         lane.next = None;
         let view = core.store.view(shard.tree)?;
         pause("rows: view");
-        view.ascend(Bound::Included(&record::row_key(from)), &mut |key, head, body| {
+        view.ascend(Bound::Included(&row::row_key(from)), &mut |key, head, body| {
             let damaged = |damage| core.damaged(shard, damage);
-            let at = record::row_revision(key).map_err(damaged)?;
+            let at = row::row_revision(key).map_err(damaged)?;
             if at.main > to {
                 lane.beyond = Some(at);
                 return Ok(false);
@@ -210,7 +210,7 @@ impl Core {
             if places.is_empty() {
                 continue;
             }
-            let keys: Vec<_> = places.iter().map(|&which| record::row_key(wanted[which].0)).collect();
+            let keys: Vec<_> = places.iter().map(|&which| row::row_key(wanted[which].0)).collect();
             let (mut block, mut found) = (Block::default(), Vec::with_capacity(places.len()));
             self.store.view(shard.tree)?.get_many(&keys, true, &mut |which, stored| {
                 let Some(lent) = stored else { return Ok::<_, polybolt_engine::Error>(true) };

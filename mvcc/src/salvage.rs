@@ -20,8 +20,9 @@ use crate::engine::{Engine, Runtime};
 use crate::error::{Refusal, Result};
 use crate::meta;
 use crate::options::Options;
-use crate::record::{self, RowHead, State};
+use crate::record::State;
 use crate::routes::Routes;
+use crate::row::{self, RowHead};
 use crate::survey::{Progress, Seen, Survey};
 use bytes::Bytes;
 use polybolt_engine::check::TreeReport;
@@ -402,18 +403,18 @@ impl Copying<'_, '_> {
                 }
             }
             Seen::Lost { ptr, low, high } => {
-                let from = record::row_revision(low).unwrap_or_default();
-                let to = high.and_then(|high| record::row_revision(high).ok());
+                let from = row::row_revision(low).unwrap_or_default();
+                let to = high.and_then(|high| row::row_revision(high).ok());
                 self.ranges.push((from, to, ptr));
             }
         }
     }
 
     fn whole(&self, tree_key: &[u8], head: &[u8], body: Option<&Bytes>) -> Result<Whole, Damage> {
-        let at = record::row_revision(tree_key)?;
+        let at = row::row_revision(tree_key)?;
         let body = body.ok_or(Damage::Malformed { what: "its body is lost" })?.clone();
         let head = Bytes::copy_from_slice(head);
-        let kv = record::open_row(tree_key, &head, &body)?;
+        let kv = row::open_row(tree_key, &head, &body)?;
         if self.routes.shard_of(&kv.key) != self.shard || at.main > self.main {
             return Err(Damage::Malformed { what: "it is of another shard or revision" });
         }
@@ -449,7 +450,7 @@ impl Copying<'_, '_> {
     }
 
     fn lost_row(&mut self, leaf: Option<PagePtr>, tree_key: &[u8], head: &[u8]) {
-        let at = record::row_revision(tree_key).unwrap_or_default();
+        let at = row::row_revision(tree_key).unwrap_or_default();
         let key = RowHead::decode(head).ok().and_then(|row| row.key.map(Bytes::copy_from_slice)).unwrap_or_default();
         let revision = at.main.cast_signed();
         let what = Lost::Row { key: key.clone(), revision };
@@ -478,7 +479,7 @@ impl Copying<'_, '_> {
                     rows.insert(at, (leaf.epoch, row));
                 }
             });
-            rows.retain(|at, _| !survey.spaces[space].has_in_journal(self.shard, &record::row_key(*at)));
+            rows.retain(|at, _| !survey.spaces[space].has_in_journal(self.shard, &row::row_key(*at)));
             self.recover(rows, found);
         }
         self.failed.take().map_or(Ok(()), Err)
@@ -495,7 +496,7 @@ impl Copying<'_, '_> {
             let list = if sure { &mut self.report.recovered } else { &mut self.report.doubtful };
             list.push(item);
             if sure || self.doubtful {
-                self.take(&record::row_key(at), row);
+                self.take(&row::row_key(at), row);
             }
         }
         if is_whole {
@@ -532,8 +533,8 @@ mod tests {
     use super::*;
     use crate::check::check;
     use crate::engine::Engine;
-    use crate::record::{NewPut, NewRow};
     use crate::request::{RangeRequest, Span};
+    use crate::row::{NewPut, NewRow};
     use crate::snapshot::tests::row;
     use polybolt_engine::Severity;
 
@@ -550,10 +551,10 @@ mod tests {
         // A delete of nothing, versions that are missing, and one that nothing can come before.
         let mut late = Vec::new();
         let put = Some(NewPut { value: b"v", created: 2, version: 1, lease: 0 });
-        record::encode_row(&mut late, NewRow { at: Revision::new(6, 0), key: b"d", put });
+        row::encode_row(&mut late, NewRow { at: Revision::new(6, 0), key: b"d", put });
         for row in [row(2, b"a", 1), row(3, b"b", 0), row(5, b"c", 4), late] {
-            let (key, rest) = row.split_at(record::ROW_KEY_BYTES);
-            let (head, body) = rest.split_at(record::head_len(rest).unwrap());
+            let (key, rest) = row.split_at(row::ROW_KEY_BYTES);
+            let (head, body) = rest.split_at(row::head_len(rest).unwrap());
             let [head, body] = [head, body].map(Bytes::copy_from_slice);
             target.put(0, key, head, body).unwrap();
         }

@@ -9,8 +9,9 @@ use crate::core::{Core, ReadPoint};
 use crate::error::{Error, Refusal, Result};
 use crate::meta;
 use crate::pins::Pin;
-use crate::record::{self, NewPut, NewRow, State};
+use crate::record::State;
 use crate::routes::Routes;
+use crate::row::{self, NewPut, NewRow};
 use crate::rows::{Rows, StoredRow};
 use bytes::Bytes;
 use polybolt_engine::codec::{Reader, put_bytes};
@@ -187,7 +188,7 @@ impl Snapshot {
             };
             let mut row = Vec::new();
             let put = (!tombstone).then_some(put);
-            record::encode_row(&mut row, NewRow { at, key: &kv.key, put });
+            row::encode_row(&mut row, NewRow { at, key: &kv.key, put });
             put_bytes(&mut out, &row);
             self.rows += 1;
         }
@@ -324,19 +325,19 @@ impl<R: Read> SnapshotReader<R> {
     /// there.
     fn row(&mut self, row: &[u8]) -> Result<Item, Damage> {
         let short = || Damage::Malformed { what: "a row is too short" };
-        let (key, rest) = row.split_at_checked(record::ROW_KEY_BYTES).ok_or_else(short)?;
-        let (head, body) = rest.split_at_checked(record::head_len(rest)?).ok_or_else(short)?;
+        let (key, rest) = row.split_at_checked(row::ROW_KEY_BYTES).ok_or_else(short)?;
+        let (head, body) = rest.split_at_checked(row::head_len(rest)?).ok_or_else(short)?;
         let (key, head, body) =
             (Bytes::copy_from_slice(key), Bytes::copy_from_slice(head), Bytes::copy_from_slice(body));
         if !(Edit::Put { head: head.clone(), body: body.clone() }).fits(&key) {
             return Err(Damage::Malformed { what: "a row is larger than any can be" });
         }
-        let at = record::row_revision(&key)?;
+        let at = row::row_revision(&key)?;
         if at <= self.last || at.main > self.main {
             return Err(Damage::Malformed { what: "a row is out of order, or above the revision" });
         }
         self.last = at;
-        if record::open_row(&key, &head, &body)?.key.is_empty() {
+        if row::open_row(&key, &head, &body)?.key.is_empty() {
             return Err(Damage::Malformed { what: "a row has no key" });
         }
         Ok(Item::Row { key, head, body })
@@ -407,7 +408,7 @@ pub(crate) mod tests {
     pub(crate) fn row(main: u64, key: &[u8], version: u64) -> Vec<u8> {
         let put = (version > 0).then_some(NewPut { value: b"v", created: main + 1 - version, version, lease: 0 });
         let mut row = Vec::new();
-        record::encode_row(&mut row, NewRow { at: Revision::new(main, 0), key, put });
+        row::encode_row(&mut row, NewRow { at: Revision::new(main, 0), key, put });
         row
     }
 

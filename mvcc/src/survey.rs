@@ -3,8 +3,9 @@
 //! Journal records are held in memory, as an overlay over each tree: nothing is written.
 
 use crate::error::Result;
-use crate::record::{Record, RowHead, State};
+use crate::record::{Record, State};
 use crate::routes::Routes;
+use crate::row::RowHead;
 use bytes::Bytes;
 use polybolt_engine::check::{Check, JournalReport, Met, TreeReport};
 use polybolt_engine::disk::Disk;

@@ -12,8 +12,9 @@ use crate::event::{Event, EventKind};
 use crate::options::Face;
 use crate::pending::{Pending, Slot};
 use crate::publish::Floor;
-use crate::record::{MetaEdit, NewPut, NewRow, RecordHead, RowPlace, State, next_history};
+use crate::record::{MetaEdit, RecordHead, State, next_history};
 use crate::request::KeyValue;
+use crate::row::{NewPut, NewRow, RowPlace};
 use crate::txn::Evaluation;
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
@@ -374,7 +375,7 @@ impl Core {
         let mut events = Vec::new();
         for (sub, (volatile, place)) in places.iter().enumerate() {
             let bytes = if *volatile { &aside } else { &record };
-            debug_assert!(place.len() >= crate::record::ROW_KEY_BYTES);
+            debug_assert!(place.len() >= crate::row::ROW_KEY_BYTES);
             let edit = Edit::Put { head: place.head(bytes), body: place.body(bytes) };
             batch.edits.push(TreeEdit { tree: self.shards[changes[sub].shard].tree, key: place.key(bytes), edit });
             if watched {
