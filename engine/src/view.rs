@@ -140,11 +140,21 @@ impl View {
         }
     }
 
-    /// Shows the leaf of the tree where a key lies or would. What buffers hold is not in it; None if there is no tree but
-    /// them. O(depth) pages.
-    pub fn leaf_of<T>(&self, key: &[u8], show: impl FnOnce(LeafEntries<'_>) -> T) -> Result<Option<T>> {
-        let Some(pages) = self.pages()? else { return Ok(None) };
-        tree::leaf_of(&pages, self.published.root, key, |leaf| show(LeafEntries { leaf, next: 0 }))
+    /// Shows the leaves of the tree where ascending keys lie or would, until `visit` says false, each with the place in
+    /// `keys` of the first that may be in it. What buffers hold is not in them; if there is no tree but buffers, none is
+    /// shown.
+    pub fn leaves_of<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        visit: &mut impl FnMut(usize, LeafView<'_>) -> bool,
+    ) -> Result<()> {
+        let (Some(pages), Some(first)) = (self.pages()?, keys.first()) else { return Ok(()) };
+        let root = self.published.root;
+        let visit = &mut |at: usize, leaf: Leaf<'_>| visit(at, LeafView { leaf });
+        match &*pages.leaves(root, keys.len(), first.as_ref()) {
+            Some(leaves) => leaves.leaves_of(&pages, keys, visit),
+            None => tree::leaves_of(&pages, root, keys, visit),
+        }
     }
 
     /// Walks entries from `from` on, ascending, until `visit` says false. Bodies are loaded on demand.
@@ -207,18 +217,15 @@ impl Published {
     }
 }
 
-/// The entries of a leaf, ascending by key.
-#[derive(Debug)]
-pub struct LeafEntries<'a> {
+/// A leaf where it lies.
+#[derive(Debug, Clone, Copy)]
+pub struct LeafView<'a> {
     leaf: Leaf<'a>,
-    next: usize,
 }
 
 /// An entry of a leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeafEntry<'a> {
-    /// Its key.
-    pub key: &'a [u8],
     /// The part of its value that is always in the leaf.
     pub head: &'a [u8],
     /// Bytes that it takes in the leaf.
@@ -227,15 +234,28 @@ pub struct LeafEntry<'a> {
     pub extent_bytes: usize,
 }
 
-impl<'a> Iterator for LeafEntries<'a> {
-    type Item = LeafEntry<'a>;
+impl<'a> LeafView<'a> {
+    /// Entries, at least one.
+    pub fn entries(&self) -> usize {
+        self.leaf.len()
+    }
 
-    fn next(&mut self) -> Option<LeafEntry<'a>> {
-        let at = Some(self.next).filter(|at| *at < self.leaf.len())?;
-        self.next += 1;
-        let Entry { key, head, body } = self.leaf.entry(at);
+    /// Bytes that all entries take in it.
+    pub fn bytes(&self) -> usize {
+        self.leaf.entry_bytes()
+    }
+
+    /// Its first and its last key.
+    pub fn ends(&self) -> [&'a [u8]; 2] {
+        [self.leaf.key(0), self.leaf.key(self.leaf.len() - 1)]
+    }
+
+    /// The entry of a key.
+    pub fn get(&self, key: &[u8]) -> Option<LeafEntry<'a>> {
+        let at = self.leaf.find_from(self.leaf.guess(key, &self.leaf.bounds()), key).ok()?;
+        let Entry { head, body, .. } = self.leaf.entry(at);
         let extent_bytes = if let BodyAt::There(extent) = body { extent.units() as usize * UNIT_BYTES } else { 0 };
-        Some(LeafEntry { key, head, leaf_bytes: self.leaf.raw(at).len(), extent_bytes })
+        Some(LeafEntry { head, leaf_bytes: self.leaf.raw(at).len(), extent_bytes })
     }
 }
 

@@ -11,7 +11,7 @@
 
 use crate::row::{self, RowHead};
 use polybolt_engine::Damage;
-use polybolt_engine::view::{LeafEntries, View};
+use polybolt_engine::view::{LeafView, View};
 use polybolt_index::Revision;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -66,6 +66,14 @@ impl Weighed {
     pub(crate) fn all(goes: Vec<Revision>) -> Self {
         Weighed { count: goes.len(), goes, ..Weighed::default() }
     }
+
+    /// Those before `end` that were not counted yet are in no leaf: they are in a buffer alone, or gone.
+    fn pass(&mut self, dead: &[Revision], end: usize) {
+        if self.count < end {
+            self.goes.extend_from_slice(&dead[self.count..end]);
+            self.count = end;
+        }
+    }
 }
 
 impl Lingering {
@@ -108,23 +116,28 @@ impl Lingering {
         self.rows.keys().copied()
     }
 
-    /// Weighs leaves that have rows of `dead`, ascending and not empty, until that is enough. One leaf at least; reads
-    /// each of them. None if one is damaged: the checkpoint that is to write it will say so.
+    /// Weighs leaves that have rows of `dead`, ascending and not empty, until that is enough. One leaf at least, of each of
+    /// which it looks at the dead rows alone. None if one is damaged: the checkpoint that is to write it will say so.
     pub(crate) fn weigh(&self, view: &View, dead: &[Revision], scale: Scale<'_>) -> Option<Weighed> {
         let mut weighed = Weighed::default();
-        while weighed.count < dead.len() && weighed.goes.len() + weighed.stays.len() < scale.enough {
-            let rest = &dead[weighed.count..];
-            let before = weighed.count;
-            let key = row::row_key(rest[0]);
-            if let Some(leaf) =
-                view.leaf_of(&key, |entries| self.weigh_leaf(entries, rest, scale, &mut weighed)).ok()?
-            {
-                leaf.ok()?;
+        let is_enough = |weighed: &Weighed| weighed.goes.len() + weighed.stays.len() >= scale.enough;
+        while weighed.count < dead.len() && !is_enough(&weighed) {
+            let base = weighed.count;
+            let end = dead.len().min(base + scale.enough);
+            let keys: Vec<_> = dead[base..end].iter().map(|row| row::row_key(*row)).collect();
+            let mut damage = None;
+            let visit = &mut |at: usize, leaf: LeafView<'_>| {
+                // Those that are in no leaf before this one are in none.
+                weighed.pass(dead, base + at);
+                damage = self.weigh_leaf(leaf, &dead[weighed.count..], scale, &mut weighed).err();
+                damage.is_none() && !is_enough(&weighed)
+            };
+            view.leaves_of(&keys, visit).ok()?;
+            if damage.is_some() {
+                return None;
             }
-            if weighed.count == before {
-                // It is in a buffer alone.
-                weighed.goes.push(rest[0]);
-                weighed.count += 1;
+            if !is_enough(&weighed) {
+                weighed.pass(dead, end);
             }
         }
         Some(weighed)
@@ -132,50 +145,48 @@ impl Lingering {
 
     fn weigh_leaf(
         &self,
-        entries: LeafEntries<'_>,
+        leaf: LeafView<'_>,
         dead: &[Revision],
         scale: Scale<'_>,
         weighed: &mut Weighed,
     ) -> Result<(), Damage> {
-        let (mut next, mut all_bytes, mut dead_bytes, mut new_bytes) = (0, 0, 0, 0);
-        let (mut here, mut is_heavy) = (Vec::new(), false);
-        for entry in entries {
-            let at = row::row_revision(entry.key)?;
-            all_bytes += entry.leaf_bytes as u64;
-            while let Some(row) = dead.get(next).filter(|row| **row < at) {
-                // It is in a buffer alone, or gone.
-                weighed.goes.push(*row);
-                next += 1;
-            }
-            let is_new = dead.get(next) == Some(&at);
-            next += usize::from(is_new);
-            let known = self.rows.get(&at).copied();
-            if !is_new && known.is_none() {
-                continue;
-            }
-            is_heavy |= scale.hidden.contains(&at);
-            let row = match known {
-                Some(row) => row,
-                None => {
-                    let key = RowHead::decode(entry.head)?.key;
-                    // The key of a row with a long one is with its value: nobody reads that for it.
-                    is_heavy |= key.is_none();
-                    let bytes = u32::try_from(entry.leaf_bytes + entry.extent_bytes).unwrap_or(u32::MAX);
-                    new_bytes += u64::from(bytes);
-                    Row { hash: key.map(hash_of).unwrap_or_default(), bytes }
-                }
-            };
-            dead_bytes += u64::from(row.bytes);
-            here.push((at, row));
-        }
-        weighed.count += next;
-        if next == 0 {
+        let [first, last] = leaf.ends();
+        let range = row::row_revision(first)?..=row::row_revision(last)?;
+        let dead = &dead[..dead.iter().take_while(|row| *row <= range.end()).count()];
+        weighed.count += dead.len();
+        if dead.is_empty() {
             // The leaf was weighed before.
             return Ok(());
         }
+        let mut here: Vec<_> = self.rows.range(range).map(|(at, row)| (*at, *row)).collect();
+        if dead.len() >= leaf.entries() {
+            // Nothing of it stays, or next to nothing.
+            weighed.goes.extend(dead.iter().copied().chain(here.iter().map(|(at, _)| *at)));
+            return Ok(());
+        }
+        let mut dead_bytes: u64 = here.iter().map(|(_, row)| u64::from(row.bytes)).sum();
+        let (mut new_bytes, mut is_heavy) = (0, false);
+        for at in dead {
+            is_heavy |= scale.hidden.contains(at);
+            if self.rows.contains_key(at) {
+                continue;
+            }
+            let Some(entry) = leaf.get(&row::row_key(*at)) else {
+                // It is in a buffer alone, or gone.
+                weighed.goes.push(*at);
+                continue;
+            };
+            let key = RowHead::decode(entry.head)?.key;
+            // The key of a row with a long one is with its value: nobody reads that for it.
+            is_heavy |= key.is_none();
+            let bytes = u32::try_from(entry.leaf_bytes + entry.extent_bytes).unwrap_or(u32::MAX);
+            new_bytes += u64::from(bytes);
+            here.push((*at, Row { hash: key.map(hash_of).unwrap_or_default(), bytes }));
+        }
+        dead_bytes += new_bytes;
         let staying = weighed.new_bytes + new_bytes;
         if is_heavy
-            || dead_bytes * 100 >= u64::from(scale.percent) * all_bytes
+            || dead_bytes * 100 >= u64::from(scale.percent) * leaf.bytes() as u64
             || self.bytes + staying > scale.bytes_max
         {
             weighed.goes.extend(here.iter().map(|(at, _)| *at));

@@ -39,7 +39,7 @@ pub struct Options {
     /// How fast what compactions leave behind is taken out.
     pub compaction_pace: CompactionPace,
     /// A leaf is written without its dead rows once they take so many percent of what it holds, or dead rows a quarter of
-    /// that of the whole shard, or the quota is nearly used up; 0 is at once. Default 10.
+    /// that of the whole shard, or the quota is nearly used up; 0 is at once. Default 20.
     pub reclaim_percent: u8,
     /// Hash what a compaction is about to forget, and answer `hash_kv` of the last ten compacted revisions
     /// with it (HSH-6). Reads every row once more at each compaction. Default false.
@@ -99,7 +99,7 @@ impl Default for Options {
             read_cache_bytes: None,
             open_files_max: 256,
             compaction_pace: CompactionPace::default(),
-            reclaim_percent: 10,
+            reclaim_percent: 20,
             remember_hashes: false,
             max_txn_ops: 128,
             max_request_bytes: 1_572_864,

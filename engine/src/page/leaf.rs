@@ -129,6 +129,12 @@ impl<'a> Leaf<'a> {
         &self.page[from..from + len]
     }
 
+    /// Bytes of all entries; what lies between them counts too.
+    pub fn entry_bytes(&self) -> usize {
+        let Some(last) = self.len().checked_sub(1) else { return 0 };
+        layout::slot(self.page, last) + self.raw(last).len() - layout::slot(self.page, 0)
+    }
+
     /// The place of `key`, or where it would be.
     pub fn find(&self, key: &[u8]) -> Result<usize, usize> {
         self.find_from(usize::midpoint(0, self.len()), key)

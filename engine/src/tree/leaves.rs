@@ -260,6 +260,65 @@ impl Leaves {
         source.will_read(&mut leaves.into_iter());
     }
 
+    /// Shows the leaves where ascending keys lie or would, until `visit` says false, each with the place in `keys` of the
+    /// first that may be in it. One page a leaf; those of a block are loaded side by side.
+    pub fn leaves_of<S: PageSource + ?Sized, K: AsRef<[u8]>>(
+        &self,
+        source: &S,
+        keys: &[K],
+        visit: &mut impl FnMut(usize, Leaf<'_>) -> bool,
+    ) -> Result<()> {
+        if self.branches.is_empty() {
+            return seek::leaves_of(source, self.root, keys, visit);
+        }
+        let mut before = None;
+        for (base, block) in (0..).step_by(UNDER_WAY).zip(keys.chunks(UNDER_WAY)) {
+            if base % READ_TOGETHER == 0 {
+                self.read_ahead(source, &keys[base..keys.len().min(base + READ_TOGETHER)]);
+            }
+            let mut found = Vec::with_capacity(block.len());
+            for (at, key) in (base..).zip(block) {
+                let wanted = search::long_ordinal(key.as_ref());
+                let place = self.place(self.guess(wanted), wanted);
+                if before.replace(place) != Some(place) {
+                    source.load_ahead(self.leaf(place));
+                    found.push((at, place));
+                }
+            }
+            let open = |(at, place): (usize, Place)| {
+                let page = source.page(self.leaf(place), 0);
+                if let Ok(page) = &page {
+                    let leaf = Leaf::new(page);
+                    layout::load_keys(page, self.guess_in(place, leaf, keys[at].as_ref()));
+                    layout::load_keys(page, leaf.len() - 1);
+                }
+                (at, place, page)
+            };
+            let opened: Vec<_> = found.into_iter().map(open).collect();
+            for (at, place, page) in opened {
+                // What is wrong with a page is told in its turn.
+                let page = page?;
+                let (leaf, key) = (Leaf::new(&page), keys[at].as_ref());
+                // Keys that begin alike may lie in leaves before: branches tell them apart.
+                let is_alike = |key: &&K| self.low(place) == search::long_ordinal(key.as_ref());
+                if place != Place::default() && leaf.find(key) == Err(0) {
+                    let (end, mut more) = (at + keys[at..].iter().take_while(is_alike).count(), true);
+                    seek::leaves_of(source, self.root, &keys[at..end], &mut |before, leaf| {
+                        more = visit(at + before, leaf);
+                        more
+                    })?;
+                    if !more {
+                        return Ok(());
+                    }
+                }
+                if !visit(at, leaf) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Looks up keys in the order in which they are given, and shows each by its place in `keys`, until `visit` says
     /// false. It costs the least if keys that are near each other are in the same leaf.
     pub fn get_many<S: PageSource + ?Sized, K: AsRef<[u8]>, E: From<Error>>(

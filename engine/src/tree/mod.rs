@@ -18,7 +18,7 @@ pub use edit::edit;
 pub use leaves::Leaves;
 pub use newest::Newest;
 pub use reach::{Reached, TreeShape, reach};
-pub use seek::{Lent, find, get, get_many, leaf_of};
+pub use seek::{Lent, find, get, get_many, leaves_of};
 pub use survey::{Surveyor, survey};
 
 use crate::codec::Reader;

@@ -62,8 +62,8 @@ pub fn find<S: PageSource + ?Sized, T>(
     Ok(leaf.find_from(first, key).ok().map(|at| show(Lent::of(leaf, at))))
 }
 
-/// Shows the leaf where a key lies or would, by its lowest branch; None of an empty tree. O(depth) pages.
-pub fn leaf_of<S: PageSource + ?Sized, T>(
+/// Shows the leaf where a key lies or would; None of an empty tree. O(depth) pages.
+fn leaf_of<S: PageSource + ?Sized, T>(
     source: &S,
     root: Root,
     key: &[u8],
@@ -72,6 +72,28 @@ pub fn leaf_of<S: PageSource + ?Sized, T>(
     let Some((ptr, _)) = leaf_at(source, root, key)? else { return Ok(None) };
     let page = source.page(ptr, 0)?;
     Ok(Some(show(Leaf::new(&page))))
+}
+
+/// Shows the leaves where ascending keys lie or would, until `visit` says false, each with the place in `keys` of the
+/// first of its keys. O(depth) pages a leaf.
+pub fn leaves_of<S: PageSource + ?Sized, K: AsRef<[u8]>>(
+    source: &S,
+    root: Root,
+    keys: &[K],
+    visit: &mut impl FnMut(usize, Leaf<'_>) -> bool,
+) -> Result<()> {
+    let mut at = 0;
+    while let Some(key) = keys.get(at) {
+        let shown = leaf_of(source, root, key.as_ref(), |leaf| {
+            let here = keys[at + 1..].iter().take_while(|key| key.as_ref() <= leaf.key(leaf.len() - 1)).count();
+            (1 + here, visit(at, leaf))
+        })?;
+        match shown {
+            Some((here, true)) => at += here,
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 /// The value of a key. O(depth) pages, one allocation.

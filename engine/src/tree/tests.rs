@@ -4,7 +4,7 @@ use super::*;
 use crate::error::Error;
 use crate::ids::{TreeId, UNIT_BYTES};
 use crate::page::layout::{self, HEADER_BYTES};
-use crate::page::{self, Branch, Head, Kind, Stamp};
+use crate::page::{self, Branch, Head, Kind, Leaf, Stamp};
 use crate::run::seeded::Rng;
 use crate::space::{Extent, FreeSpace};
 use crate::sync::Mutex;
@@ -147,6 +147,32 @@ impl Tested {
         assert_eq!(used.len() - 1, self.memory.pages.lock().len());
     }
 
+    /// Whoever takes all keys up to the last one of each leaf that is shown misses none.
+    fn check_leaves(&self, mut probes: Vec<&[u8]>, leaves: &Leaves, stop: usize) {
+        probes.sort_unstable();
+        probes.dedup();
+        let is_there = |key: &&[u8]| self.model.contains_key(*key);
+        for listed in [true, false] {
+            let (mut taken, mut shown) = (0, 0);
+            let mut see = |at: usize, leaf: Leaf<'_>| {
+                assert!(!probes[taken.min(at)..at].iter().any(is_there), "they were in a leaf before");
+                taken = taken.max(at);
+                while let Some(key) = probes.get(taken).filter(|key| **key <= leaf.key(leaf.len() - 1)) {
+                    assert_eq!(leaf.find(key).is_ok(), is_there(key));
+                    taken += 1;
+                }
+                shown += 1;
+                shown <= stop
+            };
+            if listed {
+                leaves.leaves_of(&*self.memory, &probes, &mut see).unwrap();
+            } else {
+                leaves_of(&*self.memory, self.root, &probes, &mut see).unwrap();
+            }
+            assert!(shown == stop + 1 || !probes[taken..].iter().any(is_there));
+        }
+    }
+
     fn check_reads(&self, rng: &mut Rng) {
         let keys: Vec<Vec<u8>> = self.model.keys().cloned().chain([vec![], vec![255; 9]]).collect();
         let probes: Vec<&[u8]> =
@@ -181,6 +207,7 @@ impl Tested {
                 assert_eq!(one.as_ref(), found.as_ref().map(|(head, _)| head));
             }
         }
+        self.check_leaves(probes, &leaves, stop);
         let mut cursor = Cursor::new(&*self.memory, self.root);
         for _ in 0..4 {
             let key = &keys[rng.below(keys.len() as u64) as usize][..];
@@ -351,11 +378,22 @@ fn leaves_that_are_not_in_memory_are_read_side_by_side() {
     });
     all.unwrap();
     assert_eq!(seen, keys.len());
-    let mut begun = far.1.lock().clone();
-    let asked = begun.len();
-    begun.sort_unstable();
-    begun.dedup();
-    assert!(asked - begun.len() <= keys.len() / 512, "a leaf is asked for once");
+    let begun_once = || {
+        let mut begun = std::mem::take(&mut *far.1.lock());
+        let asked = begun.len();
+        begun.sort_unstable();
+        begun.dedup();
+        assert!(asked - begun.len() <= keys.len() / 512, "a leaf is asked for once");
+        begun.len()
+    };
+    let all = begun_once();
+    let mut shown = 0;
+    let show = &mut |_, _: Leaf<'_>| {
+        shown += 1;
+        true
+    };
+    leaves.leaves_of(&far, &keys, show).unwrap();
+    assert_eq!((shown, begun_once()), (all, all));
 }
 
 #[test]
@@ -385,6 +423,14 @@ fn a_damaged_leaf_is_told_in_its_turn() {
             "{error}"
         );
         assert_eq!(seen, first_bad);
+        let mut shown = 0;
+        let show = &mut |_, leaf: Leaf<'_>| {
+            shown += leaf.len();
+            true
+        };
+        let error = again.as_ref().unwrap_or(&leaves).leaves_of(&*tested.memory, &keys, show).unwrap_err();
+        assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+        assert_eq!(shown, first_bad as usize);
     }
 }
 
