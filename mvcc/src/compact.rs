@@ -11,7 +11,7 @@ use crate::core::{Core, Gate, Half, Pass, Round, Shard, Sweep};
 use crate::error::Result;
 use crate::hash;
 use crate::linger::{Scale, Weighed, hash_of};
-use crate::pace::{CompactionPace, Progress};
+use crate::pace::{CompactionPace, Progress, Speed};
 use crate::row;
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
@@ -76,7 +76,7 @@ impl Core {
         if !sweep.begun {
             // A compaction that comes meanwhile is for the next round: this one may be past its shards.
             self.begin_round(&mut sweep, compacted);
-            sweep.since = now;
+            (sweep.since, sweep.speed) = (now, Speed::default());
             self.counters.swept_before.store(self.counters.swept.load(Ordering::Relaxed), Ordering::Relaxed);
             self.counters.sweep_began.store(millis(now).max(1), Ordering::Relaxed);
         }

@@ -3,7 +3,7 @@
 //! While no sweep runs, times of calls are counted as calm ones, while one does, as busy ones. A few times a second
 //! the 99th percentiles of both are compared: within the budget the sweep speeds up by a step, beyond it it slows
 //! down by a factor (additive increase, multiplicative decrease; Chiu and Jain, 1989), between its full speed and a
-//! floor, so that it always ends.
+//! floor, so that it always ends. While anybody is there, it goes no faster than it has to in order to end soon.
 
 use polybolt_engine::sync::Mutex;
 use polybolt_engine::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -18,7 +18,8 @@ pub struct CompactionPace {
     /// The pause between steps. Default 10 ms.
     pub sleep_interval: Duration,
     /// By how many percent the 99th percentile of reads or writes beside a sweep may rise: it slows down to a third
-    /// of its full speed at most where it rises by more. Steps are smaller then, and follow each other sooner.
+    /// of its full speed at most where it rises by more, and while anybody reads or writes it is no faster than that
+    /// unless it would take more than 20 seconds. Steps are smaller then, and follow each other sooner.
     /// None is full speed always. Default 10.
     pub budget_percent: Option<u32>,
     /// How long after its begin a sweep should end: it speeds up to that whatever the budget, to its full speed at
@@ -37,10 +38,14 @@ impl Default for CompactionPace {
     }
 }
 
-/// Of so many calls one is timed.
+/// Of so many calls one is timed, but beside a sweep each while they are few.
 const SAMPLED: u32 = 16;
+/// In a period these are not few.
+const MANY: u32 = 2048;
 /// The least that an adaptive sweep does, as a share of its full speed.
 const FLOOR: f64 = 1.0 / 3.0;
+/// How long an adaptive sweep takes, if it can, while anybody is there.
+const UNHURRIED: Duration = Duration::from_secs(20);
 /// Removals of a step of an adaptive sweep.
 const SMALL_STEP: usize = 64;
 /// How often times are compared.
@@ -52,16 +57,19 @@ const CALLS_MIN: u32 = 64;
 /// Times of the past count half once there are so many.
 const CALLS_MAX: u32 = 1 << 14;
 /// Kinds of times for each doubling.
-const FINE: u32 = 8;
-const KINDS: usize = 256;
+const FINE: u32 = 32;
+const KINDS: usize = 1024;
 
-/// Times of calls, told apart by an eighth of a doubling.
+/// Times of calls, told apart by a part of a doubling; later ones count more.
 #[derive(Debug)]
-struct Times([AtomicU32; KINDS]);
+struct Times {
+    kinds: [AtomicU32; KINDS],
+    all: AtomicU32,
+}
 
 impl Default for Times {
     fn default() -> Self {
-        Times(std::array::from_fn(|_| AtomicU32::new(0)))
+        Times { kinds: std::array::from_fn(|_| AtomicU32::new(0)), all: AtomicU32::new(0) }
     }
 }
 
@@ -71,18 +79,21 @@ impl Times {
         let log = nanos.ilog2();
         let within = (nanos >> (log - FINE.ilog2())) as u32 - FINE;
         let kind = ((log - FINE.ilog2()) * FINE + within) as usize;
-        self.0[kind.min(KINDS - 1)].fetch_add(1, Ordering::Relaxed);
+        self.kinds[kind.min(KINDS - 1)].fetch_add(1, Ordering::Relaxed);
+        if (self.all.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(CALLS_MAX) {
+            self.keep(2);
+        }
     }
 
     fn count(&self) -> u32 {
-        self.0.iter().map(|count| count.load(Ordering::Relaxed)).fold(0, u32::saturating_add)
+        self.all.load(Ordering::Relaxed)
     }
 
     /// The 99th percentile: the shortest time of its kind.
     fn p99(&self) -> Option<Duration> {
         let mut above = self.count() / 100;
         let kind = (0..KINDS).rev().find(|kind| {
-            let here = self.0[*kind].load(Ordering::Relaxed);
+            let here = self.kinds[*kind].load(Ordering::Relaxed);
             let found = here > above;
             above = above.saturating_sub(here);
             found
@@ -92,9 +103,12 @@ impl Times {
     }
 
     fn keep(&self, one_in: u32) {
-        for count in &self.0 {
-            count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| Some(count / one_in)).ok();
+        let mut all = 0;
+        for count in &self.kinds {
+            let before = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| Some(count / one_in));
+            all += before.unwrap_or(0) / one_in;
         }
+        self.all.store(all, Ordering::Relaxed);
     }
 
     fn clear(&self) {
@@ -107,19 +121,42 @@ impl Times {
 struct Compared {
     calm: Times,
     busy: Times,
+    /// How many busy ones there were when they were looked at last.
+    looked: AtomicU32,
+}
+
+/// Whether a sweep is noticed; of two kinds of calls the greater holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Noticed {
+    /// Nobody is there to notice.
+    Nobody,
+    /// There are too few to tell.
+    Unsure,
+    No,
+    Yes,
 }
 
 impl Compared {
-    /// Whether the busy ones take longer by more than `percent`; None if there are too few to tell. Begins anew.
-    fn is_over(&self, percent: u32) -> Option<bool> {
-        if self.busy.count() < CALLS_MIN || self.calm.count() < CALLS_MIN {
-            return None;
+    /// Whether the busy ones take longer by more than `percent`. Begins anew if that can be told.
+    fn look(&self, percent: u32) -> Noticed {
+        let count = self.busy.count();
+        if self.looked.swap(count, Ordering::Relaxed) == count {
+            return Noticed::Nobody;
         }
-        let (calm, busy) = (self.calm.p99()?, self.busy.p99()?);
-        self.busy.clear();
+        if count < CALLS_MIN || self.calm.count() < CALLS_MIN {
+            return Noticed::Unsure;
+        }
+        let (Some(calm), Some(busy)) = (self.calm.p99(), self.busy.p99()) else { return Noticed::Unsure };
+        self.clear();
         // Neither is known better than to the next kind.
         let allowed = calm.mul_f64(f64::from(100 + percent) / 100.0 * (1.0 + 1.0 / f64::from(FINE)));
-        Some(busy > allowed.max(calm + UNNOTICED))
+        if busy > allowed.max(calm + UNNOTICED) { Noticed::Yes } else { Noticed::No }
+    }
+
+    /// Forgets the busy ones.
+    fn clear(&self) {
+        self.busy.clear();
+        self.looked.store(0, Ordering::Relaxed);
     }
 }
 
@@ -129,7 +166,9 @@ pub(crate) struct Beside {
     reads: Compared,
     writes: Compared,
     sweeping: AtomicBool,
-    every: u32,
+    /// Of so many calls one is timed, without a sweep and now.
+    calm_every: u32,
+    every: AtomicU32,
 }
 
 thread_local! {
@@ -139,16 +178,18 @@ thread_local! {
 impl Beside {
     /// Times every call, so that a run can be repeated, or one in a few.
     pub(crate) fn new(every_call: bool) -> Self {
-        let every = if every_call || cfg!(any(feature = "loom", feature = "shuttle")) { 1 } else { SAMPLED };
-        Beside { reads: Compared::default(), writes: Compared::default(), sweeping: AtomicBool::new(false), every }
+        let calm_every = if every_call || cfg!(any(feature = "loom", feature = "shuttle")) { 1 } else { SAMPLED };
+        let (reads, writes) = Default::default();
+        Beside { reads, writes, sweeping: AtomicBool::new(false), calm_every, every: AtomicU32::new(calm_every) }
     }
 
     /// True if this call is to be timed.
     pub(crate) fn samples(&self) -> bool {
-        self.every == 1
+        let every = self.every.load(Ordering::Relaxed);
+        every == 1
             || CALLS.with(|calls| {
                 calls.set(calls.get().wrapping_add(1));
-                calls.get().is_multiple_of(self.every)
+                calls.get().is_multiple_of(every)
             })
     }
 
@@ -173,20 +214,17 @@ impl Beside {
         if self.sweeping.swap(sweeping, Ordering::Relaxed) == sweeping {
             return;
         }
-        for compared in [&self.reads, &self.writes] {
-            compared.busy.clear();
-            if sweeping && compared.calm.count() > CALLS_MAX {
-                compared.calm.keep(2);
-            }
-        }
+        self.every.store(if sweeping { 1 } else { self.calm_every }, Ordering::Relaxed);
+        self.reads.clear();
+        self.writes.clear();
     }
 
-    /// Whether reads or writes take longer than they may; None if nobody can tell.
-    fn is_over(&self, percent: u32) -> Option<bool> {
-        match (self.reads.is_over(percent), self.writes.is_over(percent)) {
-            (None, None) => None,
-            (reads, writes) => Some(reads == Some(true) || writes == Some(true)),
+    /// Whether reads or writes take longer than they may.
+    fn look(&self, percent: u32) -> Noticed {
+        if self.reads.busy.count().max(self.writes.busy.count()) > MANY {
+            self.every.store(self.calm_every, Ordering::Relaxed);
         }
+        self.reads.look(percent).max(self.writes.look(percent))
     }
 }
 
@@ -195,12 +233,12 @@ impl Beside {
 pub(crate) struct Speed {
     /// The share of its full speed.
     share: f64,
-    looked: Duration,
+    looked: Option<Duration>,
 }
 
 impl Default for Speed {
     fn default() -> Self {
-        Speed { share: FLOOR, looked: Duration::ZERO }
+        Speed { share: FLOOR, looked: None }
     }
 }
 
@@ -224,18 +262,22 @@ impl Speed {
             self.share = 1.0;
             return;
         };
-        if now.saturating_sub(self.looked) < PERIOD {
+        if self.looked.is_some_and(|looked| now.saturating_sub(looked) < PERIOD) {
             return;
         }
-        self.looked = now;
-        self.share = match beside.is_over(percent) {
-            Some(true) => self.share * 0.7,
-            Some(false) => self.share + 0.05,
-            // Nobody is there to notice.
-            None => self.share + 0.2,
+        let noticed = if self.looked.is_some() { beside.look(percent) } else { Noticed::Unsure };
+        self.looked = Some(now);
+        let share = match noticed {
+            Noticed::Yes => self.share * 0.7,
+            Noticed::Unsure => self.share,
+            Noticed::No => self.share + 0.05,
+            Noticed::Nobody => self.share + 0.2,
         };
-        let due = pace.deadline.map_or(0.0, |deadline| share_for(pace, deadline, now, progress()));
-        self.share = self.share.max(due).clamp(FLOOR, 1.0);
+        let progress = progress();
+        let in_time = |deadline| share_for(pace, deadline, now, progress);
+        let enough = if noticed == Noticed::Nobody { 1.0 } else { in_time(UNHURRIED).max(FLOOR) };
+        let due = pace.deadline.map_or(0.0, in_time);
+        self.share = share.min(enough).max(due).clamp(FLOOR, 1.0);
     }
 
     /// How many revisions the next step removes, at most.
@@ -317,7 +359,7 @@ mod tests {
     const MICRO: Duration = Duration::from_micros(1);
 
     #[test]
-    fn times_are_told_apart_by_a_tenth() {
+    fn times_are_told_apart() {
         let times = Times::default();
         for micros in 1..=1000 {
             times.add(MICRO * micros);
@@ -329,14 +371,19 @@ mod tests {
         };
         assert_eq!((times.count(), times.p99()), (1000, Some(at(990))));
         for micros in [1, 7, 99, 1000, 123_456] {
-            assert!((MICRO * micros * 8 / 9..=MICRO * micros).contains(&at(micros)), "{micros}: {:?}", at(micros));
+            assert!((MICRO * micros * 32 / 33..=MICRO * micros).contains(&at(micros)), "{micros}: {:?}", at(micros));
         }
         times.add(Duration::ZERO);
         times.add(Duration::MAX);
         times.keep(2);
         assert!(times.count() <= 501);
         times.clear();
-        assert_eq!(times.p99(), None);
+        assert_eq!((times.count(), times.p99()), (0, None));
+        // Of a load that is over nothing is left after a while.
+        for micros in [900, 20] {
+            (0..8 * CALLS_MAX).for_each(|_| times.add(MICRO * micros));
+        }
+        assert!(times.count() <= CALLS_MAX && times.p99() == Some(at(20)), "{:?}", times.p99());
     }
 
     #[test]
@@ -350,48 +397,112 @@ mod tests {
         assert_eq!([0, 1, 2].map(|shard| new.of(shard).batch_limit), [3, 2, 2]);
     }
 
-    fn looked(speed: &mut Speed, pace: &CompactionPace, beside: &Beside, now: &mut Duration) -> f64 {
-        *now += PERIOD;
-        speed.look(pace, beside, *now, || Progress { began: Duration::ZERO, left: 100_000 });
-        speed.share
+    struct Watched {
+        speed: Speed,
+        pace: CompactionPace,
+        beside: Beside,
+        now: Duration,
+        left: u64,
+    }
+
+    impl Watched {
+        /// A sweep that has begun, beside calls that took a tenth of a millisecond before.
+        fn new(left: u64) -> Self {
+            let (pace, now) = (CompactionPace::default(), Duration::from_secs(100));
+            let mut watched = Watched { speed: Speed::default(), pace, beside: Beside::new(false), now, left };
+            (0..1000).for_each(|_| watched.beside.add_read(MICRO * 100));
+            watched.beside.sweeps(true);
+            watched.looked(0, 0);
+            watched
+        }
+
+        /// The share after a period with so many calls of so many microseconds.
+        fn looked(&mut self, calls: u32, micros: u32) -> f64 {
+            (0..calls).filter(|_| self.beside.samples()).for_each(|_| self.beside.add_read(MICRO * micros));
+            self.now += PERIOD;
+            let progress = || Progress { began: Duration::from_secs(100), left: self.left };
+            self.speed.look(&self.pace, &self.beside, self.now, progress);
+            self.speed.share
+        }
+    }
+
+    fn is_floor(share: f64) -> bool {
+        (share - FLOOR).abs() < 1e-9
     }
 
     #[test]
     fn a_sweep_that_is_noticed_slows_down_and_one_that_is_not_speeds_up() {
-        let (pace, mut now) = (CompactionPace::default(), Duration::ZERO);
-        let (beside, mut speed) = (Beside::new(true), Speed::default());
+        // There is so much that it has to hurry.
+        let mut sweep = Watched::new(100_000_000);
+        assert!(is_floor(sweep.speed.share), "nothing is known yet");
         // Nobody is there.
         for _ in 0..5 {
-            looked(&mut speed, &pace, &beside, &mut now);
+            sweep.looked(0, 0);
         }
-        assert!(speed.share >= 1.0);
-        assert_eq!((speed.step(&pace), speed.pause(&pace, 50)), (64, Duration::from_micros(500)));
-        let calls = |micros| (0..1000).for_each(|_| beside.add_read(MICRO * micros));
-        calls(100);
-        beside.sweeps(true);
-        calls(130);
-        assert!(looked(&mut speed, &pace, &beside, &mut now) < 0.75);
-        calls(100);
-        assert!(looked(&mut speed, &pace, &beside, &mut now) > 0.74, "back by a step");
+        assert!(sweep.speed.share >= 1.0);
+        assert_eq!(
+            (sweep.speed.step(&sweep.pace), sweep.speed.pause(&sweep.pace, 50)),
+            (64, Duration::from_micros(500))
+        );
+        assert!(sweep.looked(1000, 130) < 0.75);
+        assert!(sweep.looked(1000, 100) > 0.74, "back by a step");
         for _ in 0..9 {
-            calls(1000);
-            looked(&mut speed, &pace, &beside, &mut now);
+            sweep.looked(1000, 1000);
         }
-        assert!((speed.share - FLOOR).abs() < 1e-9, "it always goes on");
-        assert_eq!(speed.pause(&pace, 100).as_micros(), 3000);
+        assert!(is_floor(sweep.speed.share), "it always goes on");
+        assert_eq!(sweep.speed.pause(&sweep.pace, 100).as_micros(), 3000);
         // Not that often.
-        calls(1000);
-        let before = speed.share;
-        speed.look(&pace, &beside, now + MICRO, || unreachable!());
-        assert!((speed.share - before).abs() < 1e-9);
-        // In time, whoever notices: 100,000 in what is left of two seconds are a second at full speed.
-        let pace = CompactionPace { deadline: Some(now + Duration::from_secs(2)), ..pace };
-        calls(1000);
-        let share = looked(&mut speed, &pace, &beside, &mut now);
+        (0..1000).for_each(|_| sweep.beside.add_read(MICRO));
+        let before = sweep.speed.share;
+        sweep.speed.look(&sweep.pace, &sweep.beside, sweep.now + MICRO, || unreachable!());
+        assert!((sweep.speed.share - before).abs() < 1e-9);
+        let pace = CompactionPace { budget_percent: None, ..sweep.pace };
+        sweep.speed.look(&pace, &sweep.beside, sweep.now, || unreachable!());
+        assert_eq!((sweep.speed.step(&pace), sweep.speed.pause(&pace, 1)), (1000, Duration::from_millis(10)));
+    }
+
+    #[test]
+    fn a_few_calls_are_somebody() {
+        let mut sweep = Watched::new(100_000_000);
+        // Each is timed, so 40 a period are enough after two of them.
+        assert!(is_floor(sweep.looked(40, 100)), "too few to tell");
+        assert!(sweep.looked(40, 100) > FLOOR);
+        for _ in 0..4 {
+            sweep.looked(40, 1000);
+        }
+        assert!(is_floor(sweep.speed.share));
+        assert!(sweep.looked(10, 1000) < FLOOR + 0.01, "too few to tell");
+        assert!(sweep.looked(0, 0) > FLOOR + 0.1, "they have gone");
+        // Of very many a part says enough.
+        sweep.looked(100_000, 100);
+        let timed = (0..1600).filter(|_| sweep.beside.samples()).count();
+        assert_eq!(timed, 100);
+        sweep.beside.sweeps(false);
+        sweep.beside.sweeps(true);
+        assert!((0..9).all(|_| sweep.beside.samples()));
+    }
+
+    #[test]
+    fn it_goes_no_faster_than_it_has_to_while_anybody_is_there() {
+        let mut sweep = Watched::new(200_000);
+        for _ in 0..8 {
+            assert!(is_floor(sweep.looked(1000, 100)), "200,000 take six seconds at the slowest");
+        }
+        sweep.left = 1_000_000;
+        for _ in 0..16 {
+            sweep.looked(1000, 100);
+        }
+        // A million at 100,000 a second in what is left of twenty seconds.
+        assert!((0.6..0.8).contains(&sweep.speed.share), "{}", sweep.speed.share);
+    }
+
+    #[test]
+    fn a_deadline_is_kept_whoever_notices() {
+        let mut sweep = Watched::new(100_000);
+        // 100,000 in what is left of two seconds are a second at full speed.
+        sweep.pace.deadline = Some(Duration::from_millis(2250));
+        let share = sweep.looked(1000, 1000);
         assert!((0.5..0.7).contains(&share), "{share}");
-        let pace = CompactionPace { budget_percent: None, ..pace };
-        looked(&mut speed, &pace, &beside, &mut now);
-        assert_eq!((speed.step(&pace), speed.pause(&pace, 1)), (1000, Duration::from_millis(10)));
     }
 
     #[test]
