@@ -119,13 +119,15 @@ fn parts(bytes: &mut [u8], each: impl Fn(&mut [u8])) -> u64 {
     count
 }
 
-/// A row: 12 bytes of tree key, a head with the checksum of all else at its fifth byte, a body.
+/// A row: 12 bytes of tree key, a head with the checksum of all else behind its flags (of a wide head, its fifth byte), a
+/// body.
 pub fn row(row: &mut [u8]) {
-    if row.len() >= 12 + 36 {
+    let at = 12 + if row.get(12).is_some_and(|flags| flags & 4 != 0) { 1 } else { 4 };
+    if row.len() >= at + 4 {
         let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&row[..16]);
-        hasher.update(&row[20..]);
+        hasher.update(&row[..at]);
+        hasher.update(&row[at + 4..]);
         let crc = hasher.finalize();
-        put_crc(row, 16, crc);
+        put_crc(row, at, crc);
     }
 }

@@ -158,7 +158,7 @@ impl Lingering {
             // The leaf was weighed before.
             return Ok(());
         }
-        let mut here: Vec<_> = self.rows.range(range).map(|(at, row)| (*at, *row)).collect();
+        let mut here: Vec<_> = self.rows.range(range.clone()).map(|(at, row)| (*at, *row)).collect();
         if dead.len() >= leaf.entries() {
             // Nothing of it stays, or next to nothing.
             weighed.goes.extend(dead.iter().copied().chain(here.iter().map(|(at, _)| *at)));
@@ -168,7 +168,7 @@ impl Lingering {
         let (mut new_bytes, mut is_heavy) = (0, false);
         for at in dead {
             is_heavy |= scale.hidden.contains(at);
-            if self.rows.contains_key(at) {
+            if range.contains(at) && self.rows.contains_key(at) {
                 continue;
             }
             let Some(entry) = leaf.get(&row::row_key(*at)) else {

@@ -132,6 +132,8 @@ enum Noticed {
     Nobody,
     /// There are too few to tell.
     Unsure,
+    /// What they took without a sweep is not known.
+    Unknown,
     No,
     Yes,
 }
@@ -143,7 +145,10 @@ impl Compared {
         if self.looked.swap(count, Ordering::Relaxed) == count {
             return Noticed::Nobody;
         }
-        if count < CALLS_MIN || self.calm.count() < CALLS_MIN {
+        if self.calm.count() < CALLS_MIN {
+            return Noticed::Unknown;
+        }
+        if count < CALLS_MIN {
             return Noticed::Unsure;
         }
         let (Some(calm), Some(busy)) = (self.calm.p99(), self.busy.p99()) else { return Noticed::Unsure };
@@ -151,6 +156,11 @@ impl Compared {
         // Neither is known better than to the next kind.
         let allowed = calm.mul_f64(f64::from(100 + percent) / 100.0 * (1.0 + 1.0 / f64::from(FINE)));
         if busy > allowed.max(calm + UNNOTICED) { Noticed::Yes } else { Noticed::No }
+    }
+
+    /// Busy ones since it was looked at them.
+    fn fresh(&self) -> u32 {
+        self.busy.count().saturating_sub(self.looked.load(Ordering::Relaxed))
     }
 
     /// Forgets the busy ones.
@@ -214,16 +224,16 @@ impl Beside {
         if self.sweeping.swap(sweeping, Ordering::Relaxed) == sweeping {
             return;
         }
-        self.every.store(if sweeping { 1 } else { self.calm_every }, Ordering::Relaxed);
+        self.every.store(self.calm_every, Ordering::Relaxed);
         self.reads.clear();
         self.writes.clear();
     }
 
     /// Whether reads or writes take longer than they may.
     fn look(&self, percent: u32) -> Noticed {
-        if self.reads.busy.count().max(self.writes.busy.count()) > MANY {
-            self.every.store(self.calm_every, Ordering::Relaxed);
-        }
+        let every = self.every.load(Ordering::Relaxed);
+        let calls = self.reads.fresh().max(self.writes.fresh()).saturating_mul(every);
+        self.every.store(if calls > MANY { self.calm_every } else { 1 }, Ordering::Relaxed);
         self.reads.look(percent).max(self.writes.look(percent))
     }
 }
@@ -265,11 +275,13 @@ impl Speed {
         if self.looked.is_some_and(|looked| now.saturating_sub(looked) < PERIOD) {
             return;
         }
-        let noticed = if self.looked.is_some() { beside.look(percent) } else { Noticed::Unsure };
+        let noticed = beside.look(percent);
+        let noticed = if self.looked.is_some() { noticed } else { Noticed::Unsure };
         self.looked = Some(now);
         let share = match noticed {
             Noticed::Yes => self.share * 0.7,
             Noticed::Unsure => self.share,
+            Noticed::Unknown => 1.0,
             Noticed::No => self.share + 0.05,
             Noticed::Nobody => self.share + 0.2,
         };
@@ -473,13 +485,24 @@ mod tests {
         assert!(is_floor(sweep.speed.share));
         assert!(sweep.looked(10, 1000) < FLOOR + 0.01, "too few to tell");
         assert!(sweep.looked(0, 0) > FLOOR + 0.1, "they have gone");
-        // Of very many a part says enough.
-        sweep.looked(100_000, 100);
+        // Of very many a part says enough, for as long as they are.
+        sweep.looked(10_000, 100);
         let timed = (0..1600).filter(|_| sweep.beside.samples()).count();
         assert_eq!(timed, 100);
-        sweep.beside.sweeps(false);
-        sweep.beside.sweeps(true);
+        sweep.looked(1000, 100);
         assert!((0..9).all(|_| sweep.beside.samples()));
+        sweep.beside.sweeps(false);
+        assert!((0..15).filter(|_| sweep.beside.samples()).count() < 2);
+    }
+
+    #[test]
+    fn without_anything_to_compare_with_it_goes_as_fast_as_it_has_to() {
+        for (left, share) in [(100_000, FLOOR), (100_000_000, 1.0)] {
+            let mut sweep = Watched::new(left);
+            sweep.beside = Beside::new(false);
+            sweep.beside.sweeps(true);
+            assert!((sweep.looked(1000, 100) - share).abs() < 1e-9, "{left}");
+        }
     }
 
     #[test]

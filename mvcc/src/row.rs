@@ -284,7 +284,9 @@ fn begin_head(reader: &mut Reader<'_>) -> Result<(u8, u32, usize), Damage> {
     }
     if flags & PACKED != 0 {
         let crc = reader.u32()?;
-        return Ok((flags, crc, usize::try_from(varint(reader)?).unwrap_or(usize::MAX)));
+        let key_len = u32::try_from(varint(reader)?);
+        let too_long = |_| Damage::Malformed { what: "a row's key is longer than any can be" };
+        return Ok((flags, crc, key_len.map_err(too_long)? as usize));
     }
     reader.zeros(3)?;
     Ok((flags, reader.u32()?, reader.u32()? as usize))
@@ -379,6 +381,8 @@ mod tests {
         for key_len in [0, 1, 127, 128, INLINE_KEY_MAX, INLINE_KEY_MAX + 1, 5000] {
             assert!(head(&vec![7; key_len], u64::MAX, u64::MAX, -1) <= limits::HEAD_BYTES_MAX);
         }
+        let endless = [&[PACKED | KEY_IN_BODY, 0, 0, 0, 0][..], &[0xff; 9], &[1, 2, 1, 0]].concat();
+        assert!(RowHead::decode(&endless).is_err() && head_len(&endless).is_err());
         for bad in [&[0x80, 0][..], &[0xff; 11], &[0x80; 3], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]]
         {
             assert!(varint(&mut Reader::new(bad)).is_err(), "{bad:?}");

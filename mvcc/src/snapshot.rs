@@ -459,20 +459,25 @@ pub(crate) mod tests {
         let good = [row(2, b"a", 1), row(3, b"b", 1)];
         assert_eq!(read(&stream(&good, &[(&id, &lease), (b"tx\0k", b"v")])).unwrap(), 4);
         // In the head, where the longest keys are not.
-        let mut inline = row(2, &[b'k'; 400], 1);
-        inline[12 + 8..12 + 12].copy_from_slice(&60_000u32.to_le_bytes());
-        inline.resize(12 + 36 + 60_000, b'k');
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&inline[..16]);
-        hasher.update(&inline[20..]);
-        inline[16..20].copy_from_slice(&hasher.finalize().to_le_bytes());
+        let inline = |head: &[u8], crc_at: usize| {
+            let key = row::row_key(Revision::new(2, 0));
+            let mut inline = [&key[..], head, &[b'k'; 60_000]].concat();
+            let crc = crc32fast::hash(&[&inline[..crc_at], &inline[crc_at + 4..]].concat());
+            inline[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+            row::RowHead::decode(&inline[12..]).unwrap().check(&key, &inline[12..], b"").unwrap();
+            inline
+        };
+        let packed = inline(&[4, 0, 0, 0, 0, 0xe0, 0xd4, 3, 2, 1, 0], 13);
+        let lengths = [&[0; 8][..], &60_000u32.to_le_bytes(), &2u64.to_le_bytes(), &1u64.to_le_bytes(), &[0; 8]];
+        let wide = inline(&lengths.concat(), 16);
         let long = [&b"tx\0"[..], &[b'k'; 600]].concat();
         let streams = [
             ("out of order", stream(&[row(3, b"b", 1), row(2, b"a", 1)], &[])),
             ("the same twice", stream(&[row(3, b"b", 1), row(3, b"a", 1)], &[])),
             ("above the revision", stream(&[row(10, b"a", 1)], &[])),
             ("without a key", stream(&[row(2, b"", 1)], &[])),
-            ("with a long head", stream(&[inline], &[])),
+            ("with a long head", stream(&[packed], &[])),
+            ("with a long head that is not packed", stream(&[wide], &[])),
             ("an entry with a long key", stream(&[], &[(&long, b"v")])),
             ("entries out of order", stream(&[], &[(b"tx\0b", b"v"), (b"tx\0a", b"v")])),
             ("an entry of nothing", stream(&[], &[(b"x", b"v")])),
