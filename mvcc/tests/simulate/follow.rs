@@ -41,7 +41,7 @@ impl World {
                     }
                     if let (Ok(Applied::Lease(lease)), Command::LeaseGrant { .. }) = (&expected, &asked.command) {
                         let ttl = Duration::from_secs(lease.ttl.cast_unsigned());
-                        space.deadlines.insert(lease.id, now + ttl);
+                        space.deadlines.insert(lease.id, space.settled + ttl);
                     }
                     if expected.is_ok() && matches!(asked.command, Command::CompactShard { .. }) {
                         self.coverage.add("shards compacted", 1);
@@ -58,6 +58,7 @@ impl World {
             let boundary = space.boundaries.len() - 1;
             space.waiting.push(Waiting { asked, expected, boundary });
         }
+        self.spaces[at].settled = now;
         if !self.setup.is_replayed() {
             ran += self.follow_expiry(at, &ks, now);
         }

@@ -73,8 +73,11 @@ pub(crate) struct Space {
     pub(crate) shown_floors: Vec<i64>,
     /// The newest revision that anybody saw, ever.
     pub(crate) ever_shown: i64,
-    /// When leases end; with checkpoints of leases, not before when.
+    /// When leases end, or not before when: with checkpoints of leases, and of those that were granted since the model
+    /// followed last.
     pub(crate) deadlines: BTreeMap<i64, Duration>,
+    /// When it followed last.
+    pub(crate) settled: Duration,
     /// Leases in the order in which they end, as the engine had it last.
     pub(crate) by_deadline: Vec<i64>,
     pub(crate) watches: Vec<Watch>,
@@ -187,6 +190,7 @@ impl World {
                 shown_floors: Vec::new(),
                 ever_shown: 1,
                 deadlines: BTreeMap::new(),
+                settled: Duration::ZERO,
                 by_deadline: Vec::new(),
                 ahead: None,
                 watches: Vec::new(),
