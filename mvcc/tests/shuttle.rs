@@ -39,7 +39,7 @@ fn explore_more(times: u64, scenario: fn()) {
     let first = number("POLYBOLT_SEED", 0);
     for seed in first..first + times * number("POLYBOLT_SEEDS", 4) {
         let mut config = Config::new();
-        config.stack_size = 1 << 20;
+        config.stack_size = 8 << 20;
         config.max_steps = MaxSteps::FailAfter(3_000_000);
         config.failure_persistence = FailurePersistence::None;
         let scheduler: Box<dyn Scheduler + Send> = match seed % 2 {
