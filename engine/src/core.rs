@@ -92,6 +92,8 @@ impl StoreOptions {
 /// What the parts of an open store share.
 pub struct Core {
     // Set at open, never changed.
+    /// Drawn when the store was created: no other has it.
+    pub engine: u128,
     /// The disk.
     pub disk: Arc<dyn Disk>,
     /// How the store is kept.
@@ -257,6 +259,7 @@ impl Core {
             poison.watch(mark);
         }
         Arc::new(Core {
+            engine: committer.manifest.engine,
             disk,
             options,
             poison,

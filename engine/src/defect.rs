@@ -47,6 +47,8 @@ pub enum Defect {
     PinAfterCheck,
     /// A get without a pin does not look at the floor again.
     TrustUnpinned,
+    /// What is deleted stays in the hash index.
+    LeaveDeletedHashed,
     /// Whoever waits for room keeps the writer: nobody else moves the line.
     WaitInsideWriter,
     /// A Volatile tree that cannot be written fails the checkpoint.
@@ -70,7 +72,7 @@ pub enum Defect {
 }
 
 /// Every defect.
-pub const ALL: [Defect; 28] = [
+pub const ALL: [Defect; 29] = [
     Defect::SkipSync,
     Defect::PublishBeforeDurable,
     Defect::SealBeforeIndex,
@@ -89,6 +91,7 @@ pub const ALL: [Defect; 28] = [
     Defect::ViewBeforeVisible,
     Defect::PinAfterCheck,
     Defect::TrustUnpinned,
+    Defect::LeaveDeletedHashed,
     Defect::WaitInsideWriter,
     Defect::VolatileErrorFailsCheckpoint,
     Defect::CutTailUnderView,

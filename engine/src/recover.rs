@@ -268,7 +268,7 @@ fn open_space(core: &Arc<Core>, entry: &SpaceEntry, manifest: &Manifest, read_on
 pub(crate) fn file_spec(core: &Core, space: &str, tree: &TreeEntry) -> FileSpec {
     FileSpec {
         path: tree_path(&core.options.path, space, tree),
-        engine: core.committer.lock().manifest.engine,
+        engine: core.engine,
         tree: tree.id,
         page_bytes: tree.spec.page_bytes,
     }

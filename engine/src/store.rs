@@ -160,10 +160,7 @@ impl Store {
                         }
                     }
                 };
-                let (engine, session) = {
-                    let committer = core.committer.lock();
-                    (committer.manifest.engine, committer.manifest.session)
-                };
+                let (engine, session) = (core.engine, core.committer.lock().manifest.session);
                 let journal = Journal::new(JournalParts {
                     disk: Arc::clone(&core.disk),
                     options: JournalOptions {
@@ -262,8 +259,7 @@ impl Store {
             replayed_to: Position(0),
             trees: entries,
         };
-        let (engine, sequence) = (committer.manifest.engine, committer.manifest.sequence);
-        let trees = self.create_files(&entry, engine, sequence)?;
+        let trees = self.create_files(&entry, committer.manifest.sequence)?;
         let committed = committer.commit(|manifest| manifest.spaces.push(entry.clone()));
         if let Err(error @ Error::NoSpace { .. }) = committed {
             // Best effort: what stays is removed at the next open.
@@ -284,8 +280,13 @@ impl Store {
         Ok(info)
     }
 
+    /// Drawn when it was created: no other store has it.
+    pub fn id(&self) -> u128 {
+        self.core.engine
+    }
+
     /// Creates the files of a space, synced; removes them again if one fails.
-    fn create_files(&self, entry: &SpaceEntry, engine: u128, sequence: u64) -> Result<Vec<Arc<Tree>>> {
+    fn create_files(&self, entry: &SpaceEntry, sequence: u64) -> Result<Vec<Arc<Tree>>> {
         let core = &self.core;
         let mut made = Vec::new();
         let mut dirs = Vec::new();
@@ -297,8 +298,8 @@ impl Store {
                     dirs.push(dir.to_owned());
                 }
             }
-            let spec =
-                crate::file::FileSpec { path: path.clone(), engine, tree: tree.id, page_bytes: tree.spec.page_bytes };
+            let (engine, page_bytes) = (core.engine, tree.spec.page_bytes);
+            let spec = crate::file::FileSpec { path: path.clone(), engine, tree: tree.id, page_bytes };
             let file = TreeFile::create(&core.disk, spec, core.options.read_mode)?;
             made.push(path);
             let built = Tree::new(tree, file, sequence, false);

@@ -33,6 +33,7 @@ pub fn options() -> Options {
             ..Default::default()
         },
         reserve_ahead: 50,
+        hash_index_from: 4,
         ..Options::default()
     }
 }

@@ -75,6 +75,8 @@ pub(crate) struct Change {
     fresh: bool,
     /// The key became the last of its leaf.
     last: bool,
+    /// The newest row before, if the key was live.
+    before: Option<Revision>,
 }
 
 /// What becomes of an entry.
@@ -96,8 +98,13 @@ impl Index {
     ///
     /// Requires: `at` is above every revision of the key.
     pub fn put(&mut self, key: &[u8], at: Revision) -> Life {
-        let newest = self.write(key, at, Write::Put(None));
-        Life { created: newest.created, version: newest.version }
+        self.replace(key, at).0
+    }
+
+    /// The same, and the row before it, if the key was live.
+    pub fn replace(&mut self, key: &[u8], at: Revision) -> (Life, Option<Revision>) {
+        let (newest, change) = self.write_one(key, at, Write::Put(None));
+        (Life { created: newest.created, version: newest.version }, change.before)
     }
 
     /// A delete at `at`; returns what it ended, or None if the key was not live (then nothing
@@ -155,6 +162,10 @@ impl Index {
     }
 
     pub(crate) fn write(&mut self, key: &[u8], at: Revision, write: Write) -> Newest {
+        self.write_one(key, at, write).0
+    }
+
+    fn write_one(&mut self, key: &[u8], at: Revision, write: Write) -> (Newest, Change) {
         let (newest, change) = self.root.write(key, at, write, &mut self.beside);
         self.live = self.live + u64::from(change.born) - u64::from(change.died);
         self.keys += u64::from(change.fresh);
@@ -164,7 +175,7 @@ impl Index {
             self.beside.tree_bytes += inner.heap_bytes();
             self.root = Node::Inner(Box::new(inner));
         }
-        newest
+        (newest, change)
     }
 
     /// Takes a dead key out.
@@ -305,7 +316,8 @@ impl Node {
                 let was_live = before.is_some_and(|before| before.is_live());
                 let (born, died) = (newest.is_live() && !was_live, was_live && !newest.is_live());
                 let last = place == Err(leaf.len() - 1);
-                (newest, Change { born, died, at: at.main, fresh: before.is_none(), last })
+                let before_live = before.filter(|_| was_live).map(|before| before.at);
+                (newest, Change { born, died, at: at.main, fresh: before.is_none(), last, before: before_live })
             }
             Node::Inner(inner) => {
                 let which = inner.child_of(key);

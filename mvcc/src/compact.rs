@@ -119,16 +119,14 @@ impl Core {
         while swept == Swept::More && taken.len() < full {
             let budget = (full - taken.len()).min(TAKEN_AT_ONCE);
             let begun = self.clock.monotonic();
-            let mut index = shard.index.write();
             swept = match sweep.half {
-                Half::Superseded => index.sweep_superseded(upto, budget, taken),
+                Half::Superseded => shard.keys.sweep_superseded(upto, budget, taken),
                 Half::Tombstones => {
                     // In order: the last is the newest.
                     let mut bury = |at, key: &[u8]| _ = buried.insert(hash_of(key), at);
-                    index.sweep_tombstones(upto, budget, taken, &mut bury)
+                    shard.keys.sweep_tombstones(upto, budget, taken, &mut bury)
                 }
             };
-            drop(index);
             self.counters.index_steps.add(self.clock.monotonic().saturating_sub(begun));
         }
         taken[before..].sort_unstable();
@@ -312,7 +310,7 @@ impl Core {
     pub(crate) fn garbage(&self) -> u64 {
         let of_shard = |(at, shard): (usize, &Shard)| {
             let floor = self.floor_of(at).max(0).cast_unsigned();
-            shard.index.read().garbage(floor)
+            shard.keys.read().garbage(floor)
         };
         let indexed: usize = self.shards.iter().enumerate().map(of_shard).sum();
         indexed as u64 + self.counters.taken.load(Ordering::Relaxed)

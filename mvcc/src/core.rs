@@ -10,6 +10,7 @@ pub(crate) use crate::change::Found;
 use crate::change::Scratch;
 use crate::counts::Counts;
 use crate::error::{Refusal, Result};
+use crate::keys::Keys;
 use crate::lease::Lessor;
 use crate::linger::Lingering;
 use crate::options::{Durability, Face, Options};
@@ -27,11 +28,11 @@ use polybolt_engine::catalog::Reader;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal, pause};
 use polybolt_engine::store::Store;
+use polybolt_engine::sync::Mutex;
 use polybolt_engine::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::view::View;
 use polybolt_engine::{Damage, Place, Position, SpaceId, Ticket, TreeId, Watermark};
-use polybolt_index::{Index, KeyRange, Revision};
+use polybolt_index::{KeyRange, Revision};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -48,7 +49,7 @@ pub(crate) struct Shard {
     pub(crate) tree: TreeId,
     pub(crate) reader: Reader,
     pub(crate) volatile: bool,
-    pub(crate) index: ManyReaders<Index>,
+    pub(crate) keys: Keys,
     /// How many rows linger; those are in the sweep.
     pub(crate) lingering: AtomicUsize,
 }
@@ -460,7 +461,7 @@ impl Core {
 
     /// A key, if it is live at `at`.
     pub(crate) fn key_in(&self, shard: usize, key: &Bytes, at: u64) -> Option<Found> {
-        let hit = self.shards[shard].index.read().get(key, at)?;
+        let hit = self.shards[shard].keys.read().get(key, at)?;
         Some(Found { key: key.clone(), hit, shard, own: None })
     }
 
@@ -481,7 +482,7 @@ impl Core {
                 out.push(Found { key: Bytes::new(), hit, shard, own: None });
                 if ends.len() == run { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            let index = self.shards[shard].index.read();
+            let index = self.shards[shard].keys.read();
             let range = KeyRange { start: &start, end: end.as_deref() };
             if up {
                 index.walk(range, at, visit)
@@ -515,11 +516,11 @@ impl Core {
         let at = if newest { u64::MAX } else { at };
         let newest = at >= self.publisher.visible();
         let in_segment = |segment: &Segment| {
-            let index = &self.shards[segment.shard].index;
+            let keys = &self.shards[segment.shard].keys;
             if !newest {
-                return self.counts.count(index, segment, at);
+                return self.counts.count(keys, segment, at);
             }
-            index.read().count(KeyRange { start: &segment.start, end: segment.end.as_deref() }, at)
+            keys.read().count(KeyRange { start: &segment.start, end: segment.end.as_deref() }, at)
         };
         segments.iter().map(in_segment).sum()
     }

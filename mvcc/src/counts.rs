@@ -5,10 +5,11 @@
 //! older revision does not change: what is left behind one page is what was left behind the one before less the keys
 //! between, and these are few.
 
+use crate::keys::Keys;
 use crate::routes::Segment;
 use bytes::Bytes;
-use polybolt_engine::sync::{ManyReaders, Mutex};
-use polybolt_index::{Index, KeyRange};
+use polybolt_engine::sync::Mutex;
+use polybolt_index::KeyRange;
 use std::collections::VecDeque;
 
 /// Counts that are kept, newest first; each is of one list under way.
@@ -41,8 +42,8 @@ impl Kept {
 }
 
 impl Counts {
-    /// Live keys of a segment at `at`, which is visible, and which `index`, its shard's, still knows.
-    pub(crate) fn count(&self, index: &ManyReaders<Index>, segment: &Segment, at: u64) -> u64 {
+    /// Live keys of a segment at `at`, which is visible, and which `keys`, its shard's, still know.
+    pub(crate) fn count(&self, keys: &Keys, segment: &Segment, at: u64) -> u64 {
         if segment.end.as_ref().is_some_and(|end| *end <= segment.start) {
             return 0;
         }
@@ -52,8 +53,8 @@ impl Counts {
         };
         let end = segment.end.as_deref();
         let count = match &nearest {
-            Some(nearest) => nearest.count - walked(index, &nearest.start, Some(&segment.start), at),
-            None => walked(index, &segment.start, end, at),
+            Some(nearest) => nearest.count - walked(keys, &nearest.start, Some(&segment.start), at),
+            None => walked(keys, &segment.start, end, at),
         };
         if count < MANY {
             return count;
@@ -71,10 +72,10 @@ impl Counts {
 }
 
 /// Counts in runs, so that the lock is never held for long.
-fn walked(index: &ManyReaders<Index>, start: &[u8], end: Option<&[u8]>, at: u64) -> u64 {
-    let (mut count, mut resume) = index.read().count_some(KeyRange { start, end }, at, KEYS_PER_RUN);
+fn walked(keys: &Keys, start: &[u8], end: Option<&[u8]>, at: u64) -> u64 {
+    let (mut count, mut resume) = keys.read().count_some(KeyRange { start, end }, at, KEYS_PER_RUN);
     while let Some(start) = resume {
-        let (more, next) = index.read().count_some(KeyRange { start: &start, end }, at, KEYS_PER_RUN);
+        let (more, next) = keys.read().count_some(KeyRange { start: &start, end }, at, KEYS_PER_RUN);
         (count, resume) = (count + more, next);
     }
     count
@@ -83,7 +84,7 @@ fn walked(index: &ManyReaders<Index>, start: &[u8], end: Option<&[u8]>, at: u64)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polybolt_index::Revision;
+    use polybolt_index::{Index, Revision};
 
     fn key(n: u64) -> Bytes {
         format!("k{n:06}").into()
@@ -102,7 +103,7 @@ mod tests {
         for n in (0..6000).step_by(3) {
             index.tombstone(&key(n), Revision { main: 7000 + n, sub: 0 });
         }
-        let (index, counts) = (ManyReaders::new(index), Counts::default());
+        let (index, counts) = (Keys::new(index, 0, u64::MAX), Counts::default());
         let plain = |segment: &Segment, at| {
             let range = KeyRange { start: &segment.start, end: segment.end.as_deref() };
             index.read().count(range, at)

@@ -477,7 +477,7 @@ fn verify_rows(core: &Core, shard: usize) -> Result<()> {
         let kv = row::open_row(key, &Bytes::copy_from_slice(head), &body.load()?).map_err(damaged)?;
         let known = core.routes.shard_of(&kv.key) == shard;
         let kept = at.main.cast_signed() > core.floor_of(shard);
-        if !known || (kept && !shard_of.index.read().knows(&kv.key, at)) {
+        if !known || (kept && !shard_of.keys.read().knows(&kv.key, at)) {
             return Err(damaged(Damage::Malformed { what: "a row that the index does not know" }));
         }
         Ok(true)

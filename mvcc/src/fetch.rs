@@ -117,10 +117,22 @@ impl Core {
     /// there is none, and nothing that its checksum is of.
     pub(crate) fn open<'a>(
         &self,
-        (shard, key, modified): (usize, Bytes, Revision),
+        whose: (usize, Bytes, Revision),
         tree_key: &[u8],
         lent: &'a Lent<'_>,
     ) -> Result<(KeyValue, Value<'a>)> {
+        let shard = &self.shards[whose.0];
+        let other = Damage::Malformed { what: "a row is not of the key that the index has it for" };
+        self.open_if_of(whose, tree_key, lent)?.ok_or_else(|| self.damaged(shard, other).into())
+    }
+
+    /// The same; None if it is the row of another key.
+    pub(crate) fn open_if_of<'a>(
+        &self,
+        (shard, key, modified): (usize, Bytes, Revision),
+        tree_key: &[u8],
+        lent: &'a Lent<'_>,
+    ) -> Result<Option<(KeyValue, Value<'a>)>> {
         let damaged = |damage| self.damaged(&self.shards[shard], damage);
         let row = RowHead::decode(lent.head).map_err(damaged)?;
         let value = match &lent.body {
@@ -138,9 +150,9 @@ impl Core {
         };
         let unread = matches!(lent.body, LentBody::Unread);
         if !unread && row.key_in(lent.body()).map_err(damaged)? != key {
-            return Err(damaged(Damage::Malformed { what: "a row is not of the key that the index has it for" }).into());
+            return Ok(None);
         }
-        Ok((key_only(key, modified, Life { created: row.created, version: row.version }, row.lease), value))
+        Ok(Some((key_only(key, modified, Life { created: row.created, version: row.version }, row.lease), value)))
     }
 
     pub(crate) fn missing(&self, shard: &Shard) -> Error {

@@ -3,6 +3,8 @@
 //! It is short, so it pins nothing: a pin all readers would have to share. It reads, and looks at the floor after. What
 //! a sweep took out for a compacted revision shows no earlier than that revision does, so a floor that is still not
 //! above the revision read says that all that can be seen there was there. Else a pin has to hold it.
+//!
+//! What is newest it looks for by hash first, and in the ordered index if that does not say or what it says is not there.
 
 use crate::core::Core;
 use crate::error::{Error, Result};
@@ -10,7 +12,7 @@ use crate::request::{KeyValue, RangeRequest, RangeResponse, SpanEnd};
 use crate::row;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::pause;
-use polybolt_index::Hit;
+use polybolt_index::{Hit, Revision};
 
 /// True if the request is a get and nothing else.
 pub(crate) fn suits(request: &RangeRequest) -> bool {
@@ -23,34 +25,49 @@ pub(crate) fn suits(request: &RangeRequest) -> bool {
 /// met damage, which may be that the keyspace was replaced or dropped under it.
 pub(crate) fn get(core: &Core, request: &RangeRequest) -> Option<RangeResponse> {
     core.check_open().ok()?;
-    let key = &request.span.key;
-    let which = core.routes.shard_of(key);
+    let which = core.routes.shard_of(&request.span.key);
     let visible = core.publisher.visible();
     let at = if request.revision <= 0 { visible } else { request.revision.cast_unsigned() };
     if at > visible || core.floor_of(which) > at.cast_signed() {
         return None;
     }
     pause("read: visible");
-    let hit = core.shards[which].index.read().get(key, at);
-    let kvs = match hit {
-        Some(hit) if !request.count_only => row(core, which, request, hit),
-        _ => Ok(Vec::new()),
+    // Without its value a row does not say which key it is of.
+    let by_hash = !request.count_only && !request.keys_only;
+    let (count, kvs) = match by_hash.then(|| hashed(core, which, request, at)).flatten() {
+        Some(kv) => (1, Ok(vec![kv])),
+        None => ordered(core, which, request, at),
     };
     if core.floor_of(which) > at.cast_signed() && !is_on(Defect::TrustUnpinned) {
         return None;
     }
-    let (revision, count) = (visible.cast_signed(), i64::from(hit.is_some()));
-    Some(RangeResponse { revision, count, kvs: kvs.ok()?, ..RangeResponse::default() })
+    Some(RangeResponse { revision: visible.cast_signed(), count, kvs: kvs.ok()?, ..RangeResponse::default() })
 }
 
-fn row(core: &Core, shard: usize, request: &RangeRequest, hit: Hit) -> Result<Vec<KeyValue>> {
-    let tree_key = row::row_key(hit.modified);
+/// The row by the hash of its key.
+fn hashed(core: &Core, shard: usize, request: &RangeRequest, at: u64) -> Option<KeyValue> {
+    let key = &request.span.key;
+    core.shards[shard].keys.find_hashed(key, at, |row| read(core, shard, request, row).ok()?)
+}
+
+/// By the ordered index: whether the key is live, and its row, if it was asked for.
+fn ordered(core: &Core, shard: usize, request: &RangeRequest, at: u64) -> (i64, Result<Vec<KeyValue>>) {
+    let Some(Hit { modified, .. }) = core.shards[shard].keys.read().get(&request.span.key, at) else {
+        return (0, Ok(Vec::new()));
+    };
+    let missing = |kv: Option<KeyValue>| kv.ok_or_else(|| core.missing(&core.shards[shard]));
+    let row = || read(core, shard, request, modified).and_then(missing).map(|kv| vec![kv]);
+    (1, if request.count_only { Ok(Vec::new()) } else { row() })
+}
+
+/// A row, if it is there and of the key.
+fn read(core: &Core, shard: usize, request: &RangeRequest, modified: Revision) -> Result<Option<KeyValue>> {
+    let tree_key = row::row_key(modified);
     let now = core.shards[shard].reader.glance();
     pause("read: view");
     let shown = now.show(&tree_key, !request.keys_only, |lent| {
-        let (mut kv, value) = core.open((shard, request.span.key.clone(), hit.modified), &tree_key, &lent)?;
-        kv.value = value.into_bytes();
-        Ok::<_, Error>(vec![kv])
+        let opened = core.open_if_of((shard, request.span.key.clone(), modified), &tree_key, &lent)?;
+        Ok::<_, Error>(opened.map(|(kv, value)| KeyValue { value: value.into_bytes(), ..kv }))
     })?;
-    shown.unwrap_or_else(|| Err(core.missing(&core.shards[shard])))
+    shown.transpose().map(Option::flatten)
 }

@@ -111,7 +111,7 @@ fn is_included(core: &Core, row: &StoredRow, kept: &[(i64, u64)]) -> bool {
     if row.tombstone {
         return false;
     }
-    core.shards[shard].index.read().keeps(&row.kv.key, row.at, kept_at)
+    core.shards[shard].keys.read().keeps(&row.kv.key, row.at, kept_at)
 }
 
 /// REV-15, REV-16.

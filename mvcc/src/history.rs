@@ -69,7 +69,7 @@ fn is_little(core: &Core, segments: &[Segment]) -> bool {
     let mut shards: Vec<usize> = segments.iter().map(|segment| segment.shard).collect();
     shards.sort_unstable();
     shards.dedup();
-    let all: u64 = shards.into_iter().map(|shard| core.shards[shard].index.read().stats().live).sum();
+    let all: u64 = shards.into_iter().map(|shard| core.shards[shard].keys.read().stats().live).sum();
     watched <= FEW.max(all / SHARE)
 }
 
@@ -100,7 +100,7 @@ fn plan(core: &Core, segments: &[Segment], (next, visible): (u64, u64), mut budg
             let run = budget.min(KEYS_PER_RUN);
             let mut left = run;
             resume =
-                core.shards[segment.shard].index.read().changes(range, resume, (next, visible), &mut left, &mut visit);
+                core.shards[segment.shard].keys.read().changes(range, resume, (next, visible), &mut left, &mut visit);
             budget -= run - left;
             if resume.is_none() {
                 break;

@@ -496,7 +496,7 @@ impl Keyspace {
             let Ok(tree) = core.store.tree_stats(shard.tree) else {
                 continue;
             };
-            let index = shard.index.read().stats();
+            let index = shard.keys.read().stats();
             status.size += tree.size;
             status.size_in_use += tree.in_use;
             let durability = if shard.volatile {
@@ -517,7 +517,7 @@ impl Keyspace {
                 revisions: index.revisions,
                 floor: core.floor_of(at),
                 depth: tree.depth,
-                index_bytes: index.bytes + shard.reader.glance().leaves_bytes() as u64 + shard.lingering_bytes(),
+                index_bytes: shard.keys.bytes() + shard.reader.glance().leaves_bytes() as u64 + shard.lingering_bytes(),
             });
         }
         status

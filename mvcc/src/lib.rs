@@ -61,6 +61,8 @@ mod record;
 mod slab;
 mod change;
 mod pins;
+pub mod hash_index;
+mod keys;
 mod counts;
 pub mod stats;
 mod watch;

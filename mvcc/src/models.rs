@@ -4,6 +4,7 @@
 //! engines are run by `tests/shuttle.rs`.
 
 use crate::event::{Event, EventKind};
+use crate::hash_index::HashIndex;
 use crate::pending::block_on;
 use crate::pins::Pins;
 use crate::publish::Publisher;
@@ -15,6 +16,7 @@ use polybolt_engine::run::Signal;
 use polybolt_engine::sync::atomic::{AtomicU64, Ordering};
 use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::{DurableListener, Position, Watermark};
+use polybolt_index::Revision;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -269,5 +271,36 @@ fn a_thread_that_waits_for_a_ticket_is_woken() {
         let moves = thread::spawn(move || mark.advance(Position(1)));
         block_on(ticket).unwrap();
         moves.join().unwrap();
+    });
+}
+
+/// The writer deletes a key, so that slots behind it move up, and overwrites another.
+#[test]
+fn a_hash_index_shows_nothing_that_was_superseded_before_the_revision_read() {
+    explore(3, || {
+        let (shared, keys) = (Shared::new(), [&b"a"[..], b"b", b"c"]);
+        let index = Arc::new(HashIndex::new(0));
+        let first = Revision::new(1, 0);
+        index.begin(|see| keys.iter().for_each(|key| see(key, first)));
+        let writer = thread::spawn({
+            let (shared, index) = (Arc::clone(&shared), Arc::clone(&index));
+            move || {
+                index.change(keys[0], Some(first), None);
+                shared.publisher.seal(2, -1, None, || Position(0));
+                index.change(keys[1], Some(first), Some(Revision::new(3, 0)));
+                shared.publisher.seal(3, -1, None, || Position(0));
+            }
+        });
+        let at = shared.publisher.visible();
+        for (key, changed) in [(keys[0], 2), (keys[1], 3)] {
+            // Revisions of one key do not tell whose they are, but here those of all change one by one.
+            index.find(key, at, |row| {
+                let is_newest = row == Revision::new(3, 0) || row == first && at < changed;
+                let of_another = row == first;
+                assert!(is_newest || of_another, "{row:?} at {at}");
+                None::<()>
+            });
+        }
+        writer.join().unwrap();
     });
 }

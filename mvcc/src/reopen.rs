@@ -5,6 +5,7 @@ use crate::check::{self, Life};
 use crate::core::{Core, Gate, Shard, Sweep, Writer};
 use crate::counts::Counts;
 use crate::error::Result;
+use crate::keys::Keys;
 use crate::lease::Lessor;
 use crate::meta::{self, StoredLease};
 use crate::options::{Durability, Face, Options};
@@ -18,8 +19,8 @@ use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::run::{Clock, Signal};
 use polybolt_engine::store::Store;
+use polybolt_engine::sync::Mutex;
 use polybolt_engine::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use polybolt_engine::sync::{ManyReaders, Mutex};
 use polybolt_engine::{
     Damage, Error as EngineError, Place, Position, Replay, Replayed, SpaceInfo, TreeClass, TreeId, TreeSpec, Watermark,
 };
@@ -419,6 +420,7 @@ fn open_keyspace(
         Ok(true)
     })?;
     let mut shards = Vec::with_capacity(scanned.len());
+    let seed = store.id() as u64;
     for (scanned, tree) in scanned.into_iter().zip(&info.trees) {
         for (key, lease) in &scanned.leased {
             lessor.attach(key, *lease);
@@ -428,7 +430,7 @@ fn open_keyspace(
             tree: tree.id,
             reader: store.reader(tree.id)?,
             volatile: tree.spec.class == TreeClass::Volatile,
-            index: ManyReaders::new(scanned.index),
+            keys: Keys::new(scanned.index, seed, options.hash_index_from),
             lingering: AtomicUsize::new(0),
         });
     }

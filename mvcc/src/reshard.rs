@@ -257,11 +257,10 @@ impl Copy<'_> {
 }
 
 fn learn(shard: &Shard, row: &StoredRow) {
-    let mut index = shard.index.write();
     if row.tombstone {
-        index.tombstone(&row.kv.key, row.at);
+        shard.keys.tombstone(&row.kv.key, row.at);
     } else {
-        let life = index.put(&row.kv.key, row.at);
+        let life = shard.keys.put(&row.kv.key, row.at);
         debug_assert_eq!(life.version, row.kv.version.cast_unsigned());
     }
 }

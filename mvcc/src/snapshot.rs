@@ -156,7 +156,7 @@ impl Snapshot {
         if tombstone {
             return at.main == floor;
         }
-        self.core.shards[shard].index.read().keeps(key, at, floor)
+        self.core.shards[shard].keys.read().keeps(key, at, floor)
     }
 
     fn header(&self) -> Vec<u8> {

@@ -223,8 +223,8 @@ impl<'a> Evaluation<'a> {
 
     /// The newest state of a key, own changes left out.
     fn stored(&self, key: &Bytes, shard: usize) -> Option<Found> {
-        let index = self.core.shards[shard].index.read();
-        let hit = if self.at == u64::MAX { index.latest(key) } else { index.get(key, self.at) }?;
+        let keys = &self.core.shards[shard].keys;
+        let hit = if self.at == u64::MAX { keys.latest(key) } else { keys.read().get(key, self.at) }?;
         Some(Found { key: key.clone(), hit, shard, own: None })
     }
 

@@ -454,19 +454,17 @@ impl Core {
     fn apply_change(&self, main: u64, sub: usize, change: &Change) {
         let at = Revision::new(main, u32::try_from(sub).expect("a txn has few changes"));
         let shard = &self.shards[change.shard];
-        let mut index = shard.index.write();
         let lease = match &change.put {
             Some(put) => {
-                let life = index.put(&change.key, at);
+                let life = shard.keys.put(&change.key, at);
                 debug_assert_eq!((life.created, life.version), (put.created, put.version));
                 put.lease
             }
             None => {
-                index.tombstone(&change.key, at);
+                shard.keys.tombstone(&change.key, at);
                 0
             }
         };
-        drop(index);
         let mut lessor = self.lessor.lock();
         if lease != 0 || lessor.len() > 0 {
             lessor.attach(&change.key, lease);

@@ -204,3 +204,49 @@ fn writes_are_applied_in_the_order_of_the_calls_whoever_waits() {
     let kv = ks.range(&RangeRequest::new(Span::key("k"))).unwrap().kvs.remove(0);
     assert_eq!((kv.version, &kv.value[..]), (1601, format!("{:>200}", 800).as_bytes()));
 }
+
+/// A get looks a key up by its hash, a range of it in the ordered index; both beside puts, deletes and compactions.
+#[test]
+fn gets_answer_as_ranges_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { buffer_bytes: 200_000, hash_index_from: 20, ..Options::default() };
+    let engine = Engine::open(dir.path(), options).unwrap();
+    let ks = engine.create_keyspace("ks", Routes::parse("low=a").unwrap()).unwrap();
+    let (done, key) = (AtomicBool::new(false), |n: usize| format!("{}{:03}", ["a", "z"][n % 2], n % 300));
+    std::thread::scope(|scope| {
+        for reader in 0..3 {
+            let (ks, done) = (&ks, &done);
+            scope.spawn(move || {
+                let mut n = reader;
+                while !done.load(Ordering::SeqCst) {
+                    n += 7;
+                    let get = ks.range(&RangeRequest::new(Span::key(key(n)))).unwrap();
+                    // The end is not the key's own, so that it is no get.
+                    let mut range = RangeRequest::new(Span::range(key(n), key(n) + "\0\0"));
+                    range.revision = get.revision;
+                    match ks.range(&range) {
+                        Ok(response) => {
+                            assert_eq!((get.count, &get.kvs), (response.count, &response.kvs), "{}", key(n))
+                        }
+                        Err(Error::Refused(Refusal::Compacted { .. })) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        for n in 0..20_000 {
+            let which = n * 13 + n / 1000;
+            // Not waited for: readers see what is applied but not visible yet.
+            if n % 5 == 4 {
+                drop(ks.delete_range(polybolt::DeleteRequest { span: Span::key(key(which)), prev_kv: false }));
+            } else {
+                drop(ks.put(PutRequest::new(key(which), format!("{n:>50}"))));
+            }
+            if n % 1000 == 999 {
+                let revision = ks.put(PutRequest::new(key(which), "")).wait().unwrap().revision;
+                ks.compact(revision - 5, false).wait().unwrap();
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+}

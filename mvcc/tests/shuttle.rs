@@ -78,6 +78,7 @@ fn options() -> Options {
         scrub_bytes_per_second: 0,
         vacuum_bytes_per_second: 0,
         reserve_ahead: 8,
+        hash_index_from: 0,
         ..Options::default()
     }
 }

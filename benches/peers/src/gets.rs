@@ -4,21 +4,36 @@ use crate::dataset::Numbers;
 use crate::figure::{Figure, Unit};
 use crate::later::same;
 use crate::measure::now;
-use crate::passes::repeat;
-use crate::peer::{MvccPeer, Result};
+use crate::passes::repeat_of;
+use crate::peer::{MvccPeer, Result, Row};
+use crate::plan::Fold;
 use crate::rows::Expected;
 use std::time::Duration;
 
 /// Short enough that most runs are not interrupted on a busy machine, long enough that the clock costs nothing.
 const RUN: usize = 100;
 
-fn one(expected: &Expected, peer: &dyn MvccPeer, numbers: &mut Numbers) -> Result<()> {
-    let key = expected.live[numbers.below(expected.live.len())];
-    let row = expected.newest.row(&expected.plan, key);
-    let got = peer.get(row.key)?.ok_or("a key is not there")?;
-    let right = (got.created, got.modified, got.version) == (row.created, row.modified, row.version)
-        && same(&got.value, row.value);
-    if right { Ok(()) } else { Err("a get answers wrong".into()) }
+/// Rows to ask for. They are looked at once, so that what they are asked with and compared with is near: a get may take
+/// less than to come by that.
+fn draw<'a>(expected: &'a Expected, numbers: &mut Numbers) -> Vec<Row<'a>> {
+    let draw = |_| expected.newest.row(&expected.plan, expected.live[numbers.below(expected.live.len())]);
+    let rows: Vec<Row<'_>> = (0..RUN).map(draw).collect();
+    let mut near = Fold::default();
+    rows.iter().for_each(|row| near.add(row));
+    std::hint::black_box(near);
+    rows
+}
+
+fn all(rows: &[Row<'_>], peer: &dyn MvccPeer) -> Result<()> {
+    for row in rows {
+        let got = peer.get(row.key)?.ok_or("a key is not there")?;
+        let right = (got.created, got.modified, got.version) == (row.created, row.modified, row.version)
+            && same(&got.value, row.value);
+        if !right {
+            return Err("a get answers wrong".into());
+        }
+    }
+    Ok(())
 }
 
 /// Row 2.
@@ -26,13 +41,13 @@ pub fn gets(expected: &Expected, peer: &dyn MvccPeer) -> Result<Vec<Figure>> {
     let mut numbers = Numbers::new(2);
     // As many as there are keys come in once, up to a time, so that what the system maps on first use is there.
     let begun = now();
-    for _ in 0..expected.live.len() {
-        one(expected, peer, &mut numbers)?;
+    for _ in 0..expected.live.len() / RUN {
+        all(&draw(expected, &mut numbers), peer)?;
         if begun.elapsed() > expected.time * 2 {
             break;
         }
     }
-    let times = repeat(expected.time, || (0..RUN).try_for_each(|_| one(expected, peer, &mut numbers)))?;
+    let times = repeat_of(expected.time, || draw(expected, &mut numbers), |rows| all(&rows, peer))?;
     Ok(times.figures(2, "point get", Unit::Ns, 1e9 / RUN as f64))
 }
 
@@ -42,7 +57,7 @@ fn by(threads: usize, expected: &Expected, peer: &dyn MvccPeer, time: Duration, 
     let thread = |at: usize| {
         let (mut numbers, mut done) = (Numbers::new(seed + at as u64), 0u64);
         while begun.elapsed() < time {
-            (0..RUN).try_for_each(|_| one(expected, peer, &mut numbers))?;
+            all(&draw(expected, &mut numbers), peer)?;
             done += RUN as u64;
         }
         Ok::<f64, Box<dyn std::error::Error + Send + Sync>>(done as f64 / begun.elapsed().as_secs_f64())

@@ -22,17 +22,28 @@ pub fn cpu() -> f64 {
 
 /// Runs `pass` until the time is up.
 pub fn repeat(time: Duration, mut pass: impl FnMut() -> Result<()>) -> Result<Passes> {
-    let (begun, cpu_begun) = (now(), cpu());
-    let mut times = Vec::new();
+    repeat_of(time, || (), |()| pass())
+}
+
+/// The same, with what `prepare` makes for each pass while no clock runs.
+pub fn repeat_of<T>(
+    time: Duration,
+    mut prepare: impl FnMut() -> T,
+    mut pass: impl FnMut(T) -> Result<()>,
+) -> Result<Passes> {
+    let begun = now();
+    let (mut times, mut cpu_passes) = (Vec::new(), 0.0);
     while times.len() < 3 || (begun.elapsed() < time && times.len() < 100_000) {
-        let pass_begun = now();
-        pass()?;
+        let prepared = prepare();
+        let (pass_begun, cpu_begun) = (now(), cpu());
+        pass(prepared)?;
         times.push(pass_begun.elapsed().as_secs_f64());
+        cpu_passes += cpu() - cpu_begun;
         if begun.elapsed() > time * 20 {
             break;
         }
     }
-    Ok(Passes { times, cpu: cpu() - cpu_begun })
+    Ok(Passes { times, cpu: cpu_passes })
 }
 
 impl Passes {

@@ -279,9 +279,9 @@ impl DiskFile for OsFile {
     }
 }
 
-/// Begins to load the line of memory in which this begins, and goes on.
+/// Begins to load the line of memory in which this begins, and goes on; where there is no such instruction, does nothing.
 #[inline]
-pub fn load_soon<T: Copy>(first: &T) {
+pub fn load_soon<T>(first: &T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[expect(unsafe_code, reason = "the instruction has no safe face")]
     // SAFETY: it is a hint, of memory that is borrowed; every x86-64 has it.
@@ -289,7 +289,7 @@ pub fn load_soon<T: Copy>(first: &T) {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(first).cast());
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    std::hint::black_box(*first);
+    let _ = first;
 }
 
 impl Mapping for OsMapping {

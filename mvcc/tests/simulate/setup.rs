@@ -73,6 +73,7 @@ impl Setup {
             vacuum_free_percent: 5 + vacuum.below(40) as u8,
             vacuum_free_bytes_min: 4096 * vacuum.below(6),
             reclaim_percent: [0, 20, 60][vacuum.below(3) as usize],
+            hash_index_from: [0, 3, 8, u64::MAX][vacuum.below(4) as usize],
             ..Options::default()
         };
         Setup {
