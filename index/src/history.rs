@@ -3,10 +3,10 @@
 //! One ring for all keys. Each state links to its key's next older one. Compaction pops the tail; a link
 //! that points behind the tail is the end of the key's history, so nothing ever has to be unlinked.
 //!
-//! A state takes 16 bytes: its revision packed, then the link and how far what superseded it is above its
-//! block's first. Blocks are freed one by one, so the ring grows and shrinks without being copied.
+//! A state takes 15 bytes: its revision packed, then how many pushes before its own the older one was, and how far what
+//! superseded it is above its block's first. Blocks are freed one by one, so the ring grows and shrinks without being copied.
 
-use crate::packed::{LINK_BITS, Link, Newest, pack, unpack};
+use crate::packed::{Link, Newest, pack, unpack};
 use crate::revision::{Hit, Revision};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -37,7 +37,7 @@ pub(crate) struct Ring {
     gone: usize,
     len: usize,
     popped: u64,
-    /// States that do not fit 16 bytes, by the count of pushes before them.
+    /// States that do not fit 15 bytes, by the count of pushes before them.
     wide: BTreeMap<u64, Older>,
 }
 
@@ -45,16 +45,36 @@ pub(crate) struct Ring {
 struct Block {
     /// No state of the block was superseded earlier.
     base: u64,
-    states: Vec<[u64; 2]>,
+    states: Vec<Packed>,
 }
 
-const DELTA_BITS: u32 = 64 - LINK_BITS - 1;
-const WIDE_STATE: u64 = u64::MAX;
+/// The revision, then [`BACK_BITS`] of how far back the older one is, a bit, and the rest.
+type Packed = [u8; 15];
 
-fn pack_state(state: &Older, base: u64) -> Option<[u64; 2]> {
+const BACK_BITS: u32 = 32;
+const DELTA_BITS: u32 = 8 * (size_of::<Packed>() as u32 - 8) - BACK_BITS - 1;
+const WIDE_STATE: Packed = [u8::MAX; 15];
+
+/// A state, the older one of which was pushed `back` before it, 0 if there is none.
+fn pack_state(state: &Older, base: u64, back: u64) -> Option<Packed> {
     let delta = state.superseded.checked_sub(base).filter(|delta| *delta < 1 << DELTA_BITS)?;
     let first = pack(state.at, state.live)?;
-    Some([first, delta << (LINK_BITS + 1) | u64::from(state.report) << LINK_BITS | state.older.bits()])
+    if back >= 1 << BACK_BITS {
+        return None;
+    }
+    let second = delta << (BACK_BITS + 1) | u64::from(state.report) << BACK_BITS | back;
+    let mut packed = Packed::default();
+    packed[..8].copy_from_slice(&first.to_le_bytes());
+    packed[8..].copy_from_slice(&second.to_le_bytes()[..7]);
+    Some(packed)
+}
+
+/// Both halves of a state.
+fn halves(packed: Packed) -> (u64, u64) {
+    let mut second = [0; 8];
+    second[..7].copy_from_slice(&packed[8..]);
+    let (first, _) = packed.split_first_chunk::<8>().expect("15 bytes");
+    (u64::from_le_bytes(*first), u64::from_le_bytes(second))
 }
 
 impl Ring {
@@ -64,9 +84,12 @@ impl Ring {
             self.blocks.push_back(Block { base: state.superseded, states: Vec::with_capacity(BLOCK) });
         }
         let block = self.blocks.back_mut().expect("it was just looked at");
-        let packed = pack_state(&state, block.base).unwrap_or_else(|| {
+        // What was popped is as good as none.
+        let older = state.older.after(self.popped).filter(|place| *place < self.len as u64);
+        let back = older.map_or(0, |place| self.len as u64 - place);
+        let packed = pack_state(&state, block.base, back).unwrap_or_else(|| {
             self.wide.insert(pushes, state);
-            [WIDE_STATE; 2]
+            WIDE_STATE
         });
         block.states.push(packed);
         self.len += 1;
@@ -81,14 +104,17 @@ impl Ring {
     fn at_place(&self, place: usize) -> Option<Older> {
         let at = place + self.gone;
         let block = self.blocks.get(at / BLOCK)?;
-        let [first, second] = *block.states.get(at % BLOCK)?;
-        if first == WIDE_STATE {
-            return self.wide.get(&(self.popped + place as u64)).copied();
+        let packed = *block.states.get(at % BLOCK)?;
+        let pushes = self.popped + place as u64;
+        if packed == WIDE_STATE {
+            return self.wide.get(&pushes).copied();
         }
+        let (first, second) = halves(packed);
         let (at, live) = unpack(first);
-        let older = Link::from_bits(second & ((1 << LINK_BITS) - 1));
-        let superseded = block.base + (second >> (LINK_BITS + 1));
-        Some(Older { at, live, older, superseded, report: second >> LINK_BITS & 1 == 1 })
+        let back = second & ((1 << BACK_BITS) - 1);
+        let older = if back == 0 { Link::NONE } else { Link::to(pushes - back) };
+        let superseded = block.base + (second >> (BACK_BITS + 1));
+        Some(Older { at, live, older, superseded, report: second >> BACK_BITS & 1 == 1 })
     }
 
     pub(crate) fn get(&self, link: Link) -> Option<Older> {
@@ -132,7 +158,7 @@ impl Ring {
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        let blocks = self.blocks.len() * BLOCK * size_of::<[u64; 2]>() + self.blocks.capacity() * size_of::<Block>();
+        let blocks = self.blocks.len() * BLOCK * size_of::<Packed>() + self.blocks.capacity() * size_of::<Block>();
         blocks + self.wide.len() * size_of::<(u64, Older)>() * 3 / 2
     }
 
@@ -150,5 +176,42 @@ impl Ring {
     /// What the key of which `newest` is the newest state was after all of main `at`.
     pub(crate) fn state_at(&self, newest: &Newest, at: u64) -> Option<Hit> {
         if newest.at.main <= at { newest.hit() } else { self.at(newest.older, at) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_comes_back_or_is_kept_whole() {
+        let far = Older {
+            at: Revision::new((1 << 42) - 2, (1 << 21) - 1),
+            live: true,
+            older: Link::NONE,
+            superseded: (1 << DELTA_BITS) + 6,
+            report: true,
+        };
+        let (first, second) = halves(pack_state(&far, 7, (1 << BACK_BITS) - 1).unwrap());
+        assert_eq!((unpack(first), second), ((far.at, true), (1 << 56) - 1));
+        assert_eq!(pack_state(&far, 6, 1), None, "superseded too late");
+        assert_eq!(pack_state(&far, 7, 1 << BACK_BITS), None, "the older one too far back");
+        let mut ring = Ring::default();
+        for n in 0..3 * BLOCK as u64 {
+            let older = if n == 0 { Link::NONE } else { Link::to(n - 1) };
+            // Every other one waits for longer than fits.
+            let superseded = if n % 2 == 0 { n + 1 } else { 1 << 40 };
+            ring.push(Older { at: Revision::new(n, 0), live: n % 3 > 0, older, superseded, report: n % 5 > 0 });
+            if n % 4 == 3 {
+                assert_eq!(ring.pop().map(|state| state.at.main), Some(n / 4));
+            }
+        }
+        let gone = 3 * BLOCK as u64 / 4;
+        for n in gone..3 * BLOCK as u64 {
+            let state = ring.get(Link::to(n)).unwrap();
+            assert_eq!((state.at.main, state.live, state.report), (n, n % 3 > 0, n % 5 > 0));
+            let older = ring.get(state.older).map(|older| older.at.main);
+            assert_eq!(older, (n > gone).then(|| n - 1));
+        }
     }
 }

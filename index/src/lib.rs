@@ -6,7 +6,7 @@
 //! lie in one ring in the order in which they were superseded; compaction pops the ring's tail.
 //!
 //! What a key costs: its bytes behind what its leaf shares, 21 bytes (8 of revision, 4 of offset, 1 of
-//! length, the rest for its part of the nodes), 16 more once it was overwritten; 16 for each older revision.
+//! length, the rest for its part of the nodes), 16 more once it was overwritten; 15 for each older revision.
 //!
 //! Worked example, one key (the exact rule at the compacted revision is etcd's):
 //!

@@ -23,15 +23,6 @@ impl Link {
         Link(pushes % PLACES + 1)
     }
 
-    pub(crate) fn bits(self) -> u64 {
-        self.0
-    }
-
-    /// Undoes `bits`.
-    pub(crate) fn from_bits(bits: u64) -> Link {
-        Link(bits)
-    }
-
     /// How many pushes after the `from`th it was made.
     pub(crate) fn after(self, from: u64) -> Option<u64> {
         let place = self.0.checked_sub(1)?;
@@ -95,7 +86,7 @@ pub(crate) fn main_of(packed: u64) -> u64 {
 }
 
 const CREATED_BITS: u32 = 48;
-pub(crate) const LINK_BITS: u32 = 40;
+const LINK_BITS: u32 = 40;
 const VERSION_LOW_BITS: u32 = 64 - CREATED_BITS;
 const VERSION_BITS: u32 = VERSION_LOW_BITS + 64 - LINK_BITS;
 

@@ -278,26 +278,23 @@ fn a_thread_that_waits_for_a_ticket_is_woken() {
 #[test]
 fn a_hash_index_shows_nothing_that_was_superseded_before_the_revision_read() {
     explore(3, || {
-        let (shared, keys) = (Shared::new(), [&b"a"[..], b"b", b"c"]);
-        let index = Arc::new(HashIndex::new(0));
-        let first = Revision::new(1, 0);
-        index.begin(|see| keys.iter().for_each(|key| see(key, first)));
+        let (shared, keys) = (Shared::new(), [&b"a"[..], b"b", b"c", b"d"]);
+        let (index, first) = (Arc::new(HashIndex::new(0)), |key| Revision::new(1, key));
+        index.begin(|see| (0..).zip(&keys).for_each(|(at, key)| see(key, first(at))));
         let writer = thread::spawn({
             let (shared, index) = (Arc::clone(&shared), Arc::clone(&index));
             move || {
-                index.change(keys[0], Some(first), None);
+                index.change(keys[0], Some(first(0)), None);
                 shared.publisher.seal(2, -1, None, || Position(0));
-                index.change(keys[1], Some(first), Some(Revision::new(3, 0)));
+                index.change(keys[1], Some(first(1)), Some(Revision::new(3, 0)));
                 shared.publisher.seal(3, -1, None, || Position(0));
             }
         });
         let at = shared.publisher.visible();
-        for (key, changed) in [(keys[0], 2), (keys[1], 3)] {
-            // Revisions of one key do not tell whose they are, but here those of all change one by one.
-            index.find(key, at, |row| {
-                let is_newest = row == Revision::new(3, 0) || row == first && at < changed;
-                let of_another = row == first;
-                assert!(is_newest || of_another, "{row:?} at {at}");
+        for (key, changed) in [(0, 2), (1, 3), (2, u64::MAX)] {
+            let newest = if at < changed { first(key) } else { Revision::new(3, 0) };
+            index.find(keys[key as usize], at, |row| {
+                assert_eq!(row, newest, "at {at}");
                 None::<()>
             });
         }

@@ -1,7 +1,8 @@
-//! Row 1: what the index of polybolt takes in memory, all in, as the allocator counts it.
+//! Row 1: what the indexes of polybolt take in memory, all in, as the allocator counts it: the ordered one and that of hashes.
 
 use crate::dataset;
 use crate::figure::{Figure, Unit};
+use polybolt::hash_index::HashIndex;
 use polybolt_index::{Index, Revision, Swept};
 
 /// Bytes that are allocated now, what the allocator keeps for itself with each piece included.
@@ -15,6 +16,7 @@ fn allocated() -> u64 {
 /// The index as it is filled, and the most that it took.
 struct Filling {
     index: Index,
+    hashed: HashIndex,
     main: u64,
     base: u64,
     peak: u64,
@@ -34,7 +36,9 @@ impl Filling {
         self.peak = 0;
         for at in dataset::scattered(keys.len()) {
             self.main += 1;
-            self.index.put(keys[at].as_bytes(), Revision::new(self.main, 0));
+            let (key, now) = (keys[at].as_bytes(), Revision::new(self.main, 0));
+            let (_, before) = self.index.replace(key, now);
+            self.hashed.change(key, before, Some(now));
             if self.main.is_multiple_of(1 << 13) {
                 self.note();
             }
@@ -57,7 +61,10 @@ impl Filling {
 /// All of row 1.
 pub fn index(keys: usize) -> Vec<Figure> {
     let keys = dataset::keys(keys);
-    let mut filling = Filling { index: Index::new(), main: 1, base: allocated(), peak: 0 };
+    let base = allocated();
+    let hashed = HashIndex::new(1);
+    hashed.begin(|_| ());
+    let mut filling = Filling { index: Index::new(), hashed, main: 1, base, peak: 0 };
     let (first, peak_loading) = filling.put(&keys);
     let (second, _) = filling.put(&keys);
     let (third, _) = filling.put(&keys);
