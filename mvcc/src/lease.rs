@@ -12,6 +12,7 @@
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest time to live, in seconds (LSE-2).
@@ -23,7 +24,7 @@ pub(crate) struct Lease {
     pub(crate) ttl: i64,
     /// None while not primary: never.
     pub(crate) deadline: Option<Duration>,
-    pub(crate) keys: BTreeSet<Bytes>,
+    pub(crate) keys: BTreeSet<Arc<[u8]>>,
     /// Seconds that the last checkpoint has left it, 0 if there is none since its last renewal.
     remaining: i64,
     /// When its next checkpoint is due.
@@ -52,7 +53,8 @@ const DUE_PER_SECOND: usize = 750;
 #[derive(Debug, Default)]
 pub(crate) struct Lessor {
     leases: HashMap<i64, Lease>,
-    of_key: HashMap<Bytes, i64>,
+    /// Keys are copies: a request's would keep alive whatever came with it.
+    of_key: HashMap<Arc<[u8]>, i64>,
     due: BinaryHeap<Reverse<(Duration, i64)>>,
     checkpoints: BinaryHeap<Reverse<(Duration, i64)>>,
     /// None for no checkpoints.
@@ -106,7 +108,8 @@ impl Lessor {
 
     /// The keys of a lease, ascending.
     pub(crate) fn keys(&self, id: i64) -> Vec<Bytes> {
-        self.leases.get(&id).map(|lease| lease.keys.iter().cloned().collect()).unwrap_or_default()
+        let keys = self.leases.get(&id).map(|lease| lease.keys.iter().map(|key| Bytes::copy_from_slice(key)).collect());
+        keys.unwrap_or_default()
     }
 
     /// Starts the time to live anew.
@@ -249,7 +252,7 @@ impl Lessor {
     }
 
     /// Attaches a key to a lease, and to no other; 0 detaches it (PUT-7).
-    pub(crate) fn attach(&mut self, key: &Bytes, lease: i64) {
+    pub(crate) fn attach(&mut self, key: &[u8], lease: i64) {
         let before = self.lease_of(key);
         if before == lease {
             return;
@@ -264,8 +267,9 @@ impl Lessor {
         if lease != 0
             && let Some(new) = self.leases.get_mut(&lease)
         {
-            new.keys.insert(key.clone());
-            self.of_key.insert(key.clone(), lease);
+            let key: Arc<[u8]> = key.into();
+            new.keys.insert(Arc::clone(&key));
+            self.of_key.insert(key, lease);
         }
     }
 
