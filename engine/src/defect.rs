@@ -49,6 +49,8 @@ pub enum Defect {
     TrustUnpinned,
     /// What is deleted stays in the hash index.
     LeaveDeletedHashed,
+    /// So does what is overwritten.
+    LeaveOverwrittenHashed,
     /// Whoever waits for room keeps the writer: nobody else moves the line.
     WaitInsideWriter,
     /// A Volatile tree that cannot be written fails the checkpoint.
@@ -72,7 +74,7 @@ pub enum Defect {
 }
 
 /// Every defect.
-pub const ALL: [Defect; 29] = [
+pub const ALL: [Defect; 30] = [
     Defect::SkipSync,
     Defect::PublishBeforeDurable,
     Defect::SealBeforeIndex,
@@ -92,6 +94,7 @@ pub const ALL: [Defect; 29] = [
     Defect::PinAfterCheck,
     Defect::TrustUnpinned,
     Defect::LeaveDeletedHashed,
+    Defect::LeaveOverwrittenHashed,
     Defect::WaitInsideWriter,
     Defect::VolatileErrorFailsCheckpoint,
     Defect::CutTailUnderView,

@@ -10,9 +10,9 @@ use crate::packed::{Link, Newest, pack, unpack};
 use crate::revision::{Hit, Revision};
 use std::collections::{BTreeMap, VecDeque};
 
-/// States of a block. Small in tests, so that there are several.
+/// States of a block: as many as take 14 KiB, which allocators have. Few in tests, so that there are several blocks.
 #[cfg(not(test))]
-const BLOCK: usize = 1024;
+const BLOCK: usize = (14 << 10) / size_of::<Packed>();
 #[cfg(test)]
 const BLOCK: usize = 4;
 

@@ -126,7 +126,7 @@ impl Core {
         self.open_if_of(whose, tree_key, lent)?.ok_or_else(|| self.damaged(shard, other).into())
     }
 
-    /// The same; None if it is the row of another key.
+    /// The same; None if it is the row of another key. Under `keys_only` that shows of a key in the row's head alone.
     pub(crate) fn open_if_of<'a>(
         &self,
         (shard, key, modified): (usize, Bytes, Revision),
@@ -135,6 +135,10 @@ impl Core {
     ) -> Result<Option<(KeyValue, Value<'a>)>> {
         let damaged = |damage| self.damaged(&self.shards[shard], damage);
         let row = RowHead::decode(lent.head).map_err(damaged)?;
+        // Before it is checked: there is nothing to check of a wrong guess.
+        if row.key.is_some_and(|of| of != key) {
+            return Ok(None);
+        }
         let value = match &lent.body {
             LentBody::Unread => Value::Lent(&[]),
             LentBody::Joined(both) => {

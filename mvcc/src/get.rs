@@ -32,7 +32,7 @@ pub(crate) fn get(core: &Core, request: &RangeRequest) -> Option<RangeResponse> 
         return None;
     }
     pause("read: visible");
-    // Without its value a row does not say which key it is of.
+    // Of a long key a row without its body does not say.
     let by_hash = !request.count_only && !request.keys_only;
     let (count, kvs) = match by_hash.then(|| hashed(core, which, request, at)).flatten() {
         Some(kv) => (1, Ok(vec![kv])),

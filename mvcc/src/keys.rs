@@ -35,6 +35,7 @@ impl Keys {
     pub(crate) fn put(&self, key: &[u8], at: Revision) -> Life {
         let mut index = self.ordered.write();
         let (life, before) = index.replace(key, at);
+        let before = before.filter(|_| !is_on(Defect::LeaveOverwrittenHashed));
         self.hashed.change(key, before, Some(at));
         self.hash_if_many(&index);
         life
@@ -87,7 +88,7 @@ impl Keys {
         if self.hashed.is_begun() || index.stats().live < self.hashed_from {
             return;
         }
-        self.hashed.begin(|see| {
+        self.hashed.begin(index.stats().live, |see| {
             index.walk(KeyRange::ALL, u64::MAX, &mut |key, hit| {
                 see(key, hit.modified);
                 ControlFlow::Continue(())

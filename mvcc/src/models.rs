@@ -274,26 +274,34 @@ fn a_thread_that_waits_for_a_ticket_is_woken() {
     });
 }
 
-/// The writer deletes a key, so that slots behind it move up, and overwrites another.
+/// The writer deletes a key, so that slots behind it move up, and overwrites one that moved. How stripes are replaced is
+/// not modelled: what `ArcSwap` orders, loom does not see.
 #[test]
 fn a_hash_index_shows_nothing_that_was_superseded_before_the_revision_read() {
-    explore(3, || {
-        let (shared, keys) = (Shared::new(), [&b"a"[..], b"b", b"c", b"d"]);
-        let (index, first) = (Arc::new(HashIndex::new(0)), |key| Revision::new(1, key));
-        index.begin(|see| (0..).zip(&keys).for_each(|(at, key)| see(key, first(at))));
+    explore(2, || {
+        let crowd = {
+            let index = HashIndex::new(0);
+            index.begin(0, |_| ());
+            let home = |n: &u8| index.home(&[*n]);
+            let crowded = |n: &u8| (0..=u8::MAX).filter(|other| home(other) == home(n)).collect::<Vec<_>>();
+            (0..=u8::MAX).map(|n| crowded(&n)).find(|crowd| crowd.len() >= 3).unwrap()
+        };
+        let (shared, index) = (Shared::new(), Arc::new(HashIndex::new(0)));
+        let first = |key| Revision::new(1, key);
+        index.begin(0, |see| (0..3).for_each(|at| see(&[crowd[at as usize]], first(at))));
         let writer = thread::spawn({
-            let (shared, index) = (Arc::clone(&shared), Arc::clone(&index));
+            let (shared, index, crowd) = (Arc::clone(&shared), Arc::clone(&index), crowd.clone());
             move || {
-                index.change(keys[0], Some(first(0)), None);
+                index.change(&[crowd[0]], Some(first(0)), None);
                 shared.publisher.seal(2, -1, None, || Position(0));
-                index.change(keys[1], Some(first(1)), Some(Revision::new(3, 0)));
+                index.change(&[crowd[1]], Some(first(1)), Some(Revision::new(3, 0)));
                 shared.publisher.seal(3, -1, None, || Position(0));
             }
         });
         let at = shared.publisher.visible();
         for (key, changed) in [(0, 2), (1, 3), (2, u64::MAX)] {
             let newest = if at < changed { first(key) } else { Revision::new(3, 0) };
-            index.find(keys[key as usize], at, |row| {
+            index.find(&[crowd[key as usize]], at, |row| {
                 assert_eq!(row, newest, "at {at}");
                 None::<()>
             });

@@ -44,8 +44,9 @@ pub struct Options {
     /// Hash what a compaction is about to forget, and answer `hash_kv` of the last ten compacted revisions
     /// with it (HSH-6). Reads every row once more at each compaction. Default false.
     pub remember_hashes: bool,
-    /// A shard of so many live keys has a hash index beside the ordered one, for gets of what is newest; it takes 9 to 12
-    /// bytes a key. `u64::MAX` is never. Default 4096.
+    /// A shard that has had so many live keys has a hash index beside the ordered one, for gets of what is newest: 9 to 12
+    /// bytes for each of many keys, 112 KiB at least. The put that begins it hashes them all. `u64::MAX` is never.
+    /// Default 4096.
     pub hash_index_from: u64,
     /// The most operations in a txn. Default 128.
     pub max_txn_ops: usize,

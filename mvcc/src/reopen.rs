@@ -187,10 +187,12 @@ fn damaged(space: &SpaceInfo, damage: Damage) -> EngineError {
 
 /// What the opening scan of a shard found.
 struct Scanned {
-    index: Index,
-    /// Keys whose newest version names a lease.
-    leased: HashMap<Bytes, i64>,
+    keys: Keys,
+    leased: Leased,
 }
+
+/// Keys whose newest version names a lease.
+type Leased = HashMap<Bytes, i64>;
 
 /// Whose rows are opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,7 +243,10 @@ pub(crate) fn open_keyspaces(
     let run = || {
         while let Some(&(space, shard)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
             match scan(&shared.store, &spaces[space], &routes[space], shard, rows, lane) {
-                Ok(scanned) => drop(found.lock().insert((space, shard), scanned)),
+                Ok((index, leased)) => {
+                    let keys = Keys::new(index, shared.store.id() as u64, shared.options.hash_index_from);
+                    found.lock().insert((space, shard), Scanned { keys, leased });
+                }
                 Err(error) => {
                     failed.lock().get_or_insert(error);
                     return;
@@ -281,7 +286,14 @@ struct Lane {
 }
 
 /// Reads a shard's rows into an index.
-fn scan(store: &Store, space: &SpaceInfo, routes: &Routes, shard: usize, rows: Rows, lane: Lane) -> Result<Scanned> {
+fn scan(
+    store: &Store,
+    space: &SpaceInfo,
+    routes: &Routes,
+    shard: usize,
+    rows: Rows,
+    lane: Lane,
+) -> Result<(Index, Leased)> {
     let Lane { batch_bytes, aside } = lane;
     let scan = |take: &mut Take<'_>| scan_rows(store, space, routes, shard, take);
     if rows == Rows::Foreign {
@@ -296,7 +308,7 @@ fn scan(store: &Store, space: &SpaceInfo, routes: &Routes, shard: usize, rows: R
                 None => loader.row(key, at, kind_of(row)).map_err(not_allowed),
             }
         })?;
-        return Ok(Scanned { index: loader.finish(), leased });
+        return Ok((loader.finish(), leased));
     }
     if !aside || store.tree_stats(space.trees[shard].id)?.entries < ROWS_ASIDE {
         let (mut loader, mut batch) = (Loader::new(), Batch::default());
@@ -307,7 +319,7 @@ fn scan(store: &Store, space: &SpaceInfo, routes: &Routes, shard: usize, rows: R
             batch.row(key, at, kind_of(row)).map_err(not_allowed)
         })?;
         loader.batch(&mut batch).map_err(|error| damaged(space, not_allowed(error)))?;
-        return Ok(Scanned { index: loader.finish(), leased });
+        return Ok((loader.finish(), leased));
     }
     std::thread::scope(|scope| {
         let (full, batches) = mpsc::sync_channel::<Batch>(0);
@@ -338,7 +350,7 @@ fn scan(store: &Store, space: &SpaceInfo, routes: &Routes, shard: usize, rows: R
             drop(emptied.send((batch, loader.batch_bytes(batch_bytes))));
         }
         let leased = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok(Scanned { index: loader.finish(), leased })
+        Ok((loader.finish(), leased))
     })
 }
 
@@ -420,7 +432,6 @@ fn open_keyspace(
         Ok(true)
     })?;
     let mut shards = Vec::with_capacity(scanned.len());
-    let seed = store.id() as u64;
     for (scanned, tree) in scanned.into_iter().zip(&info.trees) {
         for (key, lease) in &scanned.leased {
             lessor.attach(key, *lease);
@@ -430,7 +441,7 @@ fn open_keyspace(
             tree: tree.id,
             reader: store.reader(tree.id)?,
             volatile: tree.spec.class == TreeClass::Volatile,
-            keys: Keys::new(scanned.index, seed, options.hash_index_from),
+            keys: scanned.keys,
             lingering: AtomicUsize::new(0),
         });
     }

@@ -63,7 +63,7 @@ pub fn index(keys: usize) -> Vec<Figure> {
     let keys = dataset::keys(keys);
     let base = allocated();
     let hashed = HashIndex::new(1);
-    hashed.begin(|_| ());
+    hashed.begin(0, |_| ());
     let mut filling = Filling { index: Index::new(), hashed, main: 1, base, peak: 0 };
     let (first, peak_loading) = filling.put(&keys);
     let (second, _) = filling.put(&keys);

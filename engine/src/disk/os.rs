@@ -279,9 +279,24 @@ impl DiskFile for OsFile {
     }
 }
 
-/// Begins to load the line of memory in which this begins, and goes on; where there is no such instruction, does nothing.
+/// Begins to load the line of memory in which this begins, and goes on.
 #[inline]
-pub fn load_soon<T>(first: &T) {
+pub fn load_soon<T: Copy>(first: &T) {
+    prefetch(first);
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    std::hint::black_box(*first);
+}
+
+/// The same of what others write.
+#[inline]
+pub fn load_shared_soon(shared: &AtomicU64) {
+    prefetch(shared);
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    std::hint::black_box(shared.load(crate::sync::atomic::Ordering::Relaxed));
+}
+
+#[inline]
+fn prefetch<T>(first: &T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[expect(unsafe_code, reason = "the instruction has no safe face")]
     // SAFETY: it is a hint, of memory that is borrowed; every x86-64 has it.
