@@ -18,6 +18,7 @@ use crate::journal::replay::{self, Dropped};
 use crate::journal::segment::{self, Segment};
 use crate::manifest::{Chosen, JournalStart, Manifest, SLOT_NAMES, Slots, SpaceEntry, TreeEntry};
 use crate::ticket::Position;
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -283,13 +284,15 @@ fn replay_journal(
     replay: &mut dyn Replay,
 ) -> Result<(Position, u64)> {
     let replayed_to: BTreeMap<_, _> = manifest.spaces.iter().map(|space| (space.id, space.replayed_to)).collect();
+    // Asked once of each: there may be a record for every put.
+    let mut infos = BTreeMap::new();
     let mut each = |position: Position, id, record: &[u8]| {
         // Records of a dropped space, and those that its trees have already.
         let Some(space) = core.catalog.space(id).filter(|_| replayed_to[&id] < position) else {
             return Ok(());
         };
-        let info = space.info();
-        let done = replay.replay(&info, &info.state, record)?;
+        let info = infos.entry(id).or_insert_with(|| space.info());
+        let done = replay.replay(info, &info.state, record)?;
         let mut write = space.write.lock();
         for edit in done.edits {
             let tree = space.trees.iter().find(|tree| tree.id == edit.tree && !tree.is_volatile());
@@ -298,6 +301,7 @@ fn replay_journal(
             }
         }
         write.state = done.state.into();
+        info.state = Bytes::copy_from_slice(&write.state);
         write.last = position;
         write.dirty = true;
         Ok(())

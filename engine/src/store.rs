@@ -94,6 +94,8 @@ pub struct StoreStats {
     pub journal_bytes: u64,
     /// Journal groups written since open, each synced before its tickets resolve.
     pub journal_groups: u64,
+    /// Bytes of those groups as they are written.
+    pub journal_written_bytes: u64,
     /// Journal segments used again since open.
     pub segments_recycled: u64,
     /// Checkpoints committed since open.
@@ -520,6 +522,7 @@ impl Store {
             buffered_bytes: self.core.buffered(),
             journal_bytes: self.core.journal.get().map_or(0, |journal| journal.disk_bytes()),
             journal_groups: self.core.journal.get().map_or(0, |journal| journal.groups()),
+            journal_written_bytes: self.core.journal.get().map_or(0, |journal| journal.written()),
             segments_recycled: self.core.journal.get().map_or(0, |journal| journal.recycled()),
             checkpoints: counters.checkpoints.load(Ordering::Relaxed),
             page_bytes: counters.page_bytes.load(Ordering::Relaxed),

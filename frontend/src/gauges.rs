@@ -264,6 +264,13 @@ impl LookedUp {
         let cut = stats.vacuum_cut_bytes as f64;
         all.counter("polybolt_vacuum_cut_bytes_total", "Bytes of files that vacuums gave back.", cut);
         all.counter("polybolt_page_bytes_total", "Bytes of pages that checkpoints wrote.", stats.page_bytes as f64);
+        let journal = stats.journal_written_bytes as f64;
+        all.counter("polybolt_journal_written_bytes_total", "Bytes of journal groups that were written.", journal);
+        let written = stats.journal_written_bytes + stats.page_bytes;
+        let put = self.keyspace.stats().put_bytes.max(1);
+        let help =
+            "Bytes of journal and pages that were written for each byte of keys and values put, since the start.";
+        all.gauge("polybolt_write_amplification", help, written as f64 / put as f64);
         all.gauge("polybolt_scrub_rounds", "Times that the scrub has read all files.", stats.scrub_rounds as f64);
         all.gauge("polybolt_scrub_bytes", "Bytes that the scrub has read.", stats.scrub_bytes as f64);
         let round = stats.scrub_round_bytes as f64;

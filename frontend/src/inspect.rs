@@ -58,6 +58,9 @@ pub fn shards(engine: &Engine, keyspace: &Keyspace) -> pb::ShardsResponse {
         compaction_lingering: activity.lingering,
         vacuum_moved_bytes: stats.vacuum_moved_bytes,
         vacuum_cut_bytes: stats.vacuum_cut_bytes,
+        put_bytes: activity.put_bytes,
+        journal_written_bytes: stats.journal_written_bytes,
+        page_written_bytes: stats.page_bytes,
         damage: status.damage.iter().map(ToString::to_string).collect(),
     }
 }

@@ -145,6 +145,14 @@ fn print(response: &ShardsResponse) {
     println!();
     let (moved, cut) = (HumanBytes(response.vacuum_moved_bytes), HumanBytes(response.vacuum_cut_bytes));
     println!("vacuum {moved} moved, {cut} given back");
+    let (journal, pages) = (response.journal_written_bytes, response.page_written_bytes);
+    print!("written {} of journal and {} of pages", HumanBytes(journal), HumanBytes(pages));
+    if response.put_bytes > 0 {
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let amplification = (journal + pages) as f64 / response.put_bytes as f64;
+        print!(", {amplification:.1} times the {} that were put", HumanBytes(response.put_bytes));
+    }
+    println!();
     for damage in &response.damage {
         println!("damaged: {damage}");
     }

@@ -210,6 +210,11 @@ async fn values_move_with_what_they_count_mnt_10_cmp_16() {
     get(served.port, "/health").await;
     wait_for(served.port, "etcd_debugging_server_lease_expired_total", 1.0).await;
     let scraped = wait_for(served.port, "etcd_disk_backend_snapshot_duration_seconds_count", 1.0).await;
+    let of = |name: &str| scraped.value(&format!("polybolt_{name}"));
+    let (journal, pages) = (of("journal_written_bytes_total"), of("page_bytes_total"));
+    let put = scraped.value("etcd_debugging_mvcc_total_put_size_in_bytes");
+    assert!(journal >= 512.0 * of("journal_groups") && pages > 0.0, "{journal} {pages}");
+    assert!((of("write_amplification") * put / (journal + pages) - 1.0).abs() < 0.1);
     let grpc = |kind: &str, service: &str, method: &str| {
         format!("grpc_method=\"{method}\",grpc_service=\"etcdserverpb.{service}\",grpc_type=\"{kind}\"")
     };

@@ -26,6 +26,8 @@ pub struct Batch {
     order: Vec<Place>,
     /// The keys once more, in that order: what is used together lies together.
     sorted: Vec<u8>,
+    /// Both are those of the rows.
+    is_sorted: bool,
     older: Vec<Option<Older>>,
 }
 
@@ -77,6 +79,7 @@ impl Batch {
 
     /// Adds a row; None is a tombstone. Requires: its revision is above those before.
     pub(crate) fn add(&mut self, key: &[u8], at: Revision, life: Option<Life>) {
+        self.is_sorted = false;
         self.rows.push(Waiting { at, life, from: self.keys.len(), len: key.len() });
         self.keys.extend_from_slice(key);
     }
@@ -96,8 +99,12 @@ impl Batch {
         &self.sorted[place.head as usize..][..place.len as usize]
     }
 
-    /// The rows by key, those of one key by revision.
-    fn sort(&mut self) {
+    /// Puts the rows in the order in which they are taken in, a third of that work, if that was not done before.
+    /// O(rows log rows).
+    pub fn sort(&mut self) {
+        if std::mem::replace(&mut self.is_sorted, true) {
+            return;
+        }
         let mut order = std::mem::take(&mut self.order);
         order.clear();
         let rows = u32::try_from(self.rows.len()).expect("a batch has few rows");
@@ -199,6 +206,7 @@ impl Index {
         self.keys += sums.fresh;
         batch.rows.clear();
         batch.keys.clear();
+        batch.is_sorted = false;
     }
 }
 

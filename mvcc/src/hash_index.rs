@@ -81,7 +81,7 @@ impl Stripe {
 
     /// Where a slot is looked for first.
     fn home(&self, tag: u64) -> usize {
-        (tag * self.slots.len() as u64 >> TAG_BITS) as usize
+        ((tag * self.slots.len() as u64) >> TAG_BITS) as usize
     }
 
     fn after(&self, place: usize) -> usize {
@@ -230,13 +230,13 @@ impl HashIndex {
     /// Shows `see` what may be the newest row of a key as of main `at`, until it says that it is: a few rows at most. O(1).
     ///
     /// Requires: `at` was visible before.
-    pub fn find<T>(&self, key: &[u8], at: u64, mut see: impl FnMut(Revision) -> Option<T>) -> Option<T> {
+    pub fn find<T>(&self, key: &[u8], at: u64, see: impl FnMut(Revision) -> Option<T>) -> Option<T> {
         let stripes = self.stripes.get()?;
         let hash = self.hash(key);
         let stripe = stripes[hash.stripe].load();
         let rows =
             stripe.probe(hash.tag).filter(|(_, slot)| tag_of(*slot) == hash.tag).map(|(_, slot)| revision_of(slot));
-        rows.filter(|row| row.main <= at).take(WRONG_MAX).find_map(|row| see(row))
+        rows.filter(|row| row.main <= at).take(WRONG_MAX).find_map(see)
     }
 
     /// Begins to load what a change of a key will look at: to wait for that takes as long as the rest of a put.
@@ -440,7 +440,7 @@ mod tests {
             let mut model = std::collections::BTreeSet::new();
             for (n, (tag, keep)) in (1..).zip(tags) {
                 // All at the end and the beginning.
-                let tag = (tag << (TAG_BITS - 3)) % (1 << TAG_BITS) | tag & 1;
+                let tag = ((tag << (TAG_BITS - 3)) % (1 << TAG_BITS)) | (tag & 1);
                 let slot = tag << (MAIN_BITS + SUB_BITS) | n;
                 stripe = stripe.sized(1).unwrap_or(stripe);
                 stripe.insert(slot);

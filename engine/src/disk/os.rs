@@ -1,7 +1,7 @@
 //! Real files: the only place in the workspace that says `std::fs`.
 //!
 //! A device error under a mapping is a SIGBUS, not an error value: stores on disks that are not
-//! trusted read with `pread` instead (`ReadMode` in `file.rs`).
+//! trusted read with `pread` instead (`ReadMode` in `file`).
 
 use super::{Disk, DiskFile, DiskLock, Mapping, OpenMode};
 use crate::error::{Damage, Error, Place, Result};

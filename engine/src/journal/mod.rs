@@ -102,6 +102,8 @@ struct Room {
     recycled: u64,
     /// Groups written since open.
     groups: u64,
+    /// Bytes of them, with what fills their last sectors.
+    written: u64,
     /// What admitted records may still take of it.
     charged: u64,
     /// The largest charge that was refused since room last grew.
@@ -273,6 +275,11 @@ impl Journal {
     /// Groups written since open.
     pub fn groups(&self) -> u64 {
         self.room.lock().groups
+    }
+
+    /// Bytes of those groups.
+    pub fn written(&self) -> u64 {
+        self.room.lock().written
     }
 
     /// Segments made ready again since open.

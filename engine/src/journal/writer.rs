@@ -203,6 +203,7 @@ impl Writer {
             room.free = room.free.saturating_sub(padded as u64);
             room.charged -= charged;
             room.groups += 1;
+            room.written += padded as u64;
         }
         bytes.clear();
         // One large group is no reason to keep so much for ever.
