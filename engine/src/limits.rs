@@ -7,7 +7,7 @@ pub const PAGE_BYTES_MIN: usize = UNIT_BYTES;
 /// The largest page: a u16 can name every byte offset in it.
 pub const PAGE_BYTES_MAX: usize = 65536;
 /// The page size unless asked otherwise.
-pub const PAGE_BYTES_DEFAULT: usize = 8192;
+pub const PAGE_BYTES_DEFAULT: usize = 16384;
 
 /// The longest key of a tree: four keys and their slots fit the smallest page.
 pub const TREE_KEY_BYTES_MAX: usize = 512;

@@ -7,7 +7,7 @@
 //! stays as it is ([`crate::linger`]). The removals need no record, since a restart finds what is superseded again. Rows
 //! that a tombstone hides go before it, so no crash brings one back.
 
-use crate::core::{Core, Gate, Half, Pass, Round, Shard, Sweep};
+use crate::core::{Core, Gate, Going, Half, Pass, Round, Shard, Sweep};
 use crate::error::Result;
 use crate::hash;
 use crate::linger::{Scale, Weighed, hash_of};
@@ -22,7 +22,7 @@ use std::time::Duration;
 
 /// Revisions that are taken out of an index before their rows go; each was as long in there.
 const TAKEN_MAX: usize = 1 << 20;
-/// Those that are taken under one lock of an index, and those that go under one of the writer, but for the rest of a leaf.
+/// Those that are taken under one lock of an index, and those that go under one of the writer.
 const TAKEN_AT_ONCE: usize = 128;
 const REMOVED_AT_ONCE: usize = 64;
 /// How soon a sweep that a pin has held back looks again.
@@ -93,10 +93,11 @@ impl Core {
             self.take(&mut sweep, now, pace.batch_limit.max(1));
         }
         let removed = if sweep.complete { self.remove(&mut sweep, now, &pace)? } else { 0 };
-        if sweep.complete && sweep.gone == sweep.taken.len() {
+        if sweep.complete && sweep.is_through() {
             self.next_half(&mut sweep, now);
         }
-        self.counters.taken.store((sweep.taken.len() - sweep.gone) as u64, Ordering::Relaxed);
+        let left = sweep.taken.len() - sweep.gone + sweep.going.new;
+        self.counters.taken.store(left as u64, Ordering::Relaxed);
         Ok(sweep.speed.pause(&pace, removed))
     }
 
@@ -137,7 +138,10 @@ impl Core {
         if sweep.last || sweep.taken.len() >= TAKEN_MAX {
             sweep.complete = true;
             if !is_on(Defect::LetHiddenLinger) {
-                let hidden = sweep.lingering[sweep.next_shard].hidden_by(&sweep.buried);
+                let lingering = &sweep.lingering[sweep.next_shard];
+                let is_empty = self.shards[sweep.next_shard].keys.read().stats().revisions == 0;
+                // In a shard of which nothing is left nothing lingers.
+                let hidden = if is_empty { lingering.first(usize::MAX) } else { lingering.hidden_by(&sweep.buried) };
                 sweep.taken.extend(&hidden);
                 sweep.hidden.extend(hidden);
             }
@@ -149,33 +153,52 @@ impl Core {
         }
     }
 
-    /// Takes a step's rows out of the tree; how many.
+    /// Takes a step's rows out of the tree; how many, with those that stay.
     fn remove(&self, sweep: &mut Sweep, now: Duration, pace: &CompactionPace) -> Result<usize> {
-        let (beside, began) = (&self.beside, sweep.since);
+        let (beside, began, shard) = (&self.beside, sweep.since, sweep.next_shard);
         sweep.speed.look(pace, beside, now, || Progress { began, left: self.garbage() });
-        let to = (sweep.gone + sweep.speed.step(pace)).min(sweep.taken.len());
-        let from = sweep.gone;
-        while sweep.gone < to {
-            let weighed = self.weigh(sweep, to)?;
-            if !self.remove_rows(sweep.next_shard, &weighed.goes)? {
+        let (most, mut done) = (sweep.speed.step(pace), 0);
+        while done < most && !sweep.is_through() {
+            if sweep.going.rows.is_empty() {
+                done += self.weigh_some(sweep)?;
+                continue;
+            }
+            let going = &mut sweep.going.rows;
+            let part: Vec<_> = going.range(..going.len().min(REMOVED_AT_ONCE).min(most - done)).copied().collect();
+            if !self.remove_rows(shard, &part)? {
                 sweep.not_before = now + SHORT_INTERVAL;
                 break;
             }
-            sweep.lingering[sweep.next_shard].settle(&weighed);
-            let done = &sweep.taken[sweep.gone..sweep.gone + weighed.count];
-            // Those were counted when they began to linger.
-            let before = done.iter().filter(|at| sweep.hidden.contains(at)).count();
-            self.counters.swept.fetch_add((weighed.count - before) as u64, Ordering::Relaxed);
-            sweep.gone += weighed.count;
+            sweep.going.rows.drain(..part.len());
+            let new = sweep.going.new.min(part.len());
+            sweep.going.new -= new;
+            self.counters.swept.fetch_add(new as u64, Ordering::Relaxed);
+            done += part.len();
         }
-        self.count_lingering(sweep, sweep.next_shard);
-        Ok(sweep.gone - from)
+        self.count_lingering(sweep, shard);
+        Ok(done)
     }
 
-    /// What becomes of the next rows that were taken, of those before `to`.
-    fn weigh(&self, sweep: &Sweep, to: usize) -> Result<Weighed> {
-        let dead = &sweep.taken[sweep.gone..to];
-        let is_short = self.is_tight() || self.store.is_disk_full();
+    /// Weighs the next rows that were taken, all those of a leaf at once; how many stay.
+    fn weigh_some(&self, sweep: &mut Sweep) -> Result<usize> {
+        let mut weighed = self.weigh(sweep)?;
+        // What a tombstone hides is before it, also of what lingered.
+        weighed.goes.sort_unstable();
+        let stay = sweep.lingering[sweep.next_shard].settle(&weighed);
+        // Those were counted when they began to linger.
+        let weighed_now = &sweep.taken[sweep.gone..sweep.gone + weighed.count];
+        let before = weighed_now.iter().filter(|at| sweep.hidden.contains(at)).count();
+        self.counters.swept.fetch_add(stay as u64, Ordering::Relaxed);
+        sweep.gone += weighed.count;
+        sweep.going = Going { rows: weighed.goes.into(), new: weighed.count - before - stay };
+        Ok(stay)
+    }
+
+    /// What becomes of the next rows that were taken.
+    fn weigh(&self, sweep: &Sweep) -> Result<Weighed> {
+        let dead = &sweep.taken[sweep.gone..];
+        let is_empty = self.shards[sweep.next_shard].keys.read().stats().revisions == 0;
+        let is_short = is_empty || self.is_tight() || self.store.is_disk_full();
         let percent = if is_short { 0 } else { self.options.reclaim_percent };
         let part = if is_on(Defect::DropTombstoneFirst) { 1 } else { REMOVED_AT_ONCE };
         let all = || Weighed::all(dead[..part.min(dead.len())].to_vec());

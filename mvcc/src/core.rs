@@ -171,6 +171,8 @@ pub(crate) struct Sweep {
     pub(crate) taken: Vec<Revision>,
     pub(crate) complete: bool,
     pub(crate) gone: usize,
+    /// Those of them that are to go from the leaves that were weighed last, with what lingered there.
+    pub(crate) going: Going,
     /// Nothing more is to be taken in this half.
     pub(crate) last: bool,
     pub(crate) next_shard: usize,
@@ -201,6 +203,21 @@ pub(crate) struct Sweep {
     pub(crate) raised_done: u64,
     /// Not before then: a pin held it back, or buffers were full.
     pub(crate) not_before: Duration,
+}
+
+/// Rows that are to go next, in order. A step may end before all of a leaf are gone.
+#[derive(Debug, Default)]
+pub(crate) struct Going {
+    pub(crate) rows: VecDeque<Revision>,
+    /// How many of them have not been counted as removed yet.
+    pub(crate) new: usize,
+}
+
+impl Sweep {
+    /// True if all that was taken was weighed, and gone if it has to.
+    pub(crate) fn is_through(&self) -> bool {
+        self.gone == self.taken.len() && self.going.rows.is_empty()
+    }
 }
 
 /// A keyspace by name, for all handles to it.

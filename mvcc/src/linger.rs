@@ -95,14 +95,16 @@ impl Lingering {
         self.rows.iter().filter(is_hidden).map(|(at, _)| *at).collect()
     }
 
-    /// What was weighed is done.
-    pub(crate) fn settle(&mut self, weighed: &Weighed) {
+    /// What was weighed lingers, or goes; how many begin to linger.
+    pub(crate) fn settle(&mut self, weighed: &Weighed) -> usize {
         self.remove(&weighed.goes);
+        let before = self.rows.len();
         for (at, row) in &weighed.stays {
             if self.rows.insert(*at, *row).is_none() {
                 self.bytes += u64::from(row.bytes);
             }
         }
+        self.rows.len() - before
     }
 
     pub(crate) fn remove(&mut self, rows: &[Revision]) {

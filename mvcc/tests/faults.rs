@@ -10,7 +10,8 @@ use polybolt::disk::sim::{Fault, SimDisk, Survive};
 use polybolt::run::ManualClock;
 use polybolt::run::seeded::Seeded;
 use polybolt::{
-    DeleteRequest, Engine, Error, Keyspace, Options, PutRequest, RangeRequest, Refusal, Result, Routes, Runtime, Span,
+    DeleteRequest, Engine, Error, Keyspace, Options, PutRequest, RangeRequest, Refusal, Result, Routes, Runtime,
+    ShardOptions, Span,
 };
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -169,7 +170,9 @@ fn a_full_disk_refuses_can_be_emptied_and_goes_on() {
         let disk = SimDisk::new(3);
         disk.create_dir("/data".as_ref()).unwrap();
         let mut driven = open(&disk, 3).unwrap();
-        let ks = driven.engine.create_keyspace("ks", Routes::single()).unwrap();
+        // Pages that are small beside the room that is left.
+        let shard = ShardOptions { page_bytes: 8192, ..ShardOptions::new("default") };
+        let ks = driven.engine.create_keyspace("ks", Routes::new(vec![shard]).unwrap()).unwrap();
         driven.jobs.run_until_idle(1000);
         disk.set_capacity(Some(disk.used() + room));
         let mut kept = Contents::new();

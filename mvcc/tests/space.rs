@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-const KEYS: u64 = 3000;
+const KEYS: u64 = 12_000;
 const VALUE_BYTES: usize = 512;
 
 struct Driven {

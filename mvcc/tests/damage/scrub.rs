@@ -1,9 +1,9 @@
 //! The scrub finds what nobody reads, at its rate, and the engine goes on.
 
-use crate::store::{Driven, bytes_of, file_of, open_with, options};
+use crate::store::{Driven, bytes_of, file_of, open_with, options, routes};
 use polybolt::disk::Disk;
 use polybolt::disk::sim::SimDisk;
-use polybolt::{Options, Place, PutRequest, RangeRequest, Routes, Span};
+use polybolt::{Options, Place, PutRequest, RangeRequest, Span};
 use std::time::Duration;
 
 const UNIT: usize = 4096;
@@ -14,7 +14,7 @@ fn filled(disk: &SimDisk, rate: u64) -> Driven {
     let options = Options { scrub_bytes_per_second: rate, open_files_max: 2, ..options() };
     let mut driven = open_with(disk, "/data/store", options).unwrap();
     for name in ["ks", "other"] {
-        let ks = driven.engine.create_keyspace(name, Routes::parse("low=a,mid=m").unwrap()).unwrap();
+        let ks = driven.engine.create_keyspace(name, routes()).unwrap();
         for n in 0..300u64 {
             let key = format!("{}{n}", ["a", "m", "x"][(n % 3) as usize]);
             let value = vec![n as u8; if n % 20 == 4 { 9000 } else { 500 }];

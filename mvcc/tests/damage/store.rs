@@ -5,8 +5,8 @@ use polybolt::disk::{Disk, OpenMode};
 use polybolt::run::ManualClock;
 use polybolt::run::seeded::Seeded;
 use polybolt::{
-    CheckReport, DeleteRequest, Engine, Keyspace, Op, Options, PutRequest, RangeRequest, Result, Routes, Runtime, Span,
-    TableEdit, TxnRequest,
+    CheckReport, DeleteRequest, Engine, Keyspace, Op, Options, PutRequest, RangeRequest, Result, Routes, Runtime,
+    ShardOptions, Span, TableEdit, TxnRequest,
 };
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -23,6 +23,9 @@ pub(crate) struct Driven {
     pub(crate) jobs: Seeded,
 }
 
+/// Bytes of a page of [`routes`].
+pub(crate) const PAGE: usize = 8192;
+
 pub(crate) fn options() -> Options {
     Options {
         buffer_bytes: 120_000,
@@ -33,6 +36,12 @@ pub(crate) fn options() -> Options {
         admission_timeout: Duration::from_secs(2),
         ..Options::default()
     }
+}
+
+/// Three shards, of pages so small that some of their trees have branches.
+pub(crate) fn routes() -> Routes {
+    let shard = |name: &str| ShardOptions { page_bytes: PAGE, ..ShardOptions::new(name) };
+    Routes::new(vec![shard("low").prefix("a"), shard("mid").prefix("m"), shard("default")]).unwrap()
 }
 
 pub(crate) fn open_with(disk: &SimDisk, path: &str, options: Options) -> Result<Driven> {
@@ -99,7 +108,7 @@ pub(crate) fn fixture(clean: bool) -> Fixture {
     };
     disk.create_dir("/data".as_ref()).unwrap();
     let mut driven = open(&disk).unwrap();
-    let ks = driven.engine.create_keyspace("ks", Routes::parse("low=a,mid=m").unwrap()).unwrap();
+    let ks = driven.engine.create_keyspace("ks", routes()).unwrap();
     let other = driven.engine.create_keyspace("other", Routes::single()).unwrap();
     for (id, ttl) in [(7, 1000), (8, 2000)] {
         driven.finish(ks.lease_grant(id, ttl)).unwrap();

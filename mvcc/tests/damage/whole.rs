@@ -2,17 +2,16 @@
 //! of another store, files that are cut or empty. And both ways of reading, on real files.
 
 use crate::flips::{Outcome, judge, positions};
-use crate::store::{STORE, bytes_of, check, file_of, files, fixture, open, options, read_all, replace};
+use crate::store::{PAGE, STORE, bytes_of, check, file_of, files, fixture, open, options, read_all, replace, routes};
 use polybolt::disk::Disk;
 use polybolt::disk::sim::{SimDisk, Survive};
 use polybolt::run::seeded::Rng;
-use polybolt::{Engine, Error, Options, PutRequest, RangeRequest, Routes, Span, StorageError};
+use polybolt::{Engine, Error, Options, PutRequest, RangeRequest, Span, StorageError};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const UNIT: usize = 4096;
-const PAGE: usize = 8192;
 
 /// Damaged: by anybody but as a wrong answer.
 fn is_found(outcome: Outcome) -> bool {
@@ -54,7 +53,7 @@ fn two_times() -> (SimDisk, SimDisk) {
     let disk = SimDisk::new(5);
     disk.create_dir("/data".as_ref()).unwrap();
     let mut driven = open(&disk).unwrap();
-    let ks = driven.engine.create_keyspace("ks", Routes::parse("low=a,mid=m").unwrap()).unwrap();
+    let ks = driven.engine.create_keyspace("ks", routes()).unwrap();
     let mut older = None;
     for n in 0..200u64 {
         let key = format!("{}{}", ["a", "m", "x"][(n % 3) as usize], n % 31);
