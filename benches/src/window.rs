@@ -4,7 +4,10 @@ use crate::dataset::{Numbers, Values};
 use crate::measure::{now, pause};
 use hdrhistogram::Histogram;
 use polybolt::{Error, Keyspace, PutRequest, RangeRequest, Span};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::mpsc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// What a window does.
@@ -43,7 +46,8 @@ fn paced(rates: Rates, begun: Instant, mut call: impl FnMut(Instant) -> Result<(
     Ok(())
 }
 
-/// Runs a window; `meanwhile` begins with it, on this thread.
+/// Runs a window; `meanwhile` begins with it, on this thread. A put that is not answered at once is waited for by
+/// another thread, so that the next is put when it is due.
 ///
 /// # Errors
 /// Of the first call that fails.
@@ -61,14 +65,22 @@ pub fn run<T>(
     let (sender, pending) = mpsc::channel();
     std::thread::scope(|scope| {
         let puts = scope.spawn(move || {
-            let (mut numbers, values) = (Numbers::new(seed), Values::new());
+            let (mut histogram, mut numbers, values) = (histogram(), Numbers::new(seed), Values::new());
             paced(rates, begun, |due| {
                 let number = numbers.below(names.len());
                 let value = values.of(seed.wrapping_mul(1 << 20).wrapping_add(number as u64)).to_vec();
-                // Nobody is left to take it only once a put has failed, which the other thread tells.
-                sender.send((due, keyspace.put(PutRequest::new(names[number].clone(), value)))).ok();
+                let mut put = keyspace.put(PutRequest::new(names[number].clone(), value));
+                match Pin::new(&mut put).poll(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Ready(answer) => {
+                        answer?;
+                        note(&mut histogram, due);
+                    }
+                    // Nobody is left to take it only once a put has failed, which the other thread tells.
+                    Poll::Pending => drop(sender.send((due, put))),
+                }
                 Ok(())
-            })
+            })?;
+            Ok::<_, Error>(histogram)
         });
         let done = scope.spawn(move || {
             let mut histogram = histogram();
@@ -90,8 +102,9 @@ pub fn run<T>(
             Ok::<_, Error>(histogram)
         });
         let meanwhile = meanwhile();
-        puts.join().expect("the puts")?;
-        let window = Window { puts: done.join().expect("the answers")?, gets: gets.join().expect("the gets")? };
+        let mut puts = puts.join().expect("the puts")?;
+        puts.add(done.join().expect("the answers")?).expect("the same bounds");
+        let window = Window { puts, gets: gets.join().expect("the gets")? };
         Ok((window, meanwhile?))
     })
 }

@@ -1,7 +1,7 @@
 //! Entries of one tree that are applied but not yet in its file.
 //!
-//! Writers mostly add keys in rising order (revisions), so those go to a vector; the rest, and
-//! removals of old keys, go to an ordered map. A key is in one of the two, never in both. One
+//! Writers mostly add keys in rising order (revisions), so those go to a vector; a sweep removes keys in rising order
+//! below them, which go to another; the rest goes to an ordered map. A key is in one of the three, never in two. One
 //! writer at a time adds (the space's lock sees to it); readers take the lock for one lookup or one
 //! bounded run of entries and copy handles out, never bytes. What is below all keys is not looked for, and
 //! the lock is not taken for it: after a checkpoint most of what is read is. A buffer that was cut for a
@@ -32,8 +32,12 @@ impl Default for TreeBuffer {
 #[derive(Debug, Default)]
 struct Entries {
     rising: Vec<(Bytes, Edit)>,
+    /// Ascending, and below the first of `rising` when they came.
+    removed: Vec<Bytes>,
     rest: BTreeMap<Bytes, Edit>,
 }
+
+static REMOVE: Edit = Edit::Remove;
 
 impl TreeBuffer {
     /// Records what becomes of a key. O(1) for a key above all others, else O(log n).
@@ -42,6 +46,17 @@ impl TreeBuffer {
         // Before anybody is told of the key, who then looks for it here.
         self.low.fetch_min(ordinal(&key), Ordering::Release);
         entries.set(key, edit);
+    }
+
+    /// Records that ascending keys are removed. O(1) for each that is above all that were removed so and below all that
+    /// were put, else O(log n).
+    pub fn remove_all(&self, keys: Vec<Bytes>) {
+        let Some(first) = keys.first() else { return };
+        let mut entries = self.entries.write();
+        self.low.fetch_min(ordinal(first), Ordering::Release);
+        for key in keys {
+            entries.remove(key);
+        }
     }
 
     /// What becomes of `key`, if this buffer says. O(log n); O(1) for a key below all others.
@@ -75,8 +90,15 @@ impl TreeBuffer {
             Bound::Unbounded => 0,
         };
         let rising = entries.rising[start..].iter().map(|(key, edit)| (key, edit));
+        let start = match from {
+            Bound::Included(key) => entries.removed.partition_point(|have| &have[..] < key),
+            Bound::Excluded(key) => entries.removed.partition_point(|have| &have[..] <= key),
+            Bound::Unbounded => 0,
+        };
+        let removed = entries.removed[start..].iter().map(|key| (key, &REMOVE));
         let rest = entries.rest.range::<[u8], _>((from, Bound::Unbounded));
-        out.extend(merge(rising, rest, |a, b| a < b).take(max).map(|(key, edit)| (key.clone(), edit.clone())));
+        let all = merge(rising, merge(removed, rest, |a, b| a < b), |a, b| a < b);
+        out.extend(all.take(max).map(|(key, edit)| (key.clone(), edit.clone())));
     }
 
     /// Appends to `out` up to `max` entries from `from` down, descending.
@@ -88,14 +110,21 @@ impl TreeBuffer {
             Bound::Unbounded => entries.rising.len(),
         };
         let rising = entries.rising[..end].iter().rev().map(|(key, edit)| (key, edit));
+        let end = match from {
+            Bound::Included(key) => entries.removed.partition_point(|have| &have[..] <= key),
+            Bound::Excluded(key) => entries.removed.partition_point(|have| &have[..] < key),
+            Bound::Unbounded => entries.removed.len(),
+        };
+        let removed = entries.removed[..end].iter().rev().map(|key| (key, &REMOVE));
         let rest = entries.rest.range::<[u8], _>((Bound::Unbounded, from)).rev();
-        out.extend(merge(rising, rest, |a, b| a > b).take(max).map(|(key, edit)| (key.clone(), edit.clone())));
+        let all = merge(rising, merge(removed, rest, |a, b| a > b), |a, b| a > b);
+        out.extend(all.take(max).map(|(key, edit)| (key.clone(), edit.clone())));
     }
 
     /// Shows all entries, ascending: as they lie, if keys only rose. Whoever adds one meanwhile waits.
     pub fn show<T>(&self, see: impl FnOnce(&[(Bytes, Edit)]) -> T) -> T {
         let entries = self.entries.read();
-        if entries.rest.is_empty() {
+        if entries.rest.is_empty() && entries.removed.is_empty() {
             return see(&entries.rising);
         }
         drop(entries);
@@ -112,7 +141,7 @@ impl TreeBuffer {
     /// How many entries.
     pub fn len(&self) -> usize {
         let entries = self.entries.read();
-        entries.rising.len() + entries.rest.len()
+        entries.rising.len() + entries.removed.len() + entries.rest.len()
     }
 
     /// True if there is none.
@@ -126,23 +155,47 @@ impl Entries {
         if let Ok(at) = self.rising.binary_search_by(|(have, _)| have[..].cmp(key)) {
             return Some(&self.rising[at].1);
         }
+        if self.find_removed(key).is_some() {
+            return Some(&REMOVE);
+        }
         if self.rest.is_empty() { None } else { self.rest.get(key) }
     }
 
+    fn find_removed(&self, key: &[u8]) -> Option<usize> {
+        if self.removed.last().is_none_or(|last| &last[..] < key) {
+            return None;
+        }
+        self.removed.binary_search_by(|have| have[..].cmp(key)).ok()
+    }
+
     fn set(&mut self, key: Bytes, edit: Edit) {
-        if self.rising.last().is_none_or(|(last, _)| *last < key) {
+        let is_above = self.rising.last().is_none_or(|(last, _)| *last < key);
+        if !is_above && let Ok(at) = self.rising.binary_search_by(|(have, _)| have.cmp(&key)) {
+            self.rising[at].1 = edit;
+            return;
+        }
+        if let Some(at) = self.find_removed(&key) {
+            self.removed.remove(at);
+        }
+        if is_above {
             if !self.rest.is_empty() {
                 self.rest.remove(&key);
             }
             self.rising.push((key, edit));
-            return;
+        } else {
+            self.rest.insert(key, edit);
         }
-        match self.rising.binary_search_by(|(have, _)| have.cmp(&key)) {
-            Ok(at) => self.rising[at].1 = edit,
-            Err(_) => {
-                self.rest.insert(key, edit);
-            }
+    }
+
+    fn remove(&mut self, key: Bytes) {
+        let is_next = self.removed.last().is_none_or(|last| *last < key);
+        if !is_next || self.rising.first().is_some_and(|(first, _)| *first <= key) {
+            return self.set(key, Edit::Remove);
         }
+        if !self.rest.is_empty() {
+            self.rest.remove(&key);
+        }
+        self.removed.push(key);
     }
 }
 
@@ -174,6 +227,12 @@ mod tests {
             let buffer = TreeBuffer::default();
             let mut model = BTreeMap::new();
             for (key, value) in writes {
+                if value % 3 == 0 {
+                    let keys: Vec<_> = (key..40).step_by(3).take(4).map(|key| Bytes::copy_from_slice(&[key])).collect();
+                    model.extend(keys.iter().map(|key| (key.clone(), Edit::Remove)));
+                    buffer.remove_all(keys);
+                    continue;
+                }
                 let edit = if value % 5 == 0 { Edit::Remove } else { put(value) };
                 buffer.set(Bytes::copy_from_slice(&[key]), edit.clone());
                 model.insert(Bytes::copy_from_slice(&[key]), edit);

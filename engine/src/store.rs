@@ -396,6 +396,37 @@ impl Store {
         }
         let position = write.last;
         drop(write);
+        self.note_applied(bytes);
+        position
+    }
+
+    /// Removes ascending keys from a tree, as a batch would that has no record; the space's state stays as it is. The
+    /// lock that writers of the space take is held for one step of a few nanoseconds each. False if the space or the
+    /// tree is gone.
+    pub fn remove(&self, mut admission: Admission, space: SpaceId, tree: TreeId, keys: Vec<Bytes>) -> bool {
+        let core = &self.core;
+        let Some(space) = core.catalog.space(space) else { return false };
+        let Some(tree) = space.trees.iter().find(|of_space| of_space.id == tree) else { return false };
+        let mut write = space.write.lock();
+        // A drop sets its mark first, and gives back what is charged under this lock.
+        if space.is_dropped() {
+            return false;
+        }
+        tree.active().remove_all(keys);
+        let bytes = std::mem::take(&mut admission.bytes);
+        write.charged += bytes;
+        write.dirty = true;
+        if core.options.durability != Durability::Sync {
+            write.last = Position(core.batch_position.fetch_add(1, Ordering::SeqCst) + 1);
+        }
+        drop(write);
+        self.note_applied(bytes);
+        true
+    }
+
+    /// A batch of so many bytes is in the buffers: perhaps a checkpoint is due.
+    fn note_applied(&self, bytes: u64) {
+        let core = &self.core;
         let uncut = core.uncut.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let batches = core.uncut_batches.fetch_add(1, Ordering::Relaxed) + 1;
         let limit = match core.options.durability {
@@ -408,7 +439,6 @@ impl Store {
         {
             core.signal.raise();
         }
-        position
     }
 
     /// Up to where records are durable.

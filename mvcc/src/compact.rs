@@ -16,13 +16,13 @@ use crate::row;
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::sync::atomic::Ordering;
-use polybolt_engine::{AdmitError, Batch, Cost, Edit, Position, TreeEdit};
+use polybolt_engine::{AdmitError, Cost, Position};
 use polybolt_index::{Revision, Swept};
 use std::time::Duration;
 
 /// Revisions that are taken out of an index before their rows go; each was as long in there.
 const TAKEN_MAX: usize = 1 << 20;
-/// Those that are taken under one lock of an index, and those that go under one of the writer.
+/// Those that are taken under one lock of an index, and those that go at once.
 const TAKEN_AT_ONCE: usize = 128;
 const REMOVED_AT_ONCE: usize = 64;
 /// How soon a sweep that a pin has held back looks again.
@@ -89,16 +89,19 @@ impl Core {
             return Ok(pace.sleep_interval);
         }
         self.beside.sweeps(true);
+        let before = sweep.taken.len();
         if !sweep.complete {
-            self.take(&mut sweep, now, pace.batch_limit.max(1));
+            let most = sweep.speed.take(&pace, TAKEN_AT_ONCE);
+            self.take(&mut sweep, now, most);
         }
+        let taken = sweep.taken.len() - before;
         let removed = if sweep.complete { self.remove(&mut sweep, now, &pace)? } else { 0 };
         if sweep.complete && sweep.is_through() {
             self.next_half(&mut sweep, now);
         }
         let left = sweep.taken.len() - sweep.gone + sweep.going.new;
         self.counters.taken.store(left as u64, Ordering::Relaxed);
-        Ok(sweep.speed.pause(&pace, removed))
+        Ok(sweep.speed.pause(&pace, removed, taken))
     }
 
     /// Takes up to `most` revisions out of the index.
@@ -213,9 +216,9 @@ impl Core {
         Ok(weighed.unwrap_or_else(all))
     }
 
-    /// Takes rows out of a shard's tree, all under one lock of the writer; false if there is no room for that now.
+    /// Takes ascending rows out of a shard's tree, all at once; false if there is no room for that now. Writers do not
+    /// wait for it: neither the state nor any key that is found changes.
     fn remove_rows(&self, shard: usize, rows: &[Revision]) -> Result<bool> {
-        let tree = self.shards[shard].tree;
         let edits = rows.len() as u64;
         let edit_bytes = edits * row::ROW_KEY_BYTES as u64;
         let cost = Cost { edit_bytes, edits, frees_space: true, ..Cost::default() };
@@ -224,21 +227,14 @@ impl Core {
             Err(AdmitError::Short(_)) => return Ok(false),
             Err(AdmitError::Refused(error)) => return Err(error.into()),
         };
-        let mut batch = Batch::new(self.id);
-        batch.edits.extend(rows.iter().map(|at| {
-            let key = Bytes::copy_from_slice(&row::row_key(*at));
-            TreeEdit { tree, key, edit: Edit::Remove }
-        }));
-        let writer = self.writer.lock();
-        if matches!(writer.gate, Gate::Replaced(_)) {
-            return Ok(false);
-        }
+        let keys: Vec<u8> = rows.iter().flat_map(|at| row::row_key(*at)).collect();
+        let all = Bytes::from(keys);
+        let keys = (0..rows.len()).map(|at| all.slice(at * row::ROW_KEY_BYTES..(at + 1) * row::ROW_KEY_BYTES));
+        let keys = keys.collect();
         let begun = self.clock.monotonic();
-        writer.state.encode_into(&mut batch.state);
-        self.store.apply(admission, &mut batch);
-        drop(writer);
+        let done = self.store.remove(admission, self.id, self.shards[shard].tree, keys);
         self.counters.tree_steps.add(self.clock.monotonic().saturating_sub(begun));
-        Ok(true)
+        Ok(done)
     }
 
     /// Takes some of what lingers out, a bounded part before each checkpoint: leaves are written before the old ones are

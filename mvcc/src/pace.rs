@@ -48,6 +48,8 @@ const FLOOR: f64 = 1.0 / 3.0;
 const UNHURRIED: Duration = Duration::from_secs(20);
 /// Removals of a step of an adaptive sweep.
 const SMALL_STEP: usize = 64;
+/// So many revisions taken out of an index cost about what one removal from a leaf does.
+const TAKEN_PER_REMOVAL: f64 = 16.0;
 /// How often times are compared.
 const PERIOD: Duration = Duration::from_millis(250);
 /// What nobody notices.
@@ -298,15 +300,18 @@ impl Speed {
         if pace.budget_percent.is_some() { most.min(SMALL_STEP) } else { most }
     }
 
-    /// The pause after a step that removed so many.
-    pub(crate) fn pause(&self, pace: &CompactionPace, removed: usize) -> Duration {
-        if removed == 0 {
-            return Duration::ZERO;
-        }
+    /// How many revisions the next step takes out of an index, at most: an adaptive sweep a `few`.
+    pub(crate) fn take(&self, pace: &CompactionPace, few: usize) -> usize {
+        if pace.budget_percent.is_some() { few } else { pace.batch_limit.max(1) }
+    }
+
+    /// The pause after a step that removed and took so many.
+    pub(crate) fn pause(&self, pace: &CompactionPace, removed: usize, taken: usize) -> Duration {
         if pace.budget_percent.is_none() {
-            return pace.sleep_interval;
+            return if removed == 0 { Duration::ZERO } else { pace.sleep_interval };
         }
-        pace.sleep_interval.mul_f64(removed as f64 / pace.batch_limit.max(1) as f64 / self.share)
+        let work = removed as f64 + taken as f64 / TAKEN_PER_REMOVAL;
+        pace.sleep_interval.mul_f64(work / pace.batch_limit.max(1) as f64 / self.share)
     }
 }
 
@@ -453,7 +458,7 @@ mod tests {
         }
         assert!(sweep.speed.share >= 1.0);
         assert_eq!(
-            (sweep.speed.step(&sweep.pace), sweep.speed.pause(&sweep.pace, 50)),
+            (sweep.speed.step(&sweep.pace), sweep.speed.pause(&sweep.pace, 50, 0)),
             (64, Duration::from_micros(500))
         );
         assert!(sweep.looked(1000, 130) < 0.75);
@@ -462,7 +467,7 @@ mod tests {
             sweep.looked(1000, 1000);
         }
         assert!(is_floor(sweep.speed.share), "it always goes on");
-        assert_eq!(sweep.speed.pause(&sweep.pace, 100).as_micros(), 3000);
+        assert_eq!(sweep.speed.pause(&sweep.pace, 100, 0).as_micros(), 3000);
         // Not that often.
         (0..1000).for_each(|_| sweep.beside.add_read(MICRO));
         let before = sweep.speed.share;
@@ -470,7 +475,7 @@ mod tests {
         assert!((sweep.speed.share - before).abs() < 1e-9);
         let pace = CompactionPace { budget_percent: None, ..sweep.pace };
         sweep.speed.look(&pace, &sweep.beside, sweep.now, || unreachable!());
-        assert_eq!((sweep.speed.step(&pace), sweep.speed.pause(&pace, 1)), (1000, Duration::from_millis(10)));
+        assert_eq!((sweep.speed.step(&pace), sweep.speed.pause(&pace, 1, 0)), (1000, Duration::from_millis(10)));
     }
 
     #[test]

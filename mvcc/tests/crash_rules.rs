@@ -162,7 +162,11 @@ fn open(disk: &SimDisk, setup: Setup, seed: u64) -> Result<Driven> {
         journal_bytes: 48 << 10,
         checkpoint_interval: Duration::from_millis(20),
         space_reserve_bytes: 8192,
-        compaction_pace: polybolt::CompactionPace { batch_limit: 1, ..Default::default() },
+        compaction_pace: polybolt::CompactionPace {
+            batch_limit: 1,
+            sleep_interval: Duration::from_millis(8),
+            ..Default::default()
+        },
         admission_timeout: Duration::from_secs(3600),
         reclaim_percent: 0,
         ..Options::default()
