@@ -52,6 +52,8 @@ pub struct Sizes {
     pub all: u64,
     /// Those that hold nothing of the current tree.
     pub unused: u64,
+    /// How many overflow extents the tree has; None before the opening scan told.
+    pub extents: Option<u64>,
 }
 
 /// Units of a tree file.
@@ -74,7 +76,8 @@ pub struct Room {
 
 impl Room {
     fn sizes(&self) -> Sizes {
-        Sizes { all: u64::from(self.free.end()), unused: self.free.free() + self.pending.units() }
+        let extents = self.free.is_known().then(|| self.extents.max(0).cast_unsigned());
+        Sizes { all: u64::from(self.free.end()), unused: self.free.free() + self.pending.units(), extents }
     }
 }
 
@@ -100,7 +103,7 @@ impl Tree {
                 is_moved: false,
                 extents: 0,
             }),
-            sizes: Mutex::new(Sizes { all: u64::from(end), unused: 0 }),
+            sizes: Mutex::new(Sizes { all: u64::from(end), unused: 0, extents: None }),
             failed: Mutex::default(),
         }
     }
@@ -356,13 +359,13 @@ mod tests {
         let file = TreeFile::new(&disk, spec, ReadMode::default());
         let entry = TreeEntry { id: TreeId(1), spec: TreeSpec::new("t"), root: None, end_unit: 1 };
         let tree = Arc::new(Tree::new(&entry, file, 0, false));
-        assert_eq!(tree.sizes(), Sizes { all: 1, unused: 0 });
+        assert_eq!(tree.sizes(), Sizes { all: 1, ..Sizes::default() });
         let held = tree.room.lock();
         let (sender, sizes) = std::sync::mpsc::channel();
         let asked = Arc::clone(&tree);
         std::thread::spawn(move || sender.send(asked.sizes()));
         let told = sizes.recv_timeout(std::time::Duration::from_secs(60)).expect("it does not wait");
-        assert_eq!(told, Sizes { all: 1, unused: 0 });
+        assert_eq!(told, Sizes { all: 1, ..Sizes::default() });
         drop(held);
     }
 }

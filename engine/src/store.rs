@@ -83,6 +83,10 @@ pub struct TreeStats {
     pub buffered: u64,
     /// Levels of pages.
     pub depth: u32,
+    /// Bytes of a page.
+    pub page_bytes: usize,
+    /// Overflow extents as of the last checkpoint; None before a scan has told.
+    pub extents: Option<u64>,
 }
 
 /// Sizes and counts of a store.
@@ -401,7 +405,7 @@ impl Store {
     }
 
     /// Removes ascending keys from a tree, as a batch would that has no record; the space's state stays as it is. The
-    /// lock that writers of the space take is held for one step of a few nanoseconds each. False if the space or the
+    /// lock that writers of the space take is held for a few nanoseconds each, but when the buffer's vector grows. False if the space or the
     /// tree is gone.
     pub fn remove(&self, mut admission: Admission, space: SpaceId, tree: TreeId, keys: Vec<Bytes>) -> bool {
         let core = &self.core;
@@ -537,6 +541,8 @@ impl Store {
             entries: published.root.entries,
             buffered: buffered as u64,
             depth: published.root.depth(),
+            page_bytes: tree.spec.page_bytes,
+            extents: sizes.extents,
         })
     }
 

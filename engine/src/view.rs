@@ -11,9 +11,9 @@ use crate::file::{Pages, TreeFile};
 use crate::ids::UNIT_BYTES;
 use crate::page::Leaf;
 use crate::page::leaf::{BodyAt, Entry, ExtentRef};
-use crate::tree::{self, PageSource, Root};
+use crate::tree::{self, Low, PageSource, Root};
 use bytes::Bytes;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 /// What readers of a tree see; replaced as a whole by a cut or a checkpoint.
@@ -155,6 +155,30 @@ impl View {
             Some(leaves) => leaves.leaves_of(&pages, keys, visit),
             None => tree::leaves_of(&pages, root, keys, visit),
         }
+    }
+
+    /// Shows the bounds of the leaves where ascending keys of 12 bytes lie or would, from the table of leaves alone: each with
+    /// the place in `keys` of the first that may be in it; None for the last leaf, and where that is not known without
+    /// pages. `visit` says at which place to go on. What buffers hold is in no leaf.
+    pub fn leaf_bounds_of(
+        &self,
+        keys: &[[u8; 12]],
+        visit: &mut impl FnMut(usize, Option<Range<[u8; 12]>>) -> Option<usize>,
+    ) -> Result<()> {
+        let (Some(pages), Some(first)) = (self.pages()?, keys.first()) else { return Ok(()) };
+        let leaves = pages.leaves(self.published.root, keys.len(), first.as_ref());
+        let key_of = |(ordinal, next): Low| {
+            let mut key = [0; 12];
+            key[..8].copy_from_slice(&ordinal.to_be_bytes());
+            key[8..].copy_from_slice(&next.to_be_bytes());
+            key
+        };
+        let mut at = Some(0);
+        while let Some(key) = at.and_then(|at| keys.get(at)) {
+            let bounds = leaves.as_ref().and_then(|leaves| leaves.bounds_of(key));
+            at = visit(at.unwrap_or_default(), bounds.map(|bounds| key_of(bounds.start)..key_of(bounds.end)));
+        }
+        Ok(())
     }
 
     /// Walks entries from `from` on, ascending, until `visit` says false. Bodies are loaded on demand.

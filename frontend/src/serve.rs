@@ -109,7 +109,7 @@ pub(crate) struct Serve {
     #[arg(long, default_value = "0s", value_parser = duration)]
     compaction_deadline: Duration,
     /// A leaf is written without what compactions removed of it once that is so much of it, or so much in all leaves of
-    /// a shard that it is a quarter of that; 0 is at once.
+    /// a shard that it is two thirds of that; 0 is at once.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
     compaction_reclaim_percent: u8,
     /// Remember the hashes of compacted revisions for HashKV; reads every row once more at each compaction.

@@ -10,11 +10,12 @@
 use crate::core::{Core, Gate, Going, Half, Pass, Round, Shard, Sweep};
 use crate::error::Result;
 use crate::hash;
-use crate::linger::{Scale, Weighed, hash_of};
+use crate::linger::{Average, Scale, Weighed, hash_of};
 use crate::pace::{CompactionPace, Progress, Speed};
 use crate::row;
 use bytes::Bytes;
 use polybolt_engine::defect::{Defect, is_on};
+use polybolt_engine::store::TreeStats;
 use polybolt_engine::sync::atomic::Ordering;
 use polybolt_engine::{AdmitError, Cost, Position};
 use polybolt_index::{Revision, Swept};
@@ -89,6 +90,17 @@ impl Core {
             return Ok(pace.sleep_interval);
         }
         self.beside.sweeps(true);
+        let began = sweep.since;
+        sweep.speed.look(&pace, &self.beside, now, || Progress { began, left: self.garbage() });
+        if self.is_to_read_keys(&sweep) {
+            let (shard, most) = (sweep.next_shard, sweep.speed.step(&pace));
+            let view = self.store.view(self.shards[shard].tree)?;
+            let mut read = 0;
+            while read < most && sweep.lingering[shard].read_some(&view, REMOVED_AT_ONCE.min(most - read)) {
+                read += REMOVED_AT_ONCE.min(most - read);
+            }
+            return Ok(sweep.speed.pause(&pace, read, 0));
+        }
         let before = sweep.taken.len();
         if !sweep.complete {
             let most = sweep.speed.take(&pace, TAKEN_AT_ONCE);
@@ -102,6 +114,14 @@ impl Core {
         let left = sweep.taken.len() - sweep.gone + sweep.going.new;
         self.counters.taken.store(left as u64, Ordering::Relaxed);
         Ok(sweep.speed.pause(&pace, removed, taken))
+    }
+
+    /// True if tombstones are to be taken, and it is not known what they hide of what lingers.
+    fn is_to_read_keys(&self, sweep: &Sweep) -> bool {
+        sweep.half == Half::Tombstones
+            && sweep.taken.is_empty()
+            && sweep.lingering[sweep.next_shard].has_unread()
+            && sweep.upto.is_some_and(|upto| self.shards[sweep.next_shard].keys.read().has_garbage(upto))
     }
 
     /// Takes up to `most` revisions out of the index.
@@ -158,8 +178,7 @@ impl Core {
 
     /// Takes a step's rows out of the tree; how many, with those that stay.
     fn remove(&self, sweep: &mut Sweep, now: Duration, pace: &CompactionPace) -> Result<usize> {
-        let (beside, began, shard) = (&self.beside, sweep.since, sweep.next_shard);
-        sweep.speed.look(pace, beside, now, || Progress { began, left: self.garbage() });
+        let shard = sweep.next_shard;
         let (most, mut done) = (sweep.speed.step(pace), 0);
         while done < most && !sweep.is_through() {
             if sweep.going.rows.is_empty() {
@@ -173,6 +192,7 @@ impl Core {
                 break;
             }
             sweep.going.rows.drain(..part.len());
+            sweep.lingering[shard].remove(&part);
             let new = sweep.going.new.min(part.len());
             sweep.going.new -= new;
             self.counters.swept.fetch_add(new as u64, Ordering::Relaxed);
@@ -187,13 +207,14 @@ impl Core {
         let mut weighed = self.weigh(sweep)?;
         // What a tombstone hides is before it, also of what lingered.
         weighed.goes.sort_unstable();
+        weighed.goes.dedup();
         let stay = sweep.lingering[sweep.next_shard].settle(&weighed);
         // Those were counted when they began to linger.
         let weighed_now = &sweep.taken[sweep.gone..sweep.gone + weighed.count];
         let before = weighed_now.iter().filter(|at| sweep.hidden.contains(at)).count();
         self.counters.swept.fetch_add(stay as u64, Ordering::Relaxed);
         sweep.gone += weighed.count;
-        sweep.going = Going { rows: weighed.goes.into(), new: weighed.count - before - stay };
+        sweep.going = Going { rows: weighed.goes.into(), new: weighed.count.saturating_sub(before + stay) };
         Ok(stay)
     }
 
@@ -209,9 +230,13 @@ impl Core {
             return Ok(all());
         }
         let tree = self.shards[sweep.next_shard].tree;
-        // Of the whole shard a quarter of what a leaf may have.
-        let bytes_max = self.store.tree_stats(tree)?.in_use / 400 * u64::from(percent);
-        let scale = Scale { percent, bytes_max, hidden: &sweep.hidden, enough: REMOVED_AT_ONCE };
+        let TreeStats { in_use, entries, page_bytes, extents, .. } = self.store.tree_stats(tree)?;
+        // Where all leaves are alike half of what a leaf may have lingers in all: those that get it go one by one.
+        let bytes_max = in_use / 150 * u64::from(percent);
+        let row_bytes = in_use.checked_div(entries).and_then(|bytes| u32::try_from(bytes.max(1)).ok());
+        let average = row_bytes.filter(|_| extents == Some(0));
+        let average = average.map(|row_bytes| Average { row_bytes, leaf_bytes: page_bytes });
+        let scale = Scale { percent, bytes_max, hidden: &sweep.hidden, enough: REMOVED_AT_ONCE, average };
         let weighed = sweep.lingering[sweep.next_shard].weigh(&self.store.view(tree)?, dead, scale);
         Ok(weighed.unwrap_or_else(all))
     }
@@ -384,7 +409,7 @@ mod tests {
     use crate::engine::{Engine, Runtime};
     use crate::keyspace::Keyspace;
     use crate::options::Options;
-    use crate::request::PutRequest;
+    use crate::request::{DeleteRequest, PutRequest, Span};
     use crate::routes::Routes;
     use polybolt_engine::disk::Disk;
     use polybolt_engine::disk::sim::SimDisk;
@@ -469,6 +494,45 @@ mod tests {
         // The pause that had begun is cut short.
         pass(&mut jobs, Duration::from_secs(2));
         assert_eq!((ks.stats().swept, ks.stats().sweep_left), (KEYS, 0));
+    }
+
+    /// Else a defragmentation between two steps could take the tombstone and leave what it hides to a crash (R9).
+    #[test]
+    fn what_a_tombstone_hides_lingers_until_it_is_gone() {
+        let slow = CompactionPace { batch_limit: 1, budget_percent: None, ..CompactionPace::default() };
+        let fast = CompactionPace { batch_limit: 10_000, sleep_interval: Duration::from_millis(1), ..slow };
+        let (ks, _engine, mut jobs, _) = overwritten(fast);
+        let name = |key: u64| format!("{}{key}", if key.is_multiple_of(2) { "a" } else { "m" });
+        drop(ks.compact(ks.revision(), true));
+        pass(&mut jobs, Duration::from_secs(2));
+        // A few of what is left of each leaf linger, and then all of those keys are deleted.
+        let keys: Vec<u64> = (0..KEYS).step_by(40).collect();
+        let puts: Vec<_> = keys.iter().map(|key| ks.put(PutRequest::new(name(*key), vec![2; 300]))).collect();
+        pass(&mut jobs, Duration::from_secs(1));
+        puts.into_iter().for_each(|put| drop(put.wait().expect("it is there")));
+        drop(ks.compact(ks.revision(), true));
+        pass(&mut jobs, Duration::from_secs(2));
+        assert!(ks.stats().lingering > 20, "{:?}", ks.stats());
+        for key in &keys {
+            drop(ks.delete_range(DeleteRequest { span: Span::key(name(*key)), prev_kv: false }));
+        }
+        drop(ks.put(PutRequest::new("a", "1")));
+        pass(&mut jobs, Duration::from_secs(1));
+        ks.set_compaction_pace(None, slow).expect("all shards");
+        drop(ks.compact(ks.revision(), true));
+        let mut seen = 0;
+        let core = Arc::clone(&ks.core());
+        for _ in 0..20_000 {
+            jobs.advance(Duration::from_millis(1));
+            jobs.run_until_idle(100_000);
+            let sweep = core.sweep.lock();
+            for at in sweep.going.rows.iter().filter(|at| sweep.hidden.contains(at)) {
+                assert!(sweep.lingering[sweep.next_shard].contains(*at), "{at:?}");
+                seen += 1;
+            }
+        }
+        assert!(seen > 0);
+        assert_eq!((ks.stats().sweep_left, core.sweep.lock().hidden.len()), (0, 0), "{:?}", ks.stats());
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub(crate) struct Shard {
 impl Shard {
     /// About how many bytes of memory those rows take that linger.
     pub(crate) fn lingering_bytes(&self) -> u64 {
-        self.lingering.load(Ordering::Relaxed) as u64 * 48
+        self.lingering.load(Ordering::Relaxed) as u64 * 80
     }
 }
 

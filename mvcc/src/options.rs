@@ -38,7 +38,7 @@ pub struct Options {
     pub open_files_max: usize,
     /// How fast what compactions leave behind is taken out.
     pub compaction_pace: CompactionPace,
-    /// A leaf is written without its dead rows once they take so many percent of what it holds, or dead rows a quarter of
+    /// A leaf is written without its dead rows once they take so many percent of what it holds, or dead rows two thirds of
     /// that of the whole shard, or the quota is nearly used up; 0 is at once. Default 20.
     pub reclaim_percent: u8,
     /// Hash what a compaction is about to forget, and answer `hash_kv` of the last ten compacted revisions

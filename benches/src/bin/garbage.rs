@@ -11,7 +11,7 @@ use clap::Parser;
 use polybolt::{CompactionPace, Durability, Engine, Error, Keyspace, Options, Routes};
 use polybolt_benches::dataset::{self, Numbers, Values};
 use polybolt_benches::window::{median, put_all};
-use polybolt_benches::{etcd_core, machine, mib, now};
+use polybolt_benches::{etcd_core, machine, mib, now, pause};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -114,6 +114,8 @@ fn run(args: &Args) -> Result<(), Error> {
         store.engine.close()?;
         store.engine = open(None)?;
         store.keyspace = store.engine.keyspace("default")?;
+        // Also the file system has nothing left to do, once gigabytes were cut off.
+        pause(Duration::from_secs(10));
         store.put((0..args.keys / 100).map(|_| numbers.below(args.keys)), 100 * round + 2)?;
         sparse.extend(store.compact("sparse")?);
         for time in 0..10 {

@@ -15,6 +15,7 @@ use crate::disk::os::load_soon;
 use crate::error::{Error, Result};
 use crate::ids::PagePtr;
 use crate::page::{Branch, Leaf, layout, search};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Lookups of a block.
@@ -48,7 +49,7 @@ struct Lowest {
 }
 
 /// The long ordinal of no key of a leaf is lower, and of none in leaves before higher.
-type Low = (u64, u32);
+pub type Low = (u64, u32);
 
 /// A leaf, and its `low`: side by side they would take a third more.
 #[derive(Debug, PartialEq, Eq)]
@@ -243,6 +244,17 @@ impl Leaves {
         layout::load_keys(&page, first);
         let entry = leaf.find_from(first, key);
         self.show(source, (place, &page, entry), key, |lent| lent.map(show))
+    }
+
+    /// Where the leaf begins and ends in which a key lies or would, by long ordinals: none of its keys is below the first,
+    /// and those of the next are not below the second. None for the last leaf and for what is below all keys. No page.
+    pub fn bounds_of(&self, key: &[u8]) -> Option<Range<Low>> {
+        let wanted = search::long_ordinal(key);
+        let place = self.branches.first().map(|_| self.place(self.guess(wanted), wanted))?;
+        let next = self.branches[place.branch].leaves.get(place.child + 1).map(Listed::low);
+        let next = next.or_else(|| self.lows.get(place.branch + 1).copied())?;
+        let low = self.low(place);
+        (low <= wanted).then_some(low..next)
     }
 
     /// Begins to read the leaves of keys if they seem to be on the device: one after the other each would be waited for.

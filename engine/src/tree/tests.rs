@@ -4,7 +4,7 @@ use super::*;
 use crate::error::Error;
 use crate::ids::{TreeId, UNIT_BYTES};
 use crate::page::layout::{self, HEADER_BYTES};
-use crate::page::{self, Branch, Head, Kind, Leaf, Stamp};
+use crate::page::{self, Branch, Head, Kind, Leaf, Stamp, search};
 use crate::run::seeded::Rng;
 use crate::space::{Extent, FreeSpace};
 use crate::sync::Mutex;
@@ -309,6 +309,41 @@ fn leaves_are_listed_for_the_newest_root_if_it_is_worth_it() {
     assert_eq!(listed(tested.root), second);
     newest.forget();
     assert_eq!(newest.bytes(), 0);
+}
+
+#[test]
+fn the_table_tells_where_leaves_begin_and_end() {
+    let mut tested = Tested::new(4096);
+    let count = if cfg!(miri) { 600u32 } else { 20_000 };
+    let key = |n: u32| [&u64::from(n / 3).to_be_bytes()[..], &(n % 3).to_be_bytes()].concat();
+    // The odd ones are not there, nor is what is below the first.
+    tested.apply((5..count).map(|n| (key(2 * n), Some((vec![], vec![1; 40])))).collect());
+    let leaves = Leaves::list(&*tested.memory, tested.root, None);
+    assert_eq!(Leaves::list(&*tested.memory, Root::default(), None).bounds_of(&key(10)), None);
+    assert_eq!(leaves.bounds_of(&key(9)), None);
+    let mut ends = vec![(0, 0)];
+    let keys: Vec<_> = (10..2 * count).map(key).collect();
+    for key in &keys {
+        let ordinal = search::long_ordinal(key);
+        let mut of_leaf = None;
+        leaves
+            .leaves_of(&*tested.memory, &[key], &mut |_, leaf| {
+                of_leaf = Some([leaf.key(0), leaf.key(leaf.len() - 1)].map(search::long_ordinal));
+                false
+            })
+            .unwrap();
+        let [first, last] = of_leaf.unwrap();
+        match leaves.bounds_of(key) {
+            Some(bounds) => {
+                assert!(bounds.contains(&ordinal) && bounds.contains(&first) && bounds.contains(&last));
+                if bounds.end != ends[ends.len() - 1] {
+                    ends.push(bounds.end);
+                }
+            }
+            None => assert!(ordinal >= ends[ends.len() - 1], "only of the last leaf"),
+        }
+    }
+    assert!(ends.len() > 10 && ends.is_sorted(), "{}", ends.len());
 }
 
 #[test]

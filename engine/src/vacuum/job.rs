@@ -190,7 +190,7 @@ impl VacuumJob {
     }
 
     fn wants(&self, tree: &Tree) -> bool {
-        let Sizes { all, unused } = tree.sizes();
+        let Sizes { all, unused, .. } = tree.sizes();
         let options = &self.core.options.vacuum;
         let much = unused * 100 > all * u64::from(options.free_percent);
         (much && unused * UNIT_BYTES as u64 >= options.free_bytes_min)
