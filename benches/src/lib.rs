@@ -3,6 +3,7 @@
 
 pub mod dataset;
 pub mod measure;
+pub mod server;
 pub mod window;
 
 pub use measure::{Resident, etcd_core, machine, mib, now, pause, resident};

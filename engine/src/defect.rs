@@ -39,6 +39,8 @@ pub enum Defect {
     DropTombstoneFirst,
     /// Rows that a tombstone hides linger when it goes.
     LetHiddenLinger,
+    /// What lingered and is on its way out of the tree is not known to linger any more.
+    ForgetWhatGoes,
     /// A count looks at what is applied.
     CountAtApplied,
     /// A reader takes its views before it loads the visible revision.
@@ -74,7 +76,7 @@ pub enum Defect {
 }
 
 /// Every defect.
-pub const ALL: [Defect; 30] = [
+pub const ALL: [Defect; 31] = [
     Defect::SkipSync,
     Defect::PublishBeforeDurable,
     Defect::SealBeforeIndex,
@@ -89,6 +91,7 @@ pub const ALL: [Defect; 30] = [
     Defect::LoseReserve,
     Defect::DropTombstoneFirst,
     Defect::LetHiddenLinger,
+    Defect::ForgetWhatGoes,
     Defect::CountAtApplied,
     Defect::ViewBeforeVisible,
     Defect::PinAfterCheck,

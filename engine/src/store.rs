@@ -37,6 +37,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 pub use crate::core::{Admission, StoreOptions, VacuumOptions};
+pub use crate::vacuum::VacuumUser;
 
 /// Who runs the store's jobs.
 pub enum Runtime {
@@ -46,8 +47,6 @@ pub enum Runtime {
     Manual,
 }
 
-/// A vacuum that somebody waits for moves no more between two checkpoints.
-const VACUUM_CHECKPOINT_BYTES: u64 = 16 << 20;
 /// A longer file of a dropped space is given back a piece at a time. Small in tests.
 const REMOVED_AT_ONCE_MAX: u64 = if cfg!(test) { 1 << 20 } else { 16 << 20 };
 
@@ -618,72 +617,13 @@ impl Store {
         entry.map(|entry| entry.state.clone())
     }
 
-    /// Moves what lies at the end of a tree's file further down, a bounded round and a checkpoint at a
-    /// time, and gives the end back to the disk. Writes go on meanwhile. Returns the bytes left.
-    pub fn vacuum(&self, space: SpaceId, tree: TreeId) -> Result<u64> {
+    /// Packs leaves of a tree that hold little, moves what lies at the end of its file further down, a bounded round and a
+    /// checkpoint at a time, and gives the end back to the disk. Writes go on meanwhile. Returns the bytes left.
+    pub fn vacuum(&self, space: SpaceId, tree: TreeId, user: &mut dyn VacuumUser) -> Result<u64> {
         let core = &self.core;
         let tree = self.tree(tree)?;
         let space = core.catalog.space(space).ok_or_else(|| Error::invalid(format!("there is no space {space}")))?;
-        tree.room.lock().vacuums += 1;
-        let end = self.vacuum_passes(&space, &tree);
-        tree.room.lock().vacuums -= 1;
-        end
-    }
-
-    fn vacuum_passes(&self, space: &Space, tree: &Tree) -> Result<u64> {
-        let core = &self.core;
-        let mut end_before = u32::MAX;
-        loop {
-            // Twice: what the first checkpoint gives up is free after the second.
-            (0..2).try_for_each(|_| core.flush().wait())?;
-            let Some(vacuum::Ends { end, unused, .. }) = vacuum::cut(core, space, tree)? else {
-                return Err(Error::invalid("the tree is dropped"));
-            };
-            // Not for the last few units, which others take meanwhile.
-            let shorter = end_before.saturating_sub(end) > end / 128;
-            if unused == 0 || !shorter || !self.vacuum_pass(space, tree, end - unused)? {
-                return Ok(u64::from(end) * UNIT_BYTES as u64);
-            }
-            end_before = end;
-        }
-    }
-
-    /// Moves what lies at `target` or behind; false if there is nothing.
-    fn vacuum_pass(&self, space: &Space, tree: &Tree, target: u32) -> Result<bool> {
-        let core = &self.core;
-        let (mut from, mut moves, mut unwritten) = (Vec::new(), false, 0);
-        loop {
-            core.poison.check()?;
-            if space.is_dropped() {
-                return Err(Error::invalid("the tree is dropped"));
-            }
-            // A long sync would hold up others.
-            if unwritten >= VACUUM_CHECKPOINT_BYTES || core.buffered() > core.options.buffer_bytes / 2 {
-                core.flush().wait()?;
-                unwritten = 0;
-            }
-            let round = vacuum::collect(tree, target, &from, vacuum::ROUND_BYTES)?;
-            let (moved, next) = (round.moved, round.next.clone());
-            if !round.is_empty() {
-                let cost = round.cost(tree);
-                let mut admission = loop {
-                    match self.admit(cost) {
-                        Ok(admission) => break admission,
-                        Err(AdmitError::Short(ticket)) => ticket.wait()?,
-                        Err(AdmitError::Refused(error)) => return Err(error),
-                    }
-                };
-                if !vacuum::apply(core, space, tree, round, &mut admission) {
-                    continue;
-                }
-                moves = true;
-                unwritten += moved;
-            }
-            match next {
-                Some(key) => from = key,
-                None => return Ok(moves),
-            }
-        }
+        vacuum::vacuum(core, &space, &tree, user)
     }
 
     /// Takes no more writes from here on, because of `error`.
@@ -703,6 +643,10 @@ impl Store {
         self.jobs.lock().clear();
         let result = self.close_files();
         self.core.poison.set(&Error::Closed);
+        // Nobody who vacuums is in the middle of cutting a file, or begins to.
+        for tree in self.core.catalog.spaces().iter().flat_map(|space| &space.trees) {
+            drop(tree.room.lock());
+        }
         // Only now may another process have the directory.
         self.lock.lock().take();
         result

@@ -91,16 +91,20 @@ pub async fn run(server: Arc<Server>, shard: Option<String>, retention: Retentio
         let Some(target) = schedule.sample(server.keyspace.revision()) else {
             continue;
         };
+        let begun = tokio::time::Instant::now();
         let compacted = match &shard {
             None => server.keyspace.compact(target, false),
             Some(shard) => server.keyspace.compact_shard(shard, target),
         };
+        let watch = compacted.watch();
         match compacted.await {
-            // Somebody else has done it.
-            Ok(_) | Err(Error::Refused(Refusal::Compacted { .. })) => {
+            Ok(_) => {
                 tracing::info!(revision = target, shard, "compacted");
+                server.compactions.follow(watch, (target, shard.clone()), begun, server.stop.clone());
                 schedule.compacted(target);
             }
+            // Somebody else has done it.
+            Err(Error::Refused(Refusal::Compacted { .. })) => schedule.compacted(target),
             Err(error) => tracing::warn!(%error, revision = target, shard, "compaction failed; it will be tried again"),
         }
     }

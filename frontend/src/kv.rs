@@ -209,8 +209,14 @@ impl Kv for KvService {
         server.caller(request.metadata())?.check_root()?;
         server.check_alarms(false)?;
         let pb::CompactionRequest { revision, physical } = request.into_inner();
-        match server.keyspace.compact(revision, physical).await {
-            Ok(revision) => Ok(Response::new(pb::CompactionResponse { header: Some(server.header(revision)) })),
+        let begun = Instant::now();
+        let compaction = server.keyspace.compact(revision, physical);
+        let watch = compaction.watch();
+        match compaction.await {
+            Ok(now) => {
+                server.compactions.follow(watch, (revision, None), begun, server.stop.clone());
+                Ok(Response::new(pb::CompactionResponse { header: Some(server.header(now)) }))
+            }
             Err(error) => Err(server.refuse(error).await),
         }
     }

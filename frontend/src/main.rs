@@ -7,6 +7,7 @@ mod report;
 mod check;
 mod status;
 mod reshard;
+mod pace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -45,6 +46,8 @@ enum Command {
     Status(status::Status),
     /// Changes how keys are split into files, of a server while it serves or of a data directory.
     Reshard(reshard::Reshard),
+    /// Shows how fast a server takes out what compactions leave behind, and changes it until its next start.
+    CompactionPace(pace::Pace),
     /// Lists all that is wrong with a data directory, and salvages what is not.
     #[command(alias = "verify")]
     Check(check::Check),
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Status(status) => status.run(),
         Command::Reshard(reshard) => reshard.run(),
+        Command::CompactionPace(pace) => pace.run(),
         Command::Check(check) => return check.run(),
         Command::Snapshot(snapshot) => snapshot.run(),
         Command::Bench(bench) => bench.run(),

@@ -79,7 +79,9 @@ fn offline(path: &Path, routes: Routes, bar: &ProgressBar) -> Result<(), String>
     there.keyspace(KEYSPACE).map_err(failed)?;
     there.close().map_err(failed)?;
     // No lease ends meanwhile, and nothing that is read is let go, however long it takes.
-    let options = Options { lease_extend: TEN_YEARS, pin_age_max: TEN_YEARS, ..Options::default() };
+    // Nobody is there to notice.
+    let (lease_extend, pin_age_max) = (TEN_YEARS, TEN_YEARS);
+    let options = Options { lease_extend, pin_age_max, reshard_bytes_per_second: 0, ..Options::default() };
     let engine = Engine::open(path, options).map_err(failed)?;
     let progress = |progress: polybolt::ReshardProgress| {
         let stage = match progress.stage {

@@ -3,6 +3,7 @@
 use clap::{ArgAction, Args, ValueEnum};
 use polybolt::{CompactionPace, Durability, Engine, Keyspace, Options, Refusal, Routes};
 use polybolt_frontend::access::Access;
+use polybolt_frontend::admin::{BATCH_LIMIT_MAX, BUDGET_PERCENT_MAX};
 use polybolt_frontend::auto_compact::{self, Retention};
 use polybolt_frontend::listen;
 use polybolt_frontend::server::{Server, Settings};
@@ -96,7 +97,7 @@ pub(crate) struct Serve {
     #[arg(long, value_delimiter = ',', value_parser = shard_retention)]
     shard_retention: Vec<(String, Retention)>,
     /// Revisions that one step of a compaction removes.
-    #[arg(long, default_value_t = 1000, alias = "experimental-compaction-batch-limit")]
+    #[arg(long, default_value = "1000", alias = "experimental-compaction-batch-limit", value_parser = batch_limit)]
     compaction_batch_limit: usize,
     /// The pause between steps of a compaction.
     #[arg(long, default_value = "10ms", value_parser = duration, alias = "experimental-compaction-sleep-interval")]
@@ -190,6 +191,12 @@ pub(crate) struct Serve {
     /// The vacuum takes up a file of which more than so much is free (and more than 4 MiB), and leaves half of that.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
     vacuum_free_percent: u8,
+    /// Bytes that Defragment (`etcdctl defrag`) writes in a second; 0 is as fast as it can be.
+    #[arg(long, default_value_t = 64 << 20)]
+    defragment_bytes_per_second: u64,
+    /// Bytes of rows that `polybolt reshard` copies in a second on this server; 0 is as fast as it can be.
+    #[arg(long, default_value_t = 32 << 20)]
+    reshard_bytes_per_second: u64,
     /// How often quiet watchers are told their progress.
     #[arg(long, default_value = "10m", value_parser = duration, alias = "experimental-watch-progress-notify-interval")]
     watch_progress_notify_interval: Duration,
@@ -229,16 +236,26 @@ fn gate(text: &str) -> Result<(Gate, bool), String> {
 
 /// --compaction-budget-percent.
 #[derive(Debug, Clone, Copy)]
-struct Budget(Option<u32>);
+pub(crate) struct Budget(pub(crate) Option<u32>);
 
-fn budget(text: &str) -> Result<Budget, String> {
+/// --compaction-budget-percent.
+pub(crate) fn budget(text: &str) -> Result<Budget, String> {
     match text {
         "off" => Ok(Budget(None)),
         _ => text
             .parse()
+            .ok()
+            .filter(|percent| *percent <= BUDGET_PERCENT_MAX)
             .map(|percent| Budget(Some(percent)))
-            .map_err(|_| format!("{text:?} is neither a number nor off")),
+            .ok_or_else(|| format!("{text:?} is neither a number up to {BUDGET_PERCENT_MAX} nor off")),
     }
+}
+
+/// --compaction-batch-limit.
+pub(crate) fn batch_limit(text: &str) -> Result<usize, String> {
+    let limit = text.parse().ok().filter(|limit| (1..=BATCH_LIMIT_MAX).contains(limit));
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok());
+    limit.ok_or_else(|| format!("{text:?} is no number from 1 to {BATCH_LIMIT_MAX}"))
 }
 
 /// --shard-retention.
@@ -255,7 +272,8 @@ fn shard_retention(text: &str) -> Result<(String, Retention), String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// A flag that is a time.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; try 100ms, 5s or 1h"))?;
     if duration > DURATION_MAX {
         return Err(format!("{text:?} is more than {}", humantime::format_duration(DURATION_MAX)));
@@ -347,6 +365,8 @@ impl Serve {
             scrub_bytes_per_second: self.scrub_bytes_per_second,
             vacuum_bytes_per_second: self.vacuum_bytes_per_second,
             vacuum_free_percent: self.vacuum_free_percent,
+            defragment_bytes_per_second: self.defragment_bytes_per_second,
+            reshard_bytes_per_second: self.reshard_bytes_per_second,
             ..Options::default()
         }
     }

@@ -1,5 +1,6 @@
 //! What the services share: the keyspace, who this member is, its alarms, and how it stops.
 
+use crate::compaction::Follower;
 use crate::convert;
 use crate::gauges::{LookedUp, Open};
 use crate::metrics::Metrics;
@@ -78,6 +79,7 @@ pub struct Server {
     pub(crate) cluster_id: u64,
     pub(crate) metrics: Metrics,
     pub(crate) users: Arc<Users>,
+    pub(crate) compactions: Follower,
     /// Ends streams and listeners.
     pub(crate) stop: CancellationToken,
 
@@ -131,6 +133,7 @@ impl Server {
             cluster_id,
             metrics,
             users,
+            compactions: Follower::default(),
             stop,
             peer_urls,
             alarms,

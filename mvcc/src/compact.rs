@@ -19,6 +19,7 @@ use polybolt_engine::store::TreeStats;
 use polybolt_engine::sync::atomic::Ordering;
 use polybolt_engine::{AdmitError, Cost, Position};
 use polybolt_index::{Revision, Swept};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Revisions that are taken out of an index before their rows go; each was as long in there.
@@ -75,7 +76,7 @@ impl Core {
             return Ok(Duration::ZERO);
         }
         if !sweep.begun {
-            // A compaction that comes meanwhile is for the next round: this one may be past its shards.
+            // One that comes meanwhile has a round of its own too: this one may be past some of its shards.
             self.begin_round(&mut sweep, compacted);
             (sweep.since, sweep.speed) = (now, Speed::default());
             self.counters.swept_before.store(self.counters.swept.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -127,17 +128,20 @@ impl Core {
     /// Takes up to `most` revisions out of the index.
     fn take(&self, sweep: &mut Sweep, now: Duration, most: usize) {
         let upto = *sweep.upto.get_or_insert_with(|| {
+            // A compaction that came meanwhile overtakes this one, but for a hash of what this one leaves (HSH-6); shards
+            // that had their turn have it again in its own round.
+            let newest = if self.options.remember_hashes { sweep.round } else { self.publisher.compacted() };
             // The pins come last: a reader pins first and looks at the floor after.
             let floor = self.floor_of(sweep.next_shard).max(0).cast_unsigned();
             let own = self.publisher.own_floor(sweep.next_shard);
             let oldest = self.pins.oldest(now, floor.saturating_sub(self.options.pin_revisions_max));
             let oldest = oldest.unwrap_or(u64::MAX);
-            let round = sweep.round.max(own).max(0).cast_unsigned();
+            let round = newest.max(own).max(0).cast_unsigned();
             sweep.held |= oldest < round;
             round.min(oldest)
         });
         let (shard, taken, buried) = (&self.shards[sweep.next_shard], &mut sweep.taken, &mut sweep.buried);
-        let full = (taken.len() + most).min(TAKEN_MAX);
+        let full = taken.len().saturating_add(most).min(TAKEN_MAX);
         let before = taken.len();
         let mut swept = Swept::More;
         while swept == Swept::More && taken.len() < full {
@@ -279,40 +283,48 @@ impl Core {
 
     /// Takes some of what lingers in a shard out; false if there is no room for that now.
     fn reclaim_of(&self, sweep: &mut Sweep, shard: usize) -> Result<bool> {
-        let Some(lingering) = sweep.lingering.get_mut(shard) else { return Ok(true) };
+        let Some(lingering) = sweep.lingering.get(shard) else { return Ok(true) };
         let rows = lingering.first(REMOVED_AT_ONCE);
-        let room = self.remove_rows(shard, &rows)?;
+        self.reclaim_rows(sweep, shard, &rows)
+    }
+
+    fn reclaim_rows(&self, sweep: &mut Sweep, shard: usize, rows: &[Revision]) -> Result<bool> {
+        let room = self.remove_rows(shard, rows)?;
         if room {
-            lingering.remove(&rows);
+            sweep.lingering[shard].remove(rows);
         }
         self.count_lingering(sweep, shard);
         Ok(room)
     }
 
-    /// Takes all that lingers out, whatever else goes on.
-    pub(crate) fn reclaim(&self) -> Result<()> {
-        let mut unwritten = 0;
-        for shard in 0..self.shards.len() {
-            loop {
-                let mut sweep = self.sweep.lock();
-                if self.is_over() || sweep.lingering.get(shard).is_none_or(|all| all.len() == 0) {
-                    break;
-                }
-                let room = self.reclaim_of(&mut sweep, shard)?;
-                drop(sweep);
-                unwritten += REMOVED_AT_ONCE;
-                // A long sync would hold up others.
-                if !room || unwritten >= RECLAIMED_MAX {
-                    self.store.flush().wait()?;
-                    unwritten = 0;
-                }
+    /// Bytes of what lingers in a shard between two rows, both included.
+    pub(crate) fn lingering_bytes(&self, shard: usize, rows: RangeInclusive<Revision>) -> u64 {
+        self.sweep.lock().lingering.get(shard).map_or(0, |lingering| lingering.bytes_of(rows))
+    }
+
+    /// Takes what lingers in a shard before a row out, whatever else goes on; how many. From the first on each time: what
+    /// began to linger meanwhile may be hidden by a tombstone that comes next.
+    pub(crate) fn reclaim_before(&self, shard: usize, to: Revision) -> Result<u64> {
+        let mut taken = 0;
+        loop {
+            let mut sweep = self.sweep.lock();
+            let Some(lingering) = sweep.lingering.get(shard).filter(|_| !self.is_over()) else { return Ok(taken) };
+            let rows = lingering.first_before(to, REMOVED_AT_ONCE);
+            if rows.is_empty() {
+                return Ok(taken);
+            }
+            let room = self.reclaim_rows(&mut sweep, shard, &rows)?;
+            drop(sweep);
+            if room {
+                taken += rows.len() as u64;
+            } else {
+                self.store.flush().wait()?;
             }
         }
-        Ok(())
     }
 
     /// True if it was dropped or replaced.
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.dropped.load(Ordering::Acquire) || matches!(self.writer.lock().gate, Gate::Replaced(_))
     }
 
@@ -344,7 +356,9 @@ impl Core {
     /// How long the sweep under way will take for so many more revisions, if it goes on as it has.
     pub(crate) fn time_for(&self, left: u64) -> Option<Duration> {
         let began = self.counters.sweep_began.load(Ordering::Relaxed);
-        let gone = self.counters.swept.load(Ordering::Relaxed) - self.counters.swept_before.load(Ordering::Relaxed);
+        let before = self.counters.swept_before.load(Ordering::Relaxed);
+        // A round may begin in between.
+        let gone = self.counters.swept.load(Ordering::Relaxed).saturating_sub(before);
         let took = millis(self.clock.monotonic()).saturating_sub(began);
         let millis = (u128::from(took) * u128::from(left)).checked_div(u128::from(gone))?;
         (began > 0).then(|| Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)))
@@ -494,6 +508,53 @@ mod tests {
         // The pause that had begun is cut short.
         pass(&mut jobs, Duration::from_secs(2));
         assert_eq!((ks.stats().swept, ks.stats().sweep_left), (KEYS, 0));
+    }
+
+    #[test]
+    fn an_engine_has_one_pace_for_all_keyspaces_also_those_to_come() {
+        let (ks, engine, _, _) = overwritten(CompactionPace::default());
+        let slow = CompactionPace { batch_limit: 7, ..CompactionPace::default() };
+        ks.set_compaction_pace(Some("high"), CompactionPace { batch_limit: 3, ..slow }).expect("there is such a shard");
+        assert_eq!(ks.compaction_pace("high").expect("there is such a shard").batch_limit, 3);
+        engine.set_compaction_pace(slow);
+        let later = engine.create_keyspace("later", Routes::single()).expect("it is new");
+        for (ks, shard) in [(&ks, "low"), (&ks, "high"), (&later, "default")] {
+            assert_eq!(ks.compaction_pace(shard).expect("there is such a shard"), slow, "{shard}");
+        }
+        assert!(ks.compaction_pace("none").is_err());
+    }
+
+    #[test]
+    fn a_newer_compaction_overtakes_and_handles_tell_how_far_they_are() {
+        let pace = CompactionPace {
+            batch_limit: 100,
+            sleep_interval: Duration::from_millis(10),
+            budget_percent: None,
+            deadline: None,
+        };
+        let (ks, _engine, mut jobs, _) = overwritten(pace);
+        let half = i64::try_from(KEYS).expect("it is small") + 1;
+        // A thousand keys are superseded at that revision, about half of them in each shard.
+        let watch = ks.compact(half + 1000, false).watch();
+        pass(&mut jobs, Duration::from_millis(25));
+        let before = watch.progress();
+        assert!(!before.is_swept && (1..1000).contains(&before.removed) && before.left > 0, "{before:?}");
+        let second = ks.compact(ks.revision(), false);
+        assert_eq!((second.progress().removed, ks.stats().swept), (0, before.removed), "since it was asked for");
+        // Of the second shard, which was to come, all goes that the second compaction left behind.
+        for _ in 0..1000 {
+            if watch.progress().is_swept {
+                break;
+            }
+            pass(&mut jobs, Duration::from_millis(1));
+        }
+        let (first_now, second_now) = (watch.progress(), second.progress());
+        assert!(first_now.is_swept && !second_now.is_swept, "{first_now:?} {second_now:?}");
+        assert!(first_now.removed > KEYS / 2, "{first_now:?}");
+        pass(&mut jobs, Duration::from_secs(1));
+        let done = second.progress();
+        assert_eq!((done.is_swept, done.left, done.time_left), (true, 0, None));
+        assert_eq!((done.removed, watch.progress().removed), (KEYS - before.removed, KEYS));
     }
 
     /// Else a defragmentation between two steps could take the tombstone and leave what it hides to a crash (R9).

@@ -284,6 +284,10 @@ pub(crate) struct Core {
     pub(crate) dropped: AtomicBool,
     /// The engine was closed.
     pub(crate) closed: Arc<AtomicBool>,
+    /// True while somebody defragments it.
+    pub(crate) defragmenting: AtomicBool,
+    /// False where somebody steps the jobs.
+    pub(crate) threads: bool,
     pub(crate) quota: Mutex<Quota>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) paces: Paces,

@@ -7,7 +7,7 @@ use crate::fill::Filling;
 use crate::house::{Housekeeper, Table};
 use crate::install::{self, Install, Older};
 use crate::keyspace::Keyspace;
-use crate::options::{Durability, Options};
+use crate::options::{CompactionPace, Durability, Options};
 use crate::pending::block_on;
 use crate::record::State;
 use crate::reopen::{self, Replayer, Retired, Rows, Shared};
@@ -121,6 +121,7 @@ impl Engine {
         let store = Store::open(disk, store_options(path.as_ref(), &options), run, &mut replayer)?;
         let shared = Shared {
             store: Arc::new(store),
+            pace: Arc::new(Mutex::new(options.compaction_pace)),
             options: Arc::new(options),
             clock,
             work: Default::default(),
@@ -232,7 +233,11 @@ impl Engine {
         })?;
         let core = cores.pop().ok_or_else(|| Refusal::KeyspaceNotFound { name: info.name.clone() })?;
         let current = Current::new(core);
-        self.inner.keyspaces.write().insert(info.name.clone(), Arc::clone(&current));
+        let mut keyspaces = self.inner.keyspaces.write();
+        // It may have been changed since.
+        current.core().paces.set(None, *self.inner.shared.pace.lock());
+        keyspaces.insert(info.name.clone(), Arc::clone(&current));
+        drop(keyspaces);
         self.inner.shared.work.raise();
         Ok(self.handle(current))
     }
@@ -342,7 +347,7 @@ impl Engine {
         let mut state = State { floors: head.floors_for(&routes), unfinished: true, ..head.state };
         let info = self.create_space(name, &routes, state.clone())?;
         let shared = &self.inner.shared;
-        let filling = Filling { shared, info: &info, routes: &routes, flush_bytes: u64::MAX };
+        let filling = Filling::new(shared, &info, &routes);
         let filled = block_on(async {
             filling.fill(&state, reader, progress).await?;
             state.unfinished = false;
@@ -372,6 +377,18 @@ impl Engine {
         let found = self.inner.keyspaces.read().get(name).cloned();
         let current = found.ok_or_else(|| Refusal::KeyspaceNotFound { name: name.to_owned() })?;
         Ok(install::install(self.inner.shared.clone(), current, stream, older))
+    }
+
+    /// Sets how fast what compactions leave behind is taken out of all keyspaces, of those that are opened or created
+    /// later too, and of each of their shards whatever it had; also of a sweep that is under way. Until the engine is
+    /// opened again: then it is as in [`Options`].
+    pub fn set_compaction_pace(&self, pace: CompactionPace) {
+        let shared = &self.inner.shared;
+        let keyspaces = self.inner.keyspaces.read();
+        *shared.pace.lock() = pace;
+        keyspaces.values().for_each(|current| current.core().with_writer(|core, _| core.paces.set(None, pace)));
+        drop(keyspaces);
+        shared.work.raise();
     }
 
     /// Splits a live keyspace otherwise: by these routes, whatever it had. No revision and no answer changes, but
@@ -433,8 +450,7 @@ impl Engine {
         edits: Vec<TreeEdit>,
         state: &State,
     ) -> Result<()> {
-        let filling = Filling { shared: &self.inner.shared, info, routes, flush_bytes: u64::MAX };
-        block_on(filling.batch(edits, state))
+        block_on(Filling::new(&self.inner.shared, info, routes).batch(edits, state))
     }
 }
 

@@ -103,7 +103,7 @@ async fn run(shared: Shared, current: Arc<Current>, stream: impl Read + Send, ol
         trees: routes.trees(),
     })?;
     half.space = Some(info.id);
-    let filling = Filling { shared: &shared, info: &info, routes, flush_bytes: u64::MAX };
+    let filling = Filling::new(&shared, &info, routes);
     filling.fill(&state, reader, |_| ()).await?;
     filling.flush().await?;
     state.unfinished = false;

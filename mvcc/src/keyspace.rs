@@ -1,7 +1,9 @@
 //! A keyspace: one etcd logical store.
 
 use crate::command::{self, Applied, Entry, TableEdit};
+use crate::compaction::Compaction;
 use crate::core::{Core, Current};
+use crate::defragment;
 use crate::error::{Error, Refusal, Result};
 use crate::get;
 use crate::hash;
@@ -190,11 +192,16 @@ impl Keyspace {
 
     /// Forgets history below `revision`; answers with the current revision once that is durable (CMP-7),
     /// under `Batch` too. Reads below are refused at once; rows go step by step. `physical` waits for that,
-    /// and for a checkpoint; what a running read still pins goes later.
+    /// and for a checkpoint; what a running read still pins goes later. The handle tells how far it is. A newer one
+    /// overtakes it: what its round has not come to yet goes up to the newer revision at once.
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`.
-    pub fn compact(&self, revision: i64, physical: bool) -> Pending<i64> {
+    pub fn compact(&self, revision: i64, physical: bool) -> Compaction {
+        Compaction::new(&self.current, None, revision, self.compacted(revision, physical))
+    }
+
+    fn compacted(&self, revision: i64, physical: bool) -> Pending<i64> {
         let pending = self.core().submit(0, move |core, writer| {
             command::compact(core, writer, revision, None)?;
             Ok(writer.state.main.cast_signed())
@@ -223,14 +230,15 @@ impl Keyspace {
     ///
     /// # Errors
     /// `Compacted` at or below what the shard answers already, `FutureRevision`; `Invalid` if there is no such shard.
-    pub fn compact_shard(&self, shard: &str, revision: i64) -> Pending<i64> {
+    pub fn compact_shard(&self, shard: &str, revision: i64) -> Compaction {
         let name = shard.to_owned();
         let pending = self.core().submit(0, move |core, writer| {
             command::compact_shard(core, writer, &name, revision, None)?;
             Ok(writer.state.main.cast_signed())
         });
         let core = Arc::clone(&self.core());
-        if core.is_batch() { pending.then(move || core.store.flush()) } else { pending }
+        let pending = if core.is_batch() { pending.then(move || core.store.flush()) } else { pending };
+        Compaction::new(&self.current, Some(shard), revision, pending)
     }
 
     /// Sets how fast what compactions leave behind is taken out of a shard, or of all of them, also of one that is
@@ -239,15 +247,34 @@ impl Keyspace {
     /// # Errors
     /// If no shard has that name.
     pub fn set_compaction_pace(&self, shard: Option<&str>, pace: CompactionPace) -> Result<()> {
+        self.with_pace(shard, |core, which| core.paces.set(which, pace))
+    }
+
+    /// Changes how fast it is taken out of a shard, or of all of them, each from what it was.
+    ///
+    /// # Errors
+    /// If no shard has that name.
+    pub fn change_compaction_pace(&self, shard: Option<&str>, change: impl FnMut(&mut CompactionPace)) -> Result<()> {
+        self.with_pace(shard, |core, which| core.paces.change(which, change))
+    }
+
+    /// With the writer: nothing else takes over meanwhile what it was.
+    fn with_pace(&self, shard: Option<&str>, set: impl FnOnce(&Core, Option<usize>)) -> Result<()> {
+        self.core().with_writer(|core, _| {
+            let which = shard.map(|name| shard_named(core, name)).transpose()?;
+            set(core, which);
+            core.work.raise();
+            Ok(())
+        })
+    }
+
+    /// How fast it is taken out of a shard.
+    ///
+    /// # Errors
+    /// If no shard has that name.
+    pub fn compaction_pace(&self, shard: &str) -> Result<CompactionPace> {
         let core = self.core();
-        let shards = core.routes.shards();
-        let which = shard.map(|name| {
-            let place = shards.iter().position(|shard| shard.name == name);
-            place.ok_or_else(|| Refusal::Invalid { why: format!("no shard is named {name:?}") })
-        });
-        core.paces.set(which.transpose()?, pace);
-        core.work.raise();
-        Ok(())
+        Ok(core.paces.of(shard_named(&core, shard)?))
     }
 
     /// Applies entries of a replicated log in order. Entries at or below the applied index have no
@@ -589,19 +616,14 @@ impl Keyspace {
         })
     }
 
-    /// Moves rows out of the ends of the files and gives that space back to the disk, a bounded round at
-    /// a time; reads and writes go on meanwhile.
+    /// Takes out what lingers, packs leaves that hold little, moves rows out of the ends of the files, and gives that space
+    /// back to the disk, a bounded round at a time and `defragment_bytes_per_second`; reads and writes go on meanwhile.
+    /// Each byte that stays may be written once or twice. One at a time.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// `Invalid` while it is being defragmented already; or if the disk fails.
     pub fn defragment(&self) -> Result<()> {
-        let core = self.core();
-        core.check_open()?;
-        core.reclaim()?;
-        for tree in core.shards.iter().map(|shard| shard.tree).chain([core.meta]) {
-            core.store.vacuum(core.id, tree)?;
-        }
-        Ok(())
+        defragment::defragment(&self.core())
     }
 
     fn table_view(&self) -> Result<(polybolt_engine::view::View, polybolt_engine::Ticket)> {
@@ -611,6 +633,11 @@ impl Keyspace {
             Ok((core.store.view(core.meta)?, ticket))
         })
     }
+}
+
+fn shard_named(core: &Core, name: &str) -> Result<usize> {
+    let place = core.routes.shards().iter().position(|shard| shard.name == name);
+    Ok(place.ok_or_else(|| Refusal::Invalid { why: format!("no shard is named {name:?}") })?)
 }
 
 fn read_txn(core: &Core, request: &TxnRequest) -> Result<TxnResponse> {

@@ -86,6 +86,8 @@ mod snapshot;
 pub mod command;
 mod survey;
 mod check;
+mod compaction;
+mod defragment;
 pub mod keyspace;
 mod reopen;
 mod fill;
@@ -103,6 +105,7 @@ pub mod model;
 
 pub use check::{CheckReport, FINDINGS_MAX, check, check_on};
 pub use command::{Applied, Command, Entry, TableEdit};
+pub use compaction::{Compaction, CompactionProgress, CompactionWatch};
 pub use engine::{Engine, Runtime};
 pub use error::{Error, Refusal, Result};
 pub use event::{Event, EventKind, WatchItem};

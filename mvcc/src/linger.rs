@@ -13,11 +13,12 @@
 //! here; rows of others that have the same go too, which does no harm.
 
 use crate::row::{self, RowHead};
+use polybolt_engine::defect::{Defect, is_on};
 use polybolt_engine::view::{LeafView, View};
 use polybolt_engine::{Damage, Error};
 use polybolt_index::Revision;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// The hash of a key that is kept of its rows; never [`UNREAD`].
 pub(crate) fn hash_of(key: &[u8]) -> u32 {
@@ -122,6 +123,16 @@ impl Lingering {
         self.rows.keys().take(most).copied().collect()
     }
 
+    /// The first `most` of those before a row.
+    pub(crate) fn first_before(&self, end: Revision, most: usize) -> Vec<Revision> {
+        self.rows.range(..end).take(most).map(|(at, _)| *at).collect()
+    }
+
+    /// Bytes of those in a range.
+    pub(crate) fn bytes_of(&self, range: RangeInclusive<Revision>) -> u64 {
+        if range.is_empty() { 0 } else { self.rows.range(range).map(|(_, row)| u64::from(row.bytes)).sum() }
+    }
+
     /// Reads the keys of some rows of which they were not; false if there is none. They are needed before
     /// [`Lingering::hidden_by`].
     pub(crate) fn read_some(&mut self, view: &View, most: usize) -> bool {
@@ -178,8 +189,12 @@ impl Lingering {
                 }
             }
         }
+        let new = self.rows.len() - before;
+        if is_on(Defect::ForgetWhatGoes) {
+            self.remove(&weighed.goes);
+        }
         self.prune();
-        self.rows.len() - before
+        new
     }
 
     /// Forgets that keys of rows that went were not read.

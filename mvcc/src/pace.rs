@@ -156,7 +156,7 @@ impl Compared {
         let (Some(calm), Some(busy)) = (self.calm.p99(), self.busy.p99()) else { return Noticed::Unsure };
         self.clear();
         // Neither is known better than to the next kind.
-        let allowed = calm.mul_f64(f64::from(100 + percent) / 100.0 * (1.0 + 1.0 / f64::from(FINE)));
+        let allowed = calm.mul_f64((100.0 + f64::from(percent)) / 100.0 * (1.0 + 1.0 / f64::from(FINE)));
         if busy > allowed.max(calm + UNNOTICED) { Noticed::Yes } else { Noticed::No }
     }
 
@@ -317,7 +317,7 @@ impl Speed {
 
 /// The share of the full speed at which what is left is gone in time.
 fn share_for(pace: &CompactionPace, deadline: Duration, now: Duration, progress: Progress) -> f64 {
-    let left = (progress.began + deadline).saturating_sub(now).as_secs_f64();
+    let left = progress.began.saturating_add(deadline).saturating_sub(now).as_secs_f64();
     let steps = progress.left as f64 / pace.batch_limit.max(1) as f64;
     let takes = steps * pace.sleep_interval.as_secs_f64();
     if takes <= 0.0 { 0.0 } else { takes / left.max(f64::MIN_POSITIVE) }
@@ -343,6 +343,20 @@ impl Paces {
             None => {
                 let shards = all.1.len();
                 *all = (pace, vec![None; shards]);
+            }
+        }
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// Changes that of a shard, or that of all of them and each one's own.
+    pub(crate) fn change(&self, shard: Option<usize>, mut change: impl FnMut(&mut CompactionPace)) {
+        let mut all = self.all.lock();
+        let (whole, shards) = &mut *all;
+        match shard {
+            Some(shard) => change(shards[shard].get_or_insert(*whole)),
+            None => {
+                change(whole);
+                shards.iter_mut().flatten().for_each(&mut change);
             }
         }
         self.changed.store(true, Ordering::Release);

@@ -88,7 +88,7 @@ impl Keyspace {
 
     /// Hands in a compaction whose answer waits until it is through.
     pub fn submit_physical(&self, revision: i64) -> Answer {
-        Answer::new(self.compact(revision, true), |at| Ok(Applied::Revision(at)))
+        Answer::new(self.compact(revision, true).into_pending(), |at| Ok(Applied::Revision(at)))
     }
 
     /// Hands in a command, under an index if there is a log above.
@@ -111,9 +111,11 @@ impl Keyspace {
                 let request = TxnRequest { success: vec![op], ..TxnRequest::default() };
                 Answer::new(self.txn(request), |done| Ok(Applied::Txn(done)))
             }
-            Command::Compact(revision) => Answer::new(self.compact(revision, false), |at| Ok(Applied::Revision(at))),
+            Command::Compact(revision) => {
+                Answer::new(self.compact(revision, false).into_pending(), |at| Ok(Applied::Revision(at)))
+            }
             Command::CompactShard { shard, revision } => {
-                Answer::new(self.compact_shard(&shard, revision), |at| Ok(Applied::Revision(at)))
+                Answer::new(self.compact_shard(&shard, revision).into_pending(), |at| Ok(Applied::Revision(at)))
             }
             Command::LeaseGrant { id, ttl } => Answer::new(self.lease_grant(id, ttl), |done| Ok(Applied::Lease(done))),
             Command::LeaseRevoke(id) => Answer::new(self.lease_revoke(id), |at| Ok(Applied::Revision(at))),

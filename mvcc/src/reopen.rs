@@ -9,7 +9,7 @@ use crate::keys::Keys;
 use crate::lease::Lessor;
 use crate::meta::{self, StoredLease};
 use crate::options::{Durability, Face, Options};
-use crate::pace::{Beside, Paces};
+use crate::pace::{Beside, CompactionPace, Paces};
 use crate::publish::Publisher;
 use crate::record::{Record, State};
 use crate::routes::Routes;
@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     /// False where somebody steps the jobs.
     pub(crate) threads: bool,
     pub(crate) retired: Arc<Mutex<Vec<Retired>>>,
+    /// Of keyspaces that are opened next.
+    pub(crate) pace: Arc<Mutex<CompactionPace>>,
 }
 
 /// The keyspace and the generation that a space's name tells. A snapshot that is installed goes into a space
@@ -468,7 +470,7 @@ fn open_keyspace(
     let publisher = Arc::new(publisher);
     let listener: Arc<dyn polybolt_engine::DurableListener> = Arc::<Publisher>::clone(&publisher);
     store.listen(info.id, listener);
-    let paces = Paces::new(options.compaction_pace, shards.len());
+    let paces = Paces::new(*shared.pace.lock(), shards.len());
     let core = Core {
         name: keyspace_of(&info.name).0.to_owned(),
         id: info.id,
@@ -500,6 +502,8 @@ fn open_keyspace(
         hashes: Mutex::default(),
         dropped: AtomicBool::new(false),
         closed: Arc::clone(&shared.closed),
+        defragmenting: AtomicBool::new(false),
+        threads: shared.threads,
         quota: Mutex::default(),
         counters: heir.map(|heir| Arc::clone(&heir.of.counters)).unwrap_or_default(),
         paces,

@@ -17,8 +17,9 @@
 
 use crate::core::{Core, Current, Shard};
 use crate::error::{Error, Refusal, Result};
-use crate::fill::{BATCH_BYTES, Filling};
+use crate::fill::Filling;
 use crate::install::{Half, Replacement};
+use crate::options::Options;
 use crate::record::State;
 use crate::reopen::{self, Heir, Rows as Whose, Shared};
 use crate::routes::Routes;
@@ -114,8 +115,10 @@ async fn run(
     if *old.routes == *routes {
         return Ok(());
     }
-    let stats = old.shards.iter().filter_map(|shard| shared.store.tree_stats(shard.tree).ok());
-    let mut at = ReshardProgress { stage: ReshardStage::Copy, rows: 0, of: stats.map(|stats| stats.entries).sum() };
+    let stats = || old.shards.iter().filter_map(|shard| shared.store.tree_stats(shard.tree).ok());
+    let rows = stats().map(|stats| stats.entries).sum();
+    let bytes = stats().map(|stats| stats.in_use).sum();
+    let mut at = ReshardProgress { stage: ReshardStage::Copy, rows: 0, of: rows };
     let mut tell = |stage, rows: u64| {
         at = ReshardProgress { stage, rows, of: at.of.max(rows) };
         progress(at);
@@ -135,7 +138,7 @@ async fn run(
         trees: routes.trees(),
     })?;
     half.space = Some(info.id);
-    let filling = Filling { shared, info: &info, routes, flush_bytes: shared.options.buffer_bytes / 8 };
+    let filling = Filling::new(shared, &info, routes).beside(rate(&shared.options, bytes));
     let mut rows = 0;
     let filled = filling.fill(&state, reader, |done| {
         rows = done;
@@ -154,6 +157,8 @@ async fn run(
     let copy = Copy { old: &old, new: &new, filling: &filling, state: &state };
 
     let (mut few, mut flushed) = (false, false);
+    // Each round is faster than the one before: else it never gets behind those who write faster.
+    filling.hurry();
     for _ in 0..ROUNDS_MAX {
         let visible = old.publisher.visible();
         rows += copy.rows(upto + 1, visible).await?;
@@ -164,6 +169,7 @@ async fn run(
         }
         (upto, held) = (visible, next);
         tell(ReshardStage::Follow, rows);
+        filling.hurry();
         if few && flushed {
             break;
         }
@@ -180,6 +186,7 @@ async fn run(
     }
 
     tell(ReshardStage::Switch, rows);
+    filling.let_go();
     half.freeze(&old, |_| Ok(()))?;
     let (last, durable) = {
         let writer = old.writer.lock();
@@ -201,6 +208,14 @@ async fn run(
         std::mem::swap(&mut *old.hashes.lock(), &mut *new.hashes.lock());
     });
     Ok(())
+}
+
+/// How fast so many bytes are copied: what the copy reads may be let go if it takes longer than a pin may.
+fn rate(options: &Options, bytes: u64) -> u64 {
+    match options.reshard_bytes_per_second {
+        0 => 0,
+        rate => rate.max(bytes / (options.pin_age_max.as_secs() / 3).max(1)),
+    }
 }
 
 /// What follows the snapshot on its way from one core to the other, which nobody sees yet.
@@ -227,7 +242,7 @@ impl Copy<'_> {
             edits.push(edit);
             count += 1;
             learn(shard, &row);
-            if bytes >= BATCH_BYTES {
+            if self.filling.is_batch(bytes) {
                 bytes = 0;
                 self.filling.batch(std::mem::take(&mut edits), &state).await?;
             }
@@ -289,10 +304,20 @@ fn edit(tree: TreeId, row: &StoredRow) -> TreeEdit {
 
 #[cfg(test)]
 mod tests {
+    use super::rate;
     use crate::engine::Engine;
+    use crate::options::Options;
     use crate::request::PutRequest;
     use crate::routes::Routes;
     use std::sync::Arc;
+
+    #[test]
+    fn what_is_large_is_copied_before_a_pin_is_let_go() {
+        let options = Options { reshard_bytes_per_second: 1000, ..Options::default() };
+        let seconds = options.pin_age_max.as_secs();
+        assert_eq!((rate(&options, 1000 * seconds / 4), rate(&options, 1000 * seconds)), (1000, 3000));
+        assert_eq!(rate(&Options { reshard_bytes_per_second: 0, ..options }, u64::MAX), 0);
+    }
 
     /// Whoever has begun on the old core renews leases of the new one, and what is counted does not go back.
     #[test]

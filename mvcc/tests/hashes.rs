@@ -6,8 +6,7 @@ use polybolt::disk::sim::{SimDisk, Survive};
 use polybolt::run::ManualClock;
 use polybolt::run::seeded::Seeded;
 use polybolt::{
-    DeleteRequest, Engine, Error, Keyspace, Op, Options, Pending, PutRequest, Refusal, Routes, Runtime, Span,
-    TxnRequest,
+    DeleteRequest, Engine, Error, Keyspace, Op, Options, PutRequest, Refusal, Routes, Runtime, Span, TxnRequest,
 };
 use std::pin::pin;
 use std::sync::Arc;
@@ -130,7 +129,7 @@ fn driven(disk: &SimDisk) -> Driven {
 }
 
 impl Driven {
-    fn finish<T>(&mut self, pending: Pending<T>) -> polybolt::Result<T> {
+    fn finish<T>(&mut self, pending: impl Future<Output = polybolt::Result<T>>) -> polybolt::Result<T> {
         let mut pending = pin!(pending);
         for _ in 0..100_000 {
             if let Poll::Ready(answer) = pending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

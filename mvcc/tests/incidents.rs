@@ -7,7 +7,7 @@ use polybolt::disk::sim::{SimDisk, Survive, is_crash};
 use polybolt::run::ManualClock;
 use polybolt::run::seeded::Seeded;
 use polybolt::{
-    Applied, Command, DeleteRequest, Durability, Engine, Entry, Error, EventKind, Face, Keyspace, Op, Options, Pending,
+    Applied, Command, DeleteRequest, Durability, Engine, Entry, Error, EventKind, Face, Keyspace, Op, Options,
     PutRequest, RangeRequest, Refusal, Result, Routes, Runtime, Span, TxnRequest, WatchItem, WatchRequest, Watcher,
 };
 use std::pin::pin;
@@ -54,7 +54,7 @@ impl Machine {
     }
 
     /// Steps jobs until the answer is there; None if the disk has stopped.
-    fn finish<T>(&mut self, pending: Pending<T>) -> Option<T> {
+    fn finish<T>(&mut self, pending: impl Future<Output = Result<T>>) -> Option<T> {
         let mut pending = pin!(pending);
         for _ in 0..50_000 {
             match pending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

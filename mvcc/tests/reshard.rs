@@ -5,12 +5,12 @@
 use bytes::Bytes;
 use polybolt::disk::Disk;
 use polybolt::disk::sim::{Fault, SimDisk, Survive, is_crash};
-use polybolt::run::ManualClock;
 use polybolt::run::seeded::Seeded;
+use polybolt::run::{Clock, ManualClock};
 use polybolt::{
     Compare, CompareOp, CompareTarget, DeleteRequest, Durability, Engine, Error, KeyValue, Keyspace, Op, Options,
-    PutRequest, RangeRequest, Refusal, ReshardStage, Result, Routes, Runtime, Span, TableEdit, TxnRequest, WatchItem,
-    WatchRequest, Watcher,
+    Pending, PutRequest, PutResponse, RangeRequest, Refusal, ReshardProgress, ReshardStage, Result, Routes, Runtime,
+    Span, TableEdit, TxnRequest, WatchItem, WatchRequest, Watcher,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,7 +52,7 @@ fn wait<T>(work: impl Future<Output = T>) -> T {
     }
 }
 
-fn table(ks: &Keyspace, value: u64) -> polybolt::Pending<()> {
+fn table(ks: &Keyspace, value: u64) -> Pending<()> {
     let (table, key, value) = ("t".to_owned(), Bytes::from_static(b"k"), Some(Bytes::from(value.to_string())));
     ks.table_write(vec![TableEdit { table, key, value }])
 }
@@ -384,6 +384,76 @@ impl Driven {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// Beside a server that nobody is to notice it takes the time that it is given; writes go on meanwhile.
+#[test]
+fn a_change_of_routes_keeps_its_pace() {
+    const ROWS: u64 = 400;
+    let disk = SimDisk::new(5);
+    disk.create_dir("/data".as_ref()).unwrap();
+    let clock = ManualClock::default();
+    let options = Options { reshard_bytes_per_second: 100_000, ..Options::default() };
+    let runtime = Runtime { disk: Arc::new(disk), clock: Arc::new(clock.clone()), threads: false };
+    let engine = Engine::open_with("/data/store", options, runtime).unwrap();
+    let jobs = Seeded::new(engine.take_jobs(), clock.clone(), 5);
+    let mut driven = Driven { engine: engine.clone(), jobs };
+    let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
+    for n in 0..ROWS {
+        driven.finish(ks.put(PutRequest::new(format!("a{n}"), vec![7; 1000]))).unwrap();
+    }
+    let begun = clock.monotonic();
+    {
+        let mut dropped = Box::pin(engine.reshard("ks", routes("low=a"), |_| ()).unwrap());
+        assert!(dropped.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    let mut work = std::pin::pin!(engine.reshard("ks", routes("low=a"), |_| ()).unwrap());
+    let (mut under_way, mut answered) = (Vec::<Pending<PutResponse>>::new(), 0);
+    loop {
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(done) => break done.unwrap(),
+            Poll::Pending if driven.jobs.step_one() => continue,
+            Poll::Pending => driven.jobs.advance(Duration::from_millis(50)),
+        }
+        let before = under_way.len();
+        under_way.retain_mut(|put| Pin::new(put).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        answered += before - under_way.len();
+        under_way.push(ks.put(PutRequest::new("b", answered.to_string())));
+        assert!(answered < 1000, "it ends");
+    }
+    // 400 kB and more at 100 kB a second, but for what it may make up for, and for the last batch.
+    let took = clock.monotonic() - begun;
+    assert!(took > Duration::from_secs(3) && took < Duration::from_secs(9), "{took:?}");
+    assert!(answered > 30, "{answered}");
+    under_way.into_iter().for_each(|put| drop(driven.finish(put).unwrap()));
+    assert_eq!(ks.range(&RangeRequest::new(Span::prefix(""))).unwrap().count, ROWS as i64 + 1);
+    assert_eq!(ks.routes().shards().len(), 2);
+}
+
+/// Whoever waits for a change of routes that takes its time does not keep an engine from closing.
+#[test]
+fn a_slow_change_of_routes_ends_with_its_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { reshard_bytes_per_second: 50_000, ..Options::default() };
+    let engine = Engine::open(dir.path(), options).unwrap();
+    let ks = engine.create_keyspace("ks", Routes::single()).unwrap();
+    for n in 0..500 {
+        drop(ks.put(PutRequest::new(format!("a{n}"), vec![7; 1000])));
+    }
+    ks.put(PutRequest::new("a", "v")).wait().unwrap();
+    let (copied, seen) = std::sync::mpsc::channel();
+    let changing = {
+        let engine = engine.clone();
+        let told = move |progress: ReshardProgress| _ = copied.send(progress.rows);
+        std::thread::spawn(move || engine.reshard("ks", routes("low=a"), told).unwrap().wait())
+    };
+    while seen.recv().unwrap() == 0 {}
+    engine.close().unwrap();
+    assert!(changing.join().unwrap().is_err());
+    let engine = Engine::open(dir.path(), Options::default()).unwrap();
+    let ks = engine.keyspace("ks").unwrap();
+    assert_eq!(ks.range(&RangeRequest::new(Span::prefix(""))).unwrap().count, 501);
+    assert_eq!(ks.routes().shards().len(), 1);
 }
 
 /// A disk that is full for one call, whichever that is: of Volatile shards, too, nothing is missing then, whether the

@@ -114,6 +114,11 @@ impl Mapped {
         len <= most
     }
 
+    /// What is behind `len` bytes is not looked at any more.
+    fn shrink(&self, len: u64) {
+        self.len.fetch_min(usize::try_from(len).unwrap_or(usize::MAX), Ordering::AcqRel);
+    }
+
     /// The marks that `unit` is among.
     #[inline]
     fn marks(&self, unit: u32) -> Option<&AtomicU64> {
@@ -294,14 +299,16 @@ impl TreeFile {
         Ok(Arc::clone(&self.opened()?.file))
     }
 
-    /// Cuts the file behind `end` units.
+    /// Cuts the file behind `end` units. Its mapping stays: whoever maps it anew meets each page as a new one.
     pub fn cut(&self, end: u32) -> Result<()> {
         let opened = self.opened()?;
-        {
-            let _one = opened.mapping.lock();
-            opened.mapped.store(None);
+        let len = u64::from(end) * UNIT_BYTES as u64;
+        // Held until it is done: nobody finds that the file is as long as it was.
+        let _one = opened.mapping.lock();
+        if let Some(mapped) = opened.mapped.load().as_ref() {
+            mapped.shrink(len);
         }
-        opened.file.truncate(u64::from(end) * UNIT_BYTES as u64)
+        opened.file.truncate(len)
     }
 
     /// Takes new pages of checkpoint `epoch` into units that `space` has free.
@@ -675,10 +682,14 @@ mod tests {
         // More than there was room for.
         assert!(!Arc::ptr_eq(&first, &grown(&file, &mut space, 10, 64 << 20)));
         read_all(&file, root).unwrap();
-        // What was given up to the system is not looked at.
+        // What was given up to the system is not looked at, and the rest is as it was.
         let end = space.end() - 1000;
+        let before = file.mapped(&file.opened().unwrap(), 1).unwrap().unwrap();
         file.cut(end).unwrap();
-        assert_eq!(file.mapped(&file.opened().unwrap(), 1).unwrap().unwrap().bytes().len(), end as usize * UNIT_BYTES);
+        let after = file.mapped(&file.opened().unwrap(), 1).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&before, &after) && after.bytes().len() == end as usize * UNIT_BYTES);
+        assert!(file.mapped(&file.opened().unwrap(), end as usize * UNIT_BYTES + 1).is_err());
+        assert!(after.is_checked(root.ptr.unwrap().unit));
         read_all(&file, root).unwrap();
     }
 

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod job;
+pub mod pacer;
 pub mod ready;
 #[cfg(any(test, feature = "sim"))]
 pub mod seeded;
@@ -13,6 +14,7 @@ pub mod threads;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use job::{Job, Next, Signal};
+pub use pacer::Pacer;
 pub use ready::ReadyList;
 #[cfg(any(test, feature = "sim"))]
 pub use seeded::pause;

@@ -160,13 +160,28 @@ impl FreeSpace {
 
     /// Cuts free units off the end; returns the new end.
     pub fn trim(&mut self) -> u32 {
+        self.trim_to(0)
+    }
+
+    /// The same, down to `low` at most.
+    pub fn trim_to(&mut self, low: u32) -> u32 {
         if let Some((&unit, &units)) = self.by_place.last_key_value()
             && unit + units == self.end
+            && low < self.end
         {
             self.remove(Extent { unit, units });
-            self.end = unit;
+            self.end = unit.max(low);
+            if low > unit {
+                self.insert(Extent { unit, units: low - unit });
+            }
         }
         self.end
+    }
+
+    /// The end that [`FreeSpace::trim`] would leave.
+    pub fn trimmed(&self) -> u32 {
+        let last = self.by_place.last_key_value().filter(|(unit, units)| *unit + *units == self.end);
+        last.map_or(self.end, |(unit, _)| *unit)
     }
 
     /// The first unit after the last one in use.

@@ -11,7 +11,7 @@
 //! are scattered, and on a disk where each write takes its time that cost two thirds of what it could take in.
 
 use super::removed::Shortening;
-use super::{Ends, apply, collect, cut};
+use super::{Ends, PIECE_PAUSE, apply, collect, cut};
 use crate::batch::AdmitError;
 use crate::catalog::{Sizes, Space, Tree};
 use crate::core::Core;
@@ -241,7 +241,7 @@ impl VacuumJob {
 
     /// Cuts the file, and moves on if there is enough left to move.
     fn aim(&mut self, now: Duration, mut pass: Pass) -> Next {
-        let Ends { end, unused, is_cut } = match cut(&self.core, &pass.space, &pass.tree) {
+        let Ends { end, unused, is_cut, more } = match cut(&self.core, &pass.space, &pass.tree) {
             Ok(Some(ends)) => ends,
             Ok(None) | Err(Error::NoSpace { .. }) => return self.rest(now, pass),
             // It is its own matter (R4).
@@ -255,7 +255,13 @@ impl VacuumJob {
                 return Next::Again;
             }
         };
-        self.core.counters.vacuum_cuts.fetch_add(u64::from(is_cut), Ordering::Relaxed);
+        self.core.counters.vacuum_cuts.fetch_add(u64::from(is_cut && !more), Ordering::Relaxed);
+        if more {
+            // The stage is as it was: to look where the file ends.
+            pass.not_before = now + PIECE_PAUSE;
+            self.pass = Some(pass);
+            return Next::At(now + PIECE_PAUSE);
+        }
         let options = &self.core.options.vacuum;
         let (all, share) = (u64::from(end), u64::from(options.free_percent));
         let free = u64::from(unused);

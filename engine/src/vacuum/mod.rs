@@ -8,8 +8,11 @@
 //! that move are read; in a tree with overflow extents all are, once a pass.
 
 mod removed;
+mod sparse;
+mod asked;
 mod job;
 
+pub use asked::{VacuumUser, vacuum};
 pub use job::VacuumJob;
 
 use crate::batch::{Cost, Edit};
@@ -24,6 +27,7 @@ use crate::page::{Branch, Leaf};
 use crate::sync::atomic::Ordering;
 use crate::tree::{PageSource, Root};
 use bytes::Bytes;
+use std::time::Duration;
 
 /// About what a round of a vacuum that somebody waits for moves.
 pub const ROUND_BYTES: u64 = 1 << 20;
@@ -49,6 +53,27 @@ impl Round {
     /// True if it moves nothing.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    fn take(&mut self, file: &TreeFile, Entry { key, head, body }: Entry<'_>) -> Result<()> {
+        let body = match body {
+            BodyAt::Here(bytes) => Bytes::copy_from_slice(bytes),
+            BodyAt::There(extent) => Bytes::copy_from_slice(&file.extent(extent)?),
+        };
+        let head = Bytes::copy_from_slice(head);
+        self.bytes += (key.len() + head.len() + body.len()) as u64;
+        self.entries.push((Bytes::copy_from_slice(key), Edit::Put { head, body }));
+        Ok(())
+    }
+
+    /// One entry makes a leaf move: the shortest, and none whose extent would move for nothing.
+    fn take_shortest(&mut self, file: &TreeFile, leaf: &Leaf<'_>) -> Result<()> {
+        let size = |entry: &Entry<'_>| match entry.body {
+            BodyAt::Here(body) => body.len(),
+            BodyAt::There(extent) => UNIT_BYTES * extent.units() as usize,
+        };
+        let shortest = (0..leaf.len()).map(|at| leaf.entry(at)).min_by_key(size);
+        shortest.map_or(Ok(()), |entry| self.take(file, entry))
     }
 
     /// What putting it into the buffer takes.
@@ -135,36 +160,18 @@ impl Walk<'_> {
                 && extent.ptr.unit + extent.units() > self.target
             {
                 self.round.moved += u64::from(extent.units()) * UNIT_BYTES as u64;
-                self.take(entry)?;
+                self.round.take(self.file, entry)?;
                 moves = true;
             }
         }
         if !moves && (self.behind || self.is_behind(ptr)) {
-            // One entry makes the leaf move: the shortest, and none whose extent would move for nothing.
-            let size = |entry: &Entry<'_>| match entry.body {
-                BodyAt::Here(body) => body.len(),
-                BodyAt::There(extent) => UNIT_BYTES * extent.units() as usize,
-            };
-            if let Some(entry) = (0..leaf.len()).map(|at| leaf.entry(at)).min_by_key(size) {
-                self.take(entry)?;
-                moves = true;
-            }
+            self.round.take_shortest(self.file, &leaf)?;
+            moves = true;
         }
         if moves {
             self.behind = false;
             self.round.moved += page.len() as u64;
         }
-        Ok(())
-    }
-
-    fn take(&mut self, Entry { key, head, body }: Entry<'_>) -> Result<()> {
-        let body = match body {
-            BodyAt::Here(bytes) => Bytes::copy_from_slice(bytes),
-            BodyAt::There(extent) => Bytes::copy_from_slice(&self.file.extent(extent)?),
-        };
-        let head = Bytes::copy_from_slice(head);
-        self.round.bytes += (key.len() + head.len() + body.len()) as u64;
-        self.round.entries.push((Bytes::copy_from_slice(key), Edit::Put { head, body }));
         Ok(())
     }
 }
@@ -210,26 +217,39 @@ pub struct Ends {
     pub unused: u32,
     /// True if the file is shorter than it was.
     pub is_cut: bool,
+    /// True if more is to be given back; after a pause, so that nobody waits for all of it.
+    pub more: bool,
 }
 
-/// Gives what is free at the end of a file back to the disk. None if it is of a dropped space, or nobody knows
-/// what is free in it.
+/// What is given back in one step: a file system frees all blocks of it with one commit of its journal, and some tell the
+/// disk of each of them meanwhile.
+pub const PIECE_BYTES: u64 = if cfg!(test) { 64 << 10 } else { 2 << 20 };
+/// The pause after it: 100 MiB a second.
+const PIECE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Gives what is free at the end of a file back to the disk, or a piece of it. None if it is of a dropped space, or nobody
+/// knows what is free in it.
 pub fn cut(core: &Core, space: &Space, tree: &Tree) -> Result<Option<Ends>> {
     let mut room = checkpoint::reclaim(core, tree);
+    // Once a store is closed others may have its files.
+    core.poison.check()?;
     // A drop sets its mark first, and takes the file away under this lock.
     if space.is_dropped() || !room.free.is_known() {
         return Ok(None);
     }
-    let end = room.free.trim();
+    let before = tree.file.disk_file()?.len()?;
+    // What is left for later is still free in the file: whoever looks for room finds it.
+    let low = before.saturating_sub(PIECE_BYTES).div_ceil(UNIT_BYTES as u64);
+    let end = room.free.trim_to(u32::try_from(low).unwrap_or(u32::MAX));
     tree.note_sizes(&room);
     let len = u64::from(end) * UNIT_BYTES as u64;
-    let before = tree.file.disk_file()?.len()?;
     if before > len {
         tree.file.cut(end)?;
         core.counters.vacuum_cut.fetch_add(before - len, Ordering::Relaxed);
     }
     let unused = u32::try_from(room.free.free() + room.pending.units()).unwrap_or(end);
-    Ok(Some(Ends { end, unused: unused.min(end), is_cut: before > len }))
+    let more = room.free.trimmed() < end;
+    Ok(Some(Ends { end, unused: unused.min(end), is_cut: before > len, more }))
 }
 
 #[cfg(test)]

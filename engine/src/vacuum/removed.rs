@@ -1,15 +1,10 @@
 //! Files of dropped spaces, given back to the file system a piece at a time.
-//!
-//! A file system frees all blocks of a large file with one commit of its journal, and some tell the disk of each of them
-//! meanwhile: every sync beside that waits for a fifth of a second and longer.
+//! At once it makes every sync beside that wait for a fifth of a second and longer.
 
+use super::{PIECE_BYTES, PIECE_PAUSE};
 use crate::core::Core;
 use std::time::Duration;
 
-/// What is given back in one step.
-pub(super) const PIECE_BYTES: u64 = 2 << 20;
-/// The pause after it: 100 MiB a second.
-const PAUSE: Duration = Duration::from_millis(20);
 /// How often a file that somebody reads is looked at again.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -27,7 +22,7 @@ impl Shortening {
             return (!all.is_empty()).then_some(self.not_before);
         }
         let at = all.iter_mut().position(|removed| !removed.is_read());
-        self.not_before = now + if at.is_some() { PAUSE } else { LOOK };
+        self.not_before = now + if at.is_some() { PIECE_PAUSE } else { LOOK };
         if let Some(at) = at {
             // What cannot be shortened is given back as a whole when it is closed.
             let failed = all[at].shorten(PIECE_BYTES).is_err();

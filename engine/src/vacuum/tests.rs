@@ -171,7 +171,7 @@ fn a_file_of_which_much_is_free_becomes_shorter_by_itself() {
         driven.pass(4_000);
         if rate == 0 {
             assert!(driven.size() >= full, "nobody was asked");
-            let left = driven.block(|| driven.store.vacuum(driven.info.id, driven.tree())).unwrap();
+            let left = driven.block(|| driven.store.vacuum(driven.info.id, driven.tree(), &mut ())).unwrap();
             let stats = driven.store.tree_stats(driven.tree()).unwrap();
             assert!(left == stats.size && stats.in_use * 11 > stats.size * 10, "{stats:?}");
         } else {
@@ -187,6 +187,100 @@ fn a_file_of_which_much_is_free_becomes_shorter_by_itself() {
         driven.check(1000..2000);
         assert_eq!(driven.store.stats().buffered_bytes, 0);
     }
+}
+
+/// Leaves of which a part went are full again, and those that were full are left alone.
+#[test]
+fn leaves_that_hold_little_are_packed_together() {
+    let disk = SimDisk::new(2);
+    let driven = open(&disk, 0, TreeClass::Durable);
+    let body = |key: u32| if key < 3000 { 100 } else { 120 };
+    for part in 0..20 {
+        driven.edit((part * 200..part * 200 + 200).map(|key| (key, Some(body(key)))));
+    }
+    // A third of what is in each leaf of the first half goes, one leaf at a time, so that nothing is packed by that.
+    let key_of_leaf = |leaf: u32| leaf * 30..leaf * 30 + 10;
+    for leaf in 0..66 {
+        driven.edit(key_of_leaf(leaf).map(|key| (key, None)));
+    }
+    let stats = || driven.store.tree_stats(driven.tree()).unwrap();
+    let (before, written) = (stats(), driven.store.stats().page_bytes);
+    driven.block(|| driven.store.vacuum(driven.info.id, driven.tree(), &mut ())).unwrap();
+    let after = stats();
+    let rows: u64 = (0..4000).filter(|key| *key >= 1980 || key % 30 >= 10).map(|key| body(key) as u64 + 16).sum();
+    assert!(before.in_use * 10 > rows * 12, "{before:?} for {rows}");
+    assert!(
+        after.in_use * 100 < rows * 109 && after.size * 100 < rows * 112,
+        "{after:?} for {rows}, before {before:?}"
+    );
+    // About what the first half takes, and the end of the file once.
+    let written = driven.store.stats().page_bytes - written;
+    assert!(written < before.in_use, "{written} of {}", before.in_use);
+    driven.check((0..4000).filter(|key| *key >= 1980 || key % 30 >= 10));
+    // There is nothing left to do.
+    let written = driven.store.stats().page_bytes;
+    driven.block(|| driven.store.vacuum(driven.info.id, driven.tree(), &mut ())).unwrap();
+    assert!(driven.store.stats().page_bytes - written < 20 * 4096);
+}
+
+/// What somebody is about to take out counts as gone, and it is asked for all of it.
+#[test]
+fn what_is_to_go_is_packed_for() {
+    struct Half(Vec<Option<Vec<u8>>>, u64);
+    impl VacuumUser for Half {
+        fn goes(&self, _: &[u8], _: &[u8]) -> u64 {
+            2000
+        }
+        fn take_out(&mut self, next: Option<&[u8]>) -> Result<u64, Error> {
+            self.0.push(next.map(<[u8]>::to_vec));
+            Ok(0)
+        }
+        fn wrote(&mut self, bytes: u64) {
+            self.1 += bytes;
+        }
+        fn gave_back(&mut self, _: u64) {}
+    }
+    let disk = SimDisk::new(2);
+    let driven = open(&disk, 0, TreeClass::Durable);
+    driven.edit((0..20_000).map(|key| (key, Some(100))));
+    let written = || driven.store.stats().page_bytes;
+    let before = written();
+    driven.block(|| driven.store.vacuum(driven.info.id, driven.tree(), &mut ())).unwrap();
+    assert!(written() - before < 20 * 4096, "it is full");
+    let (before, mut half) = (written(), Half(Vec::new(), 0));
+    driven.block(|| driven.store.vacuum(driven.info.id, driven.tree(), &mut half)).unwrap();
+    assert!(written() - before > 1 << 20 && half.1 > 1 << 20, "{} {}", written() - before, half.1);
+    assert!(half.0.len() > 1 && half.0.is_sorted_by_key(|next| next.clone().unwrap_or(vec![255; 5])), "{:?}", half.0);
+    assert_eq!(half.0.last(), Some(&None));
+}
+
+/// The rest of a tail that is given back piece by piece stays known as free: whoever stops in between loses nothing.
+#[test]
+fn a_tail_is_given_back_a_piece_at_a_time() {
+    let disk = SimDisk::new(2);
+    let driven = open(&disk, 0, TreeClass::Durable);
+    driven.edit((0..2000).map(|key| (key, Some(300))));
+    let core = driven.store.core();
+    let (space, tree) = (core.catalog.space(driven.info.id).unwrap(), core.catalog.tree(driven.tree()).unwrap());
+    // To low places.
+    tree.room.lock().vacuums = 1;
+    driven.edit((10..2000).map(|key| (key, None)));
+    for len in 10..14 {
+        driven.edit((0..10).map(|key| (key, Some(len))));
+    }
+    let (mut pieces, mut before) = (0, driven.size());
+    loop {
+        let ends = cut(core, &space, &tree).unwrap().unwrap();
+        let stats = driven.store.tree_stats(driven.tree()).unwrap();
+        assert_eq!((driven.size(), stats.size), (u64::from(ends.end) * 4096, driven.size()));
+        assert!(before - driven.size() <= PIECE_BYTES);
+        (pieces, before) = (pieces + 1, driven.size());
+        if !ends.more {
+            break;
+        }
+    }
+    assert!(pieces > 5 && driven.size() < 200_000, "{pieces} pieces, {}", driven.size());
+    driven.check(0..10);
 }
 
 #[test]
@@ -299,7 +393,7 @@ fn it_stands_still_while_writers_wait_for_the_disk() {
 /// A file that a space leaves behind: its name goes at once, its blocks a piece at a time, and not while it is read.
 #[test]
 fn a_large_file_of_a_dropped_space_is_given_back_in_pieces() {
-    assert!(steps_of_a_removal(1 << 20) >= 500 * 20_480 / removed::PIECE_BYTES);
+    assert!(steps_of_a_removal(1 << 20) >= 500 * 20_480 / PIECE_BYTES);
     // Without a vacuum nobody would.
     assert_eq!(steps_of_a_removal(0), 0);
 }

@@ -53,10 +53,7 @@ fn work(disk: &SimDisk, durability: Durability) -> Result<()> {
 }
 
 /// An answer, or the crash that no answer comes after.
-fn finish<T>(driven: &mut Driven, answer: polybolt::Pending<T>) -> Result<T>
-where
-    polybolt::Pending<T>: Future<Output = Result<T>>,
-{
+fn finish<T>(driven: &mut Driven, answer: impl Future<Output = Result<T>>) -> Result<T> {
     driven.finish(answer)
 }
 

@@ -8,7 +8,7 @@ use polybolt::disk::sim::SimDisk;
 use polybolt::model::Model;
 use polybolt::run::seeded::{Seeded, meanwhile};
 use polybolt::run::{Clock, ManualClock};
-use polybolt::{Engine, Entry, Error, Keyspace, Older, Options, RangeRequest, Refusal, Result, Runtime, Span};
+use polybolt::{Command, Engine, Entry, Error, Keyspace, Older, Options, RangeRequest, Refusal, Result, Runtime, Span};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +75,23 @@ pub(crate) fn vacuum(shared: &Shared, at: usize) {
             .map(|(_, len)| len)
             .sum::<u64>()
     };
+    {
+        let mut world = shared.borrow_mut();
+        let world = &mut *world;
+        if world.rng.one_in(2) {
+            // In the middle of a sweep, in which some rows linger and others are on their way out.
+            let revision = world.spaces[at].model.now.main;
+            world.ask(at, Command::Compact(revision), false);
+            world.run_some(60);
+        }
+        if world.rng.one_in(3) {
+            let call = world.disk.calls() + 1 + world.rng.below(40);
+            world.disk.crash_at(call);
+        }
+    }
+    if shared.borrow().is_broken() {
+        return;
+    }
     let before = size(&shared.borrow().disk);
     let done = among_others(shared, || ks.defragment());
     let mut world = shared.borrow_mut();

@@ -74,6 +74,8 @@ impl Setup {
             vacuum_free_bytes_min: 4096 * vacuum.below(6),
             reclaim_percent: [0, 20, 60][vacuum.below(3) as usize],
             hash_index_from: [0, 3, 8, u64::MAX][vacuum.below(4) as usize],
+            defragment_bytes_per_second: [0, 1 << 20, 64 << 20][vacuum.below(3) as usize],
+            reshard_bytes_per_second: [0, 64 << 10, 32 << 20][vacuum.below(3) as usize],
             ..Options::default()
         };
         Setup {

@@ -8,20 +8,19 @@
 
 mod rows;
 mod idle;
-mod server;
 mod turn;
 mod report;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use polybolt_benches::machine;
+use polybolt_benches::server::{Program, Server, Side, version};
 use report::{Measured, Place, Report, short};
 use rows::{ROWS, Row, Shape};
-use server::{Program, Server, Side};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 use turn::{fill, turn};
 
@@ -87,14 +86,6 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-/// What a program says of its version, in one line; None if it cannot be run.
-fn version(program: &Path, argument: &str) -> Option<String> {
-    let output = Command::new(program).arg(argument).output().ok().filter(|output| output.status.success())?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let words: Vec<&str> = text.lines().next()?.split_whitespace().filter(|word| !word.ends_with(':')).collect();
-    Some(words.join(" "))
 }
 
 /// Who is measured, with versions.

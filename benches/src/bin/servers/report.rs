@@ -1,9 +1,9 @@
 //! What came out: tables for people, JSON for everything else.
 
 use crate::rows::{Bar, GENERATOR_SHARE, READ_CPU, READ_TIMES, ROWS, Row, Shape};
-use crate::server::Side;
 use crate::turn::Turn;
 use comfy_table::{CellAlignment, Table, presets};
+use polybolt_benches::server::Side;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,9 +1,9 @@
 //! One turn of one server: the load of a row, its answers checked, and what both sides of it used.
 
 use crate::rows::{Row, Shape};
-use crate::server::{Server, Side};
 use indicatif::ProgressBar;
 use polybolt_benches::now;
+use polybolt_benches::server::{Server, Side};
 use polybolt_frontend::bench::{Report, prepare};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;

@@ -1,6 +1,6 @@
 //! The servers, each a process of its own, and what can be seen of them from outside.
 
-use polybolt_benches::{now, pause};
+use crate::measure::{now, pause};
 use serde::Serialize;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,15 +11,18 @@ use std::time::Duration;
 /// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Side {
+pub enum Side {
+    /// `polybolt serve`.
     Polybolt,
+    /// etcd, Debian's or another.
     Etcd,
     /// Answers without a store.
     Idle,
 }
 
 impl Side {
-    pub(crate) fn name(self) -> &'static str {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
         match self {
             Side::Polybolt => "polybolt",
             Side::Etcd => "etcd",
@@ -30,34 +33,48 @@ impl Side {
 
 /// What starts a server: where its data is and its port come behind.
 #[derive(Debug, Clone)]
-pub(crate) struct Program {
-    pub(crate) side: Side,
-    pub(crate) path: PathBuf,
-    pub(crate) flags: Vec<String>,
+pub struct Program {
+    /// Who it is.
+    pub side: Side,
+    /// What is run.
+    pub path: PathBuf,
+    /// Those that do not say where.
+    pub flags: Vec<String>,
 }
 
 /// A server, killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub struct Server {
     child: Child,
-    pub(crate) side: Side,
-    pub(crate) port: u16,
+    /// Who it is.
+    pub side: Side,
+    /// Where clients find it.
+    pub port: u16,
     log: PathBuf,
 }
 
 /// What a process has used since it began.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Used {
+pub struct Used {
     /// Of all threads, those that ended too, in seconds.
-    pub(crate) cpu: f64,
+    pub cpu: f64,
     /// Bytes that went to a disk.
-    pub(crate) written: f64,
-    pub(crate) syncs: f64,
+    pub written: f64,
+    /// Those of the journal and of the tree files, or of the WAL and the backend.
+    pub syncs: f64,
 }
 
 /// Histograms of syncs, at both.
 const SYNCS: [&str; 2] =
     ["etcd_disk_wal_fsync_duration_seconds_count", "etcd_disk_backend_commit_duration_seconds_count"];
+
+/// What a program says of its version, in one line; None if it cannot be run.
+pub fn version(program: &Path, argument: &str) -> Option<String> {
+    let output = Command::new(program).arg(argument).output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let words: Vec<&str> = text.lines().next()?.split_whitespace().filter(|word| !word.ends_with(':')).collect();
+    Some(words.join(" "))
+}
 
 fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
@@ -87,7 +104,10 @@ impl Program {
     }
 
     /// Starts it and waits until it answers.
-    pub(crate) fn start(&self, dir: &Path) -> Result<Server, String> {
+    ///
+    /// # Errors
+    /// If it cannot be run, or ends; with what it said.
+    pub fn start(&self, dir: &Path) -> Result<Server, String> {
         let failed = |error: std::io::Error| format!("{}: {error}", self.path.display());
         let port = free_port().map_err(failed)?;
         let log = dir.join(self.side.name()).with_extension("log");
@@ -131,7 +151,7 @@ impl Server {
     }
 
     /// What it has used by now.
-    pub(crate) fn used(&self) -> Used {
+    pub fn used(&self) -> Used {
         let metrics = if self.side == Side::Idle { String::new() } else { self.get("/metrics").unwrap_or_default() };
         Used {
             cpu: cpu_seconds(&self.proc("stat")),
@@ -141,12 +161,15 @@ impl Server {
     }
 
     /// Bytes of memory that are resident.
-    pub(crate) fn resident(&self) -> f64 {
+    pub fn resident(&self) -> f64 {
         number(&self.proc("status"), "VmRSS:") * 1024.0
     }
 
     /// SIGTERM, and waits for its end.
-    pub(crate) fn stop(mut self) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn stop(mut self) -> Result<(), String> {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let told = pid.is_some_and(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM).is_ok());
         let ended = told && self.child.wait().is_ok();
