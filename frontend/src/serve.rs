@@ -192,7 +192,7 @@ pub(crate) struct Serve {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
     vacuum_free_percent: u8,
     /// Bytes that Defragment (`etcdctl defrag`) writes in a second; 0 is as fast as it can be.
-    #[arg(long, default_value_t = 64 << 20)]
+    #[arg(long, default_value_t = 32 << 20)]
     defragment_bytes_per_second: u64,
     /// Bytes of rows that `polybolt reshard` copies in a second on this server; 0 is as fast as it can be.
     #[arg(long, default_value_t = 32 << 20)]

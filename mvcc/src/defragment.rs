@@ -70,7 +70,7 @@ impl VacuumUser for User<'_> {
     }
 
     fn gave_back(&mut self, bytes: u64) {
-        // Less than to write them.
+        // Less than to write them: 64 MiB a second.
         self.rest_after(bytes / 2);
     }
 }

@@ -84,7 +84,7 @@ pub struct Options {
     /// And no file of which less than so many bytes are free, but one that is empty. Default 4 MiB.
     pub vacuum_free_bytes_min: u64,
     /// About how many bytes [`crate::Keyspace::defragment`] writes in a second, so that nobody notices; 0 is as fast as it can
-    /// be. Default 64 MiB.
+    /// be. Default 32 MiB.
     pub defragment_bytes_per_second: u64,
     /// Bytes of rows that a change of routes copies in a second, so that nobody notices; 0 is as fast as it can be. What
     /// was written meanwhile is copied faster and faster, and all of it if it would take more than a third of `pin_age_max`.
@@ -128,7 +128,7 @@ impl Default for Options {
             vacuum_step_bytes: 512 << 10,
             vacuum_free_percent: 20,
             vacuum_free_bytes_min: 4 << 20,
-            defragment_bytes_per_second: 64 << 20,
+            defragment_bytes_per_second: 32 << 20,
             reshard_bytes_per_second: 32 << 20,
             reserve_ahead: 100_000,
             read_only: false,

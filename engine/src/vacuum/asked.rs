@@ -11,7 +11,7 @@ use crate::tree::PageSource;
 use std::sync::Arc;
 
 /// It writes no more between two checkpoints: a long sync would hold up others.
-const CHECKPOINT_BYTES: u64 = 1 << 20;
+const CHECKPOINT_BYTES: u64 = 4 << 20;
 
 /// Whoever waits for a vacuum of a tree, and knows more about it.
 pub trait VacuumUser {
