@@ -1,7 +1,7 @@
 //! Making the files of a keyspace as short as they can be, now, while others go on.
 //!
 //! Shard by shard, a bounded part at a time: what lingers goes, leaves that hold little are packed together in the same
-//! checkpoint, and then the end of the file moves to where there is room. At a pace, so that nobody notices.
+//! checkpoint, and then the end of the file moves to where there is room. At a pace, so that others wait less.
 
 use crate::core::Core;
 use crate::error::{Error, Refusal, Result};

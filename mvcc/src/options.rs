@@ -83,10 +83,10 @@ pub struct Options {
     pub vacuum_free_percent: u8,
     /// And no file of which less than so many bytes are free, but one that is empty. Default 4 MiB.
     pub vacuum_free_bytes_min: u64,
-    /// About how many bytes [`crate::Keyspace::defragment`] writes in a second, so that nobody notices; 0 is as fast as it can
+    /// About how many bytes [`crate::Keyspace::defragment`] writes in a second, so that others wait less; 0 is as fast as it can
     /// be. Default 32 MiB.
     pub defragment_bytes_per_second: u64,
-    /// Bytes of rows that a change of routes copies in a second, so that nobody notices; 0 is as fast as it can be. What
+    /// Bytes of rows that a change of routes copies in a second, so that others wait less; 0 is as fast as it can be. What
     /// was written meanwhile is copied faster and faster, and all of it if it would take more than a third of `pin_age_max`.
     /// Default 32 MiB.
     pub reshard_bytes_per_second: u64,
