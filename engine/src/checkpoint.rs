@@ -39,6 +39,12 @@ use std::time::Duration;
 /// How long to wait before a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How many this process may use. Asking the system takes a dozen calls.
+fn processors() -> usize {
+    static PROCESSORS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(2, usize::from))
+}
+
 /// What a checkpoint takes into the tree files.
 #[derive(Debug, Default)]
 pub struct Cut {
@@ -117,10 +123,21 @@ pub fn cut(core: &Core) -> Cut {
 /// The most files that one checkpoint syncs one by one.
 const SYNCS_MAX: usize = 16;
 
+/// With less than so many bytes, and entries, a checkpoint stays on its own thread: side by side its few milliseconds
+/// would hold several processors at once, and whoever wakes up meanwhile waits for them.
+const SMALL_BYTES: u64 = 4 << 20;
+const SMALL_ENTRIES: usize = 8192;
+
 impl Cut {
     /// True if it has nothing to write.
     pub fn is_empty(&self) -> bool {
         self.spaces.is_empty()
+    }
+
+    /// True if it has so little to write that it stays on one thread.
+    fn is_small(&self) -> bool {
+        let entries: usize = self.trees.iter().map(|cut| cut.frozen.len()).sum();
+        self.charged < SMALL_BYTES && entries < SMALL_ENTRIES
     }
 
     /// Builds the `at`th tree that is not built yet; false if all are.
@@ -147,15 +164,17 @@ impl Cut {
         Ok(true)
     }
 
-    /// Builds all trees; side by side unless the run has to be replayable.
+    /// Builds all trees; side by side unless they are small. Not for a run that has to be replayable.
     fn build_all(&mut self, core: &Core) -> Result<()> {
+        let small = self.is_small();
         let durable: Vec<&mut CutTree> =
             self.trees.iter_mut().filter(|cut| !cut.tree.is_volatile() && cut.built.is_none()).collect();
         // More files than may be open: they are synced with their file systems.
         let many = durable.len() > core.options.open_files_max.max(SYNCS_MAX);
-        if durable.len() > 1 {
+        // The other way to build them does not close their files.
+        if durable.len() > 1 && (many || !small) {
             let epoch = self.epoch;
-            let lanes = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+            let lanes = if small { 1 } else { processors().min(8) };
             let queue = crossbeam::queue::SegQueue::new();
             durable.into_iter().for_each(|cut| queue.push(cut));
             let work = || -> Result<()> {
@@ -197,8 +216,8 @@ impl Cut {
         }
     }
 
-    /// Makes the durable files that were written durable: one by one side by side, or, if they are many,
-    /// the file systems that they are on.
+    /// Makes the durable files that were written durable: each of them, side by side unless little was written, or, if
+    /// they are many, the file systems that they are on.
     fn sync(&self, core: &Core) -> Result<()> {
         let written = || self.trees.iter().filter(|cut| cut.built.is_some() && !cut.tree.is_volatile());
         if written().count() > SYNCS_MAX {
@@ -213,7 +232,7 @@ impl Cut {
                 Err(error) => return Err(error),
             }
         }
-        core.disk.sync_files(&files)
+        core.disk.sync_files(&files, !self.is_small())
     }
 
     /// Puts the new roots and states into the manifest.

@@ -80,8 +80,8 @@ impl Disk for TimedDisk {
         self.disk.sync_calls()
     }
 
-    fn sync_files(&self, files: &[Arc<dyn DiskFile>]) -> Result<()> {
-        timed(&self.timings.checkpoint, || self.disk.sync_files(files))
+    fn sync_files(&self, files: &[Arc<dyn DiskFile>], side_by_side: bool) -> Result<()> {
+        timed(&self.timings.checkpoint, || self.disk.sync_files(files, side_by_side))
     }
 
     fn sync_set(&self, paths: &[PathBuf]) -> Result<()> {

@@ -50,6 +50,10 @@ impl Disk for Guard {
         self.0.sync_calls()
     }
 
+    fn sync_files(&self, _: &[Arc<dyn DiskFile>], _: bool) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+
     fn is_simulated(&self) -> bool {
         self.0.is_simulated()
     }

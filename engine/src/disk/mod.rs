@@ -54,10 +54,8 @@ pub trait Disk: Send + Sync + Debug {
     fn entropy(&self) -> u128;
     /// How many durability calls (`sync_data`, `sync_dir`) were made so far.
     fn sync_calls(&self) -> u64;
-    /// Syncs independent files; side by side where that is faster.
-    fn sync_files(&self, files: &[Arc<dyn DiskFile>]) -> Result<()> {
-        files.iter().try_for_each(|file| file.sync_data())
-    }
+    /// Syncs independent files; on several threads if `side_by_side` is true and that is faster.
+    fn sync_files(&self, files: &[Arc<dyn DiskFile>], side_by_side: bool) -> Result<()>;
     /// Makes durable what was written to many files, whether or not they are open any more. May sync
     /// more than these files.
     fn sync_set(&self, paths: &[PathBuf]) -> Result<()> {

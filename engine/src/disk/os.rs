@@ -154,8 +154,8 @@ impl Disk for OsDisk {
         self.syncs.load(Ordering::Relaxed)
     }
 
-    fn sync_files(&self, files: &[Arc<dyn DiskFile>]) -> Result<()> {
-        if files.len() < 2 {
+    fn sync_files(&self, files: &[Arc<dyn DiskFile>], side_by_side: bool) -> Result<()> {
+        if files.len() < 2 || !side_by_side {
             return files.iter().try_for_each(|file| file.sync_data());
         }
         std::thread::scope(|scope| {

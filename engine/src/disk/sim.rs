@@ -81,6 +81,7 @@ struct State {
     calls: u64,
     syncs: u64,
     writes: u64,
+    side_by_side: u64,
     crash_at: Option<u64>,
     /// Stops at this many more calls on files of that name.
     crash_on: Option<(&'static str, u64)>,
@@ -327,6 +328,7 @@ impl SimDisk {
             calls: 0,
             syncs: 0,
             writes: 0,
+            side_by_side: 0,
             crash_at: None,
             crash_on: None,
             crashed: false,
@@ -461,6 +463,11 @@ impl SimDisk {
     /// Write calls so far.
     pub fn writes(&self) -> u64 {
         self.state.lock().writes
+    }
+
+    /// How often several files were to be synced side by side.
+    pub fn synced_side_by_side(&self) -> u64 {
+        self.state.lock().side_by_side
     }
 
     /// The last counted call, for messages.
@@ -664,6 +671,11 @@ impl Disk for SimDisk {
 
     fn sync_calls(&self) -> u64 {
         self.state.lock().syncs
+    }
+
+    fn sync_files(&self, files: &[Arc<dyn DiskFile>], side_by_side: bool) -> Result<()> {
+        self.state.lock().side_by_side += u64::from(side_by_side);
+        files.iter().try_for_each(|file| file.sync_data())
     }
 
     fn is_simulated(&self) -> bool {

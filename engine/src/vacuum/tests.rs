@@ -457,3 +457,18 @@ fn steps_of_a_removal(rate: u64) -> u64 {
     assert!(store.core().removed.lock().is_empty());
     steps
 }
+
+/// Of little it does not pay, and several processors would be taken at once.
+#[test]
+fn a_checkpoint_syncs_side_by_side_only_what_is_much() {
+    let disk = SimDisk::new(1);
+    let driven = open(&disk, 0, TreeClass::Durable);
+    driven.edit((0..200).map(|key| (key, Some(600))));
+    assert_eq!(disk.synced_side_by_side(), 0);
+    driven.edit((200..10_000).map(|key| (key, Some(1))));
+    assert_eq!(disk.synced_side_by_side(), 1, "many entries");
+    driven.edit_of((0..200).map(|key| (key, Some(4000))), 8 << 20);
+    assert_eq!(disk.synced_side_by_side(), 2, "many bytes");
+    driven.edit((0..200).map(|key| (key, None)));
+    assert_eq!(disk.synced_side_by_side(), 2);
+}
