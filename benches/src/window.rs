@@ -36,7 +36,8 @@ fn note(histogram: &mut Histogram<u64>, due: Instant) {
     histogram.saturating_record(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX).max(1));
 }
 
-/// Calls at the times they are due, whatever the calls before took.
+/// Calls at the times they are due, whatever the calls before took. Gets are due half a period after puts: else each would
+/// wait for the other where processors are few.
 fn paced(rates: Rates, begun: Instant, mut call: impl FnMut(Instant) -> Result<(), Error>) -> Result<(), Error> {
     let due = (0..).map(|at| begun + Duration::from_secs(1) * at / rates.rate);
     for due in due.take_while(|due| *due < begun + rates.time) {
@@ -92,6 +93,7 @@ pub fn run<T>(
         });
         let gets = scope.spawn(move || {
             let (mut histogram, mut numbers) = (histogram(), Numbers::new(seed + 1));
+            let begun = begun + Duration::from_secs(1) / (2 * rates.rate);
             paced(rates, begun, |due| {
                 let name = &names[numbers.below(names.len())];
                 let answer = keyspace.range(&RangeRequest::new(Span::key(name.clone())))?;

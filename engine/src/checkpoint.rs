@@ -60,6 +60,8 @@ pub struct Cut {
     covers: Position,
     epoch: u64,
     charged: u64,
+    /// It has so little to write that it stays on one thread and lets others run in between.
+    small: bool,
 }
 
 #[derive(Debug)]
@@ -117,6 +119,8 @@ pub fn cut(core: &Core) -> Cut {
         drop(write);
         cut.spaces.push(CutSpace { space, state, last });
     }
+    let entries: usize = cut.trees.iter().map(|cut| cut.frozen.len()).sum();
+    cut.small = cut.charged < SMALL_BYTES && entries < SMALL_ENTRIES;
     cut
 }
 
@@ -134,19 +138,13 @@ impl Cut {
         self.spaces.is_empty()
     }
 
-    /// True if it has so little to write that it stays on one thread.
-    fn is_small(&self) -> bool {
-        let entries: usize = self.trees.iter().map(|cut| cut.frozen.len()).sum();
-        self.charged < SMALL_BYTES && entries < SMALL_ENTRIES
-    }
-
     /// Builds the `at`th tree that is not built yet; false if all are.
     fn build_next(&mut self, core: &Core) -> Result<bool> {
-        let epoch = self.epoch;
+        let (epoch, small) = (self.epoch, self.small);
         let Some(cut) = self.trees.iter_mut().find(|cut| cut.built.is_none() && !cut.space.is_dropped()) else {
             return Ok(false);
         };
-        match build(core, cut, epoch) {
+        match build(core, cut, epoch, small) {
             Ok(built) => {
                 if cut.tree.is_volatile() {
                     cut.tree.set_failure(None);
@@ -166,7 +164,7 @@ impl Cut {
 
     /// Builds all trees; side by side unless they are small. Not for a run that has to be replayable.
     fn build_all(&mut self, core: &Core) -> Result<()> {
-        let small = self.is_small();
+        let small = self.small;
         let durable: Vec<&mut CutTree> =
             self.trees.iter_mut().filter(|cut| !cut.tree.is_volatile() && cut.built.is_none()).collect();
         // More files than may be open: they are synced with their file systems.
@@ -179,7 +177,7 @@ impl Cut {
             durable.into_iter().for_each(|cut| queue.push(cut));
             let work = || -> Result<()> {
                 while let Some(cut) = queue.pop() {
-                    cut.built = build(core, cut, epoch)?;
+                    cut.built = build(core, cut, epoch, small)?;
                     if many {
                         cut.tree.file.close_idle();
                     }
@@ -232,7 +230,7 @@ impl Cut {
                 Err(error) => return Err(error),
             }
         }
-        core.disk.sync_files(&files, !self.is_small())
+        core.disk.sync_files(&files, !self.small)
     }
 
     /// Puts the new roots and states into the manifest.
@@ -300,7 +298,8 @@ pub fn reclaim<'a>(core: &Core, tree: &'a Tree) -> MutexGuard<'a, Room> {
 }
 
 /// Writes one tree's frozen entries into new pages of its file; None if its space was dropped.
-fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
+/// If it is `small` others run in between.
+fn build(core: &Core, cut: &CutTree, epoch: u64, small: bool) -> Result<Option<Built>> {
     let CutTree { tree, frozen, .. } = cut;
     let mut room = reclaim(core, tree);
     // A drop sets its mark first, and takes the file away under this lock.
@@ -316,6 +315,9 @@ fn build(core: &Core, cut: &CutTree, epoch: u64) -> Result<Option<Built>> {
     let old_end = free.end();
     let root = tree.published().root;
     let mut writer = tree.file.writer(free, epoch)?;
+    if small {
+        writer.give_way();
+    }
     let (root, removes) = frozen.show(|edits| {
         let removes = edits.iter().filter(|(_, edit)| matches!(edit, Edit::Remove)).count();
         if 2 * removes > edits.len() {

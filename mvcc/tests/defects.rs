@@ -35,13 +35,16 @@ mod world;
 use campaign::{Campaign, number};
 use polybolt::model::defect::{self, Defect};
 
+/// Found at each run by a test of its own (`defrag_crash`): seeds meet it too rarely.
+const BY_TESTS: [Defect; 1] = [Defect::ForgetWhatGoes];
+
 #[test]
 fn every_defect_is_found() {
     let wanted = std::env::var("POLYBOLT_SIM_DEFECTS").unwrap_or_default();
     let quick = [Defect::SkipSync, Defect::ForgetShardInManifest, Defect::CountAtApplied];
     let chosen: Vec<Defect> = match &wanted[..] {
         "" => quick.to_vec(),
-        "all" => defect::ALL.to_vec(),
+        "all" => defect::ALL.into_iter().filter(|defect| !BY_TESTS.contains(defect)).collect(),
         name => defect::ALL.into_iter().filter(|defect| format!("{defect:?}") == name).collect(),
     };
     assert!(!chosen.is_empty(), "there is no defect {wanted:?}");

@@ -6,6 +6,7 @@ use crate::ids::{PagePtr, UNIT_BYTES};
 use crate::page::layout::{self, HEADER_BYTES};
 use crate::page::leaf::ExtentRef;
 use crate::page::{Head, Kind};
+use crate::run::let_others_run;
 use crate::space::{Extent, FreeSpace};
 use crate::tree::PageSink;
 use bytes::Bytes;
@@ -20,6 +21,11 @@ const PIECE_BYTES: usize = 2 << 20;
 const SMALL_PIECE_BYTES: usize = 128 << 10;
 /// Pages are streamed out once this much has been collected.
 const COLLECT_BYTES_MAX: usize = 4 << 20;
+
+/// After so many pages and pieces, some 0.2 ms, whoever waits for this processor gets it, if that is asked for,
+const BREATH: u32 = 8;
+/// and so often: each may take some milliseconds where all processors are busy.
+const BREATHS_MAX: u32 = 64;
 
 /// What a writer did.
 #[derive(Debug, Default)]
@@ -44,6 +50,8 @@ pub struct TreeWriter<'a> {
     epoch: u64,
     /// Pieces end at multiples of this.
     piece_bytes: usize,
+    /// Pages and pieces so far, if others are to run in between.
+    breath: Option<u32>,
     /// Bytes and where they begin in the file.
     pages: Vec<(u64, Vec<u8>)>,
     collected: usize,
@@ -58,6 +66,7 @@ impl<'a> TreeWriter<'a> {
             space,
             epoch,
             piece_bytes: PIECE_BYTES,
+            breath: None,
             pages: Vec::new(),
             collected: 0,
             written: Written::default(),
@@ -71,6 +80,21 @@ impl TreeWriter<'_> {
         self.piece_bytes = SMALL_PIECE_BYTES;
     }
 
+    /// From now on others are let run in between. A scheduler that preempts nobody before the end of its slice, or before
+    /// the next tick, else lets whoever wakes up on this processor wait for some milliseconds.
+    pub fn give_way(&mut self) {
+        self.breath = Some(0);
+    }
+
+    fn breathe(&mut self) {
+        if let Some(done) = self.breath.as_mut().filter(|done| **done < BREATH * BREATHS_MAX) {
+            *done += 1;
+            if done.is_multiple_of(BREATH) {
+                let_others_run();
+            }
+        }
+    }
+
     /// Writes what is collected. Not synced.
     pub fn finish(mut self) -> Result<Written> {
         self.flush(true)?;
@@ -81,6 +105,7 @@ impl TreeWriter<'_> {
         layout::seal(&mut bytes, self.tree.stamp, ptr, head);
         self.collected += bytes.len();
         self.pages.push((u64::from(ptr.unit) * UNIT_BYTES as u64, bytes));
+        self.breathe();
         if self.collected >= COLLECT_BYTES_MAX { self.flush(false) } else { Ok(()) }
     }
 
@@ -129,6 +154,7 @@ impl TreeWriter<'_> {
         self.written.bytes += piece.len() as u64;
         self.opened.file.write_at(piece, end - piece.len() as u64)?;
         piece.clear();
+        self.breathe();
         Ok(())
     }
 }
@@ -214,8 +240,10 @@ mod tests {
         );
         let mut writer = file.writer(&mut space, 6).unwrap();
         writer.write_small_pieces();
+        writer.give_way();
         let writes = sim.writes();
         write(&mut writer);
+        assert_eq!(writer.breath, Some(BREATH * BREATHS_MAX), "others do not run for ever");
         let written = writer.finish().unwrap();
         let pieces = written.bytes / SMALL_PIECE_BYTES as u64;
         assert!((pieces..pieces + 3).contains(&(sim.writes() - writes)));

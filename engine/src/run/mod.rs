@@ -18,6 +18,7 @@ pub use pacer::Pacer;
 pub use ready::ReadyList;
 #[cfg(any(test, feature = "sim"))]
 pub use seeded::pause;
+pub use threads::let_others_run;
 
 /// A place where other threads may come in between; in a simulated run they do. Nothing otherwise.
 #[cfg(not(any(test, feature = "sim")))]

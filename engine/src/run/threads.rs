@@ -67,6 +67,12 @@ fn give_way() {
 #[cfg(not(all(target_os = "linux", not(any(feature = "loom", feature = "shuttle")))))]
 fn give_way() {}
 
+/// Lets whoever waits for this processor have it. Nothing in a model of threads, where this is no step of its own.
+pub fn let_others_run() {
+    #[cfg(not(any(feature = "loom", feature = "shuttle")))]
+    thread::yield_now();
+}
+
 impl Drop for Worker {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
