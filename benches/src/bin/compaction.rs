@@ -43,6 +43,9 @@ struct Args {
     /// etcd's own core, as a program that has the workload `compact`: run beside, once a round.
     #[arg(long)]
     etcd_core: Option<PathBuf>,
+    /// In so many of the rounds, the first ones.
+    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    etcd_rounds: u64,
 }
 
 fn options(args: &Args) -> Options {
@@ -105,7 +108,7 @@ fn run(args: &Args) -> Result<(), Error> {
             ratios[2 * at].push(beside[1] / alone[1]);
             ratios[2 * at + 1].push(beside[2] / alone[2]);
         }
-        if let Some(program) = &args.etcd_core {
+        if let Some(program) = args.etcd_core.as_ref().filter(|_| round < args.etcd_rounds) {
             etcd(program, args, round);
         }
     }

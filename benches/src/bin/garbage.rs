@@ -34,6 +34,9 @@ struct Args {
     /// etcd's own core, as a program that has the workloads `load`, `overwrite` and `compact`: run beside, once a round.
     #[arg(long)]
     etcd_core: Option<PathBuf>,
+    /// In so many of the rounds, the first ones.
+    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    etcd_rounds: u64,
 }
 
 fn options(args: &Args, read_cache_bytes: Option<u64>) -> Options {
@@ -123,7 +126,7 @@ fn run(args: &Args) -> Result<(), Error> {
         }
         dense.extend(store.compact("dense")?);
         store.keyspace.defragment()?;
-        if let Some(program) = &args.etcd_core {
+        if let Some(program) = args.etcd_core.as_ref().filter(|_| round < args.etcd_rounds) {
             etcd(program, args, round);
         }
     }
