@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::file::Written;
 use crate::ids::UNIT_BYTES;
 use crate::manifest::{JournalStart, Manifest};
-use crate::run::{Job, Next, Signal};
+use crate::run::{Job, Next, Signal, processors};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
 use crate::ticket::{Position, Ticket};
@@ -38,12 +38,6 @@ use std::time::Duration;
 
 /// How long to wait before a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-
-/// How many this process may use. Asking the system takes a dozen calls.
-fn processors() -> usize {
-    static PROCESSORS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(2, usize::from))
-}
 
 /// What a checkpoint takes into the tree files.
 #[derive(Debug, Default)]
@@ -60,7 +54,7 @@ pub struct Cut {
     covers: Position,
     epoch: u64,
     charged: u64,
-    /// It has so little to write that it stays on one thread and lets others run in between.
+    /// It has so little to write that it stays on one thread, and lets others run in between.
     small: bool,
 }
 
@@ -98,7 +92,7 @@ pub fn cut(core: &Core) -> Cut {
         },
         ..Cut::default()
     };
-    core.short.store(false, Ordering::Release);
+    let short = core.short.swap(false, Ordering::AcqRel) || core.full.load(Ordering::Acquire) || core.is_half_full();
     core.uncut.store(0, Ordering::Relaxed);
     core.uncut_batches.store(0, Ordering::Relaxed);
     for space in core.catalog.spaces() {
@@ -120,17 +114,22 @@ pub fn cut(core: &Core) -> Cut {
         cut.spaces.push(CutSpace { space, state, last });
     }
     let entries: usize = cut.trees.iter().map(|cut| cut.frozen.len()).sum();
-    cut.small = cut.charged < SMALL_BYTES && entries < SMALL_ENTRIES;
+    cut.small = !short && cut.charged < SMALL_BYTES && entries < SMALL_ENTRIES;
     cut
 }
 
 /// The most files that one checkpoint syncs one by one.
 const SYNCS_MAX: usize = 16;
 
-/// With less than so many bytes, and entries, a checkpoint stays on its own thread: side by side its few milliseconds
-/// would hold several processors at once, and whoever wakes up meanwhile waits for them.
-const SMALL_BYTES: u64 = 4 << 20;
+/// With less than so many bytes, and entries, a checkpoint for which nobody waits stays on its own thread: side by side its
+/// few milliseconds would hold several processors at once, and whoever wakes up meanwhile waits for them.
+const SMALL_BYTES: u64 = 8 << 20;
 const SMALL_ENTRIES: usize = 8192;
+/// So often it lets others run in between, all its trees together: each may take some milliseconds where all processors
+/// are busy.
+const BREATHS_MAX: u32 = 64;
+/// It syncs more files than these side by side.
+const SMALL_SYNCS_MAX: usize = 8;
 
 impl Cut {
     /// True if it has nothing to write.
@@ -140,11 +139,11 @@ impl Cut {
 
     /// Builds the `at`th tree that is not built yet; false if all are.
     fn build_next(&mut self, core: &Core) -> Result<bool> {
-        let (epoch, small) = (self.epoch, self.small);
+        let (epoch, breaths) = (self.epoch, self.breaths());
         let Some(cut) = self.trees.iter_mut().find(|cut| cut.built.is_none() && !cut.space.is_dropped()) else {
             return Ok(false);
         };
-        match build(core, cut, epoch, small) {
+        match build(core, cut, epoch, breaths) {
             Ok(built) => {
                 if cut.tree.is_volatile() {
                     cut.tree.set_failure(None);
@@ -162,22 +161,26 @@ impl Cut {
         Ok(true)
     }
 
-    /// Builds all trees; side by side unless they are small. Not for a run that has to be replayable.
+    /// How often each tree lets others run.
+    fn breaths(&self) -> u32 {
+        if self.small { BREATHS_MAX / u32::try_from(self.trees.len()).unwrap_or(u32::MAX).max(1) } else { 0 }
+    }
+
+    /// Builds all trees, durable ones first; side by side unless that is little. Not for a run that has to be replayable.
     fn build_all(&mut self, core: &Core) -> Result<()> {
-        let small = self.small;
+        let (small, breaths) = (self.small, self.breaths());
         let durable: Vec<&mut CutTree> =
             self.trees.iter_mut().filter(|cut| !cut.tree.is_volatile() && cut.built.is_none()).collect();
         // More files than may be open: they are synced with their file systems.
         let many = durable.len() > core.options.open_files_max.max(SYNCS_MAX);
-        // The other way to build them does not close their files.
-        if durable.len() > 1 && (many || !small) {
+        if durable.len() > 1 {
             let epoch = self.epoch;
             let lanes = if small { 1 } else { processors().min(8) };
             let queue = crossbeam::queue::SegQueue::new();
             durable.into_iter().for_each(|cut| queue.push(cut));
             let work = || -> Result<()> {
                 while let Some(cut) = queue.pop() {
-                    cut.built = build(core, cut, epoch, small)?;
+                    cut.built = build(core, cut, epoch, breaths)?;
                     if many {
                         cut.tree.file.close_idle();
                     }
@@ -230,7 +233,7 @@ impl Cut {
                 Err(error) => return Err(error),
             }
         }
-        core.disk.sync_files(&files, !self.small)
+        core.disk.sync_files(&files, !self.small || files.len() > SMALL_SYNCS_MAX)
     }
 
     /// Puts the new roots and states into the manifest.
@@ -298,8 +301,8 @@ pub fn reclaim<'a>(core: &Core, tree: &'a Tree) -> MutexGuard<'a, Room> {
 }
 
 /// Writes one tree's frozen entries into new pages of its file; None if its space was dropped.
-/// If it is `small` others run in between.
-fn build(core: &Core, cut: &CutTree, epoch: u64, small: bool) -> Result<Option<Built>> {
+/// Others run so often in between.
+fn build(core: &Core, cut: &CutTree, epoch: u64, breaths: u32) -> Result<Option<Built>> {
     let CutTree { tree, frozen, .. } = cut;
     let mut room = reclaim(core, tree);
     // A drop sets its mark first, and takes the file away under this lock.
@@ -315,9 +318,7 @@ fn build(core: &Core, cut: &CutTree, epoch: u64, small: bool) -> Result<Option<B
     let old_end = free.end();
     let root = tree.published().root;
     let mut writer = tree.file.writer(free, epoch)?;
-    if small {
-        writer.give_way();
-    }
+    writer.give_way(breaths);
     let (root, removes) = frozen.show(|edits| {
         let removes = edits.iter().filter(|(_, edit)| matches!(edit, Edit::Remove)).count();
         if 2 * removes > edits.len() {
@@ -340,6 +341,8 @@ fn build(core: &Core, cut: &CutTree, epoch: u64, small: bool) -> Result<Option<B
 /// Runs a cut through to its commit at once, with `also` applied to the manifest: for opening and
 /// closing, when no job runs. On a full disk the space reserve is what it falls back on.
 pub fn write_through(core: &Core, mut cut: Cut, also: impl Fn(&mut Manifest)) -> Result<u64> {
+    // What was replayed is not charged, and nobody else is to run.
+    cut.small = false;
     let commit = loop {
         match try_through(core, &mut cut, &also) {
             Err(Error::NoSpace { .. }) if core.spend_reserve()? => {

@@ -465,7 +465,7 @@ impl SimDisk {
         self.state.lock().writes
     }
 
-    /// How often several files were to be synced side by side.
+    /// How often files were to be synced side by side.
     pub fn synced_side_by_side(&self) -> u64 {
         self.state.lock().side_by_side
     }

@@ -22,10 +22,8 @@ const SMALL_PIECE_BYTES: usize = 128 << 10;
 /// Pages are streamed out once this much has been collected.
 const COLLECT_BYTES_MAX: usize = 4 << 20;
 
-/// After so many pages and pieces, some 0.2 ms, whoever waits for this processor gets it, if that is asked for,
+/// After so many pages and pieces, some 0.2 ms, whoever waits for this processor gets it, if that is asked for.
 const BREATH: u32 = 8;
-/// and so often: each may take some milliseconds where all processors are busy.
-const BREATHS_MAX: u32 = 64;
 
 /// What a writer did.
 #[derive(Debug, Default)]
@@ -50,8 +48,8 @@ pub struct TreeWriter<'a> {
     epoch: u64,
     /// Pieces end at multiples of this.
     piece_bytes: usize,
-    /// Pages and pieces so far, if others are to run in between.
-    breath: Option<u32>,
+    /// Pages and pieces for which others are still to run in between.
+    breath: u32,
     /// Bytes and where they begin in the file.
     pages: Vec<(u64, Vec<u8>)>,
     collected: usize,
@@ -66,7 +64,7 @@ impl<'a> TreeWriter<'a> {
             space,
             epoch,
             piece_bytes: PIECE_BYTES,
-            breath: None,
+            breath: 0,
             pages: Vec::new(),
             collected: 0,
             written: Written::default(),
@@ -80,16 +78,16 @@ impl TreeWriter<'_> {
         self.piece_bytes = SMALL_PIECE_BYTES;
     }
 
-    /// From now on others are let run in between. A scheduler that preempts nobody before the end of its slice, or before
-    /// the next tick, else lets whoever wakes up on this processor wait for some milliseconds.
-    pub fn give_way(&mut self) {
-        self.breath = Some(0);
+    /// From now on others are let run in between, so often. A scheduler that preempts nobody before the end of its slice, or
+    /// before the next tick, else lets whoever wakes up on this processor wait for some milliseconds.
+    pub fn give_way(&mut self, breaths: u32) {
+        self.breath = BREATH * breaths;
     }
 
     fn breathe(&mut self) {
-        if let Some(done) = self.breath.as_mut().filter(|done| **done < BREATH * BREATHS_MAX) {
-            *done += 1;
-            if done.is_multiple_of(BREATH) {
+        if self.breath > 0 {
+            self.breath -= 1;
+            if self.breath.is_multiple_of(BREATH) {
                 let_others_run();
             }
         }
@@ -205,6 +203,7 @@ mod tests {
     use crate::disk::sim::SimDisk;
     use crate::file::{FileSpec, ReadMode};
     use crate::ids::TreeId;
+    use crate::run::threads::others_ran;
     use std::path::Path;
 
     /// Whatever the size of pages, and of what is collected before it is written.
@@ -240,10 +239,11 @@ mod tests {
         );
         let mut writer = file.writer(&mut space, 6).unwrap();
         writer.write_small_pieces();
-        writer.give_way();
+        writer.give_way(9);
+        let before = others_ran();
         let writes = sim.writes();
         write(&mut writer);
-        assert_eq!(writer.breath, Some(BREATH * BREATHS_MAX), "others do not run for ever");
+        assert_eq!(others_ran() - before, 9);
         let written = writer.finish().unwrap();
         let pieces = written.bytes / SMALL_PIECE_BYTES as u64;
         assert!((pieces..pieces + 3).contains(&(sim.writes() - writes)));

@@ -26,3 +26,9 @@ pub use threads::let_others_run;
 pub fn pause(_at: &'static str) -> bool {
     false
 }
+
+/// How many processors this process may use. Asking the system takes a dozen calls.
+pub fn processors() -> usize {
+    static PROCESSORS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(2, usize::from))
+}

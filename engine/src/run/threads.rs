@@ -67,8 +67,21 @@ fn give_way() {
 #[cfg(not(all(target_os = "linux", not(any(feature = "loom", feature = "shuttle")))))]
 fn give_way() {}
 
+#[cfg(test)]
+std::thread_local! {
+    static OTHERS_RAN: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+/// How often this thread has let others run.
+#[cfg(test)]
+pub fn others_ran() -> u32 {
+    OTHERS_RAN.get()
+}
+
 /// Lets whoever waits for this processor have it. Nothing in a model of threads, where this is no step of its own.
 pub fn let_others_run() {
+    #[cfg(test)]
+    OTHERS_RAN.set(OTHERS_RAN.get() + 1);
     #[cfg(not(any(feature = "loom", feature = "shuttle")))]
     thread::yield_now();
 }
