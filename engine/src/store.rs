@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::file::TreeFile;
 use crate::finding::Scrubbed;
 use crate::ids::{SpaceId, TreeId, UNIT_BYTES};
-use crate::journal::{Journal, JournalJob, JournalOptions, JournalParts, segment};
+use crate::journal::{Journal, JournalJob, JournalOptions, JournalParts, SegmentJob, segment};
 use crate::limits;
 use crate::manifest::{SpaceEntry, TreeEntry};
 use crate::page::leaf::{BodyAt, Entry};
@@ -183,6 +183,7 @@ impl Store {
                     durable: Arc::clone(&core.durable),
                 });
                 jobs.push(Box::new(JournalJob::new(Arc::clone(&journal))));
+                jobs.push(Box::new(SegmentJob::new(Arc::clone(&journal))));
                 core.journal.get_or_init(|| journal);
             }
             jobs.push(Box::new(CheckpointJob::new(Arc::clone(&core))));

@@ -6,7 +6,7 @@
 
 mod explored;
 
-use explored::{append, journal, run, store, write};
+use explored::{Jobs, append, journal, run, store, write};
 use loom::thread;
 use polybolt_engine::poison::Poison;
 use polybolt_engine::run::{ReadyList, Signal};
@@ -228,7 +228,7 @@ fn explore_jobs(preemptions: usize, model: fn()) {
 #[test]
 fn a_checkpoint_that_waits_for_the_journal_is_woken() {
     explore_jobs(2, || {
-        let (store, space, mut journal, mut checkpoint) = store();
+        let (store, space, Jobs { mut journal, mut checkpoint, segments }) = store();
         let position = write(&store, &space, 100).ok().unwrap();
         let flushed = store.flush();
         loom::explore();
@@ -242,14 +242,14 @@ fn a_checkpoint_that_waits_for_the_journal_is_woken() {
         run(&mut *checkpoint, || flushed.is_reached());
         let journal = journals.join().unwrap();
         loom::stop_exploring();
-        drop((journal, checkpoint));
+        drop((journal, segments, checkpoint));
     });
 }
 
 #[test]
 fn a_writer_that_is_short_of_room_gets_it_from_a_checkpoint() {
     explore_jobs(1, || {
-        let (store, space, mut journal, mut checkpoint) = store();
+        let (store, space, Jobs { mut journal, mut checkpoint, segments }) = store();
         write(&store, &space, 700).ok().unwrap();
         while store.durable() < Position(1) {
             journal.step(Duration::ZERO);
@@ -275,7 +275,7 @@ fn a_writer_that_is_short_of_room_gets_it_from_a_checkpoint() {
         signal.raise();
         let checkpoint = checkpoints.join().unwrap();
         loom::stop_exploring();
-        drop((journal, checkpoint));
+        drop((journal, segments, checkpoint));
     });
 }
 

@@ -6,7 +6,7 @@
 
 mod explored;
 
-use explored::{append, journal, run, store, write};
+use explored::{Jobs, append, journal, run, store, write};
 use polybolt_engine::{AdmitError, Cost, Store};
 use shuttle::scheduler::RandomScheduler;
 use shuttle::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,7 @@ fn admit(store: &Arc<Store>, cost: Cost) -> polybolt_engine::Admission {
 
 /// Three that need more than half of what there is and give it back unused.
 fn admit_three(cost: Cost) {
-    let (store, _, journal, checkpoint) = store();
+    let (store, _, jobs) = store();
     let others: Vec<_> = (0..2)
         .map(|_| {
             let store = Arc::clone(&store);
@@ -44,7 +44,7 @@ fn admit_three(cost: Cost) {
         .collect();
     drop(admit(&store, cost));
     others.into_iter().for_each(|other| other.join().unwrap());
-    drop((journal, checkpoint));
+    drop(jobs);
 }
 
 #[test]
@@ -60,10 +60,11 @@ fn room_in_the_journal_that_is_given_back_goes_to_whoever_waits() {
 #[test]
 fn writers_that_are_short_of_room_get_it_from_checkpoints() {
     explore(|| {
-        let (store, space, journal, checkpoint) = store();
+        let (store, space, Jobs { journal, segments, checkpoint }) = store();
         let ended = Arc::new(AtomicBool::new(false));
-        let signals = [journal.signal(), checkpoint.signal()];
-        let jobs: Vec<_> = [journal, checkpoint]
+        let jobs = [journal, segments, checkpoint];
+        let signals = [0, 1, 2].map(|at: usize| jobs[at].signal());
+        let jobs: Vec<_> = jobs
             .into_iter()
             .map(|mut job| {
                 let ended = Arc::clone(&ended);

@@ -685,12 +685,17 @@ mod tests {
         // What was given up to the system is not looked at, and the rest is as it was.
         let end = space.end() - 1000;
         let before = file.mapped(&file.opened().unwrap(), 1).unwrap().unwrap();
+        before.set_checked(end, true);
         file.cut(end).unwrap();
         let after = file.mapped(&file.opened().unwrap(), 1).unwrap().unwrap();
         assert!(Arc::ptr_eq(&before, &after) && after.bytes().len() == end as usize * UNIT_BYTES);
         assert!(file.mapped(&file.opened().unwrap(), end as usize * UNIT_BYTES + 1).is_err());
         assert!(after.is_checked(root.ptr.unwrap().unit));
         read_all(&file, root).unwrap();
+        // What comes behind the cut later is shown, and is to be checked.
+        let again = grown(&file, &mut FreeSpace::unknown(end), 11, 0);
+        assert!(Arc::ptr_eq(&before, &again) && !again.is_checked(end));
+        assert_eq!(again.bytes().len(), (end as usize + 1) * UNIT_BYTES);
     }
 
     #[test]

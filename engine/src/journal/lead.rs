@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Looks without a group in between until the job wants to be woken again.
 const LOOKS: u32 = 50;
 
-/// Writes groups that nobody else does, and makes segments. One per journal.
+/// Writes groups that nobody else does. One per journal.
 #[derive(Debug)]
 pub struct JournalJob {
     journal: Arc<Journal>,
@@ -73,10 +73,11 @@ impl Job for JournalJob {
             return self.look(now, Next::Idle);
         };
         journal.end_lone(|pending| pending.records > 0);
-        let outcome = writer.step(journal, now);
+        let outcome = writer.write_step(journal);
         drop(writer);
         match outcome {
-            Ok(next) => self.look(now, next),
+            Ok(true) => self.look(now, Next::Again),
+            Ok(false) => self.look(now, Next::Idle),
             Err(error) => {
                 self.journal.poison.set(&error);
                 Next::Idle
@@ -152,7 +153,7 @@ impl Journal {
         drop(writer);
         let passed_by = self.passed_by.swap(false, Ordering::SeqCst);
         let pending = self.pending.lock();
-        let more = passed_by || pending.records > 0 || self.wants_segment();
+        let more = passed_by || pending.records > 0;
         let was_lone = self.lone.swap(!more, Ordering::Relaxed);
         drop(pending);
         // Once more as it begins: the job is to look by itself from now on.
@@ -172,7 +173,7 @@ mod tests {
     use crate::disk::sim::{Fault, SimDisk};
     use crate::disk::{Disk, SECTOR_BYTES};
     use crate::ids::SpaceId;
-    use crate::journal::{JournalOptions, JournalParts};
+    use crate::journal::{JournalOptions, JournalParts, SegmentJob};
     use crate::manifest::JournalStart;
     use crate::ticket::Watermark;
     use std::path::PathBuf;
@@ -206,9 +207,10 @@ mod tests {
         });
         let mover: std::sync::Weak<Journal> = Arc::downgrade(&journal);
         durable.set_mover(mover);
-        let mut job = JournalJob::new(Arc::clone(&journal));
+        let (mut job, mut segments) = (JournalJob::new(Arc::clone(&journal)), SegmentJob::new(Arc::clone(&journal)));
         // Two segments: one that is begun, and one that is ready then.
         for _ in 0..2 {
+            while segments.step(Duration::ZERO) == Next::Again {}
             while job.step(Duration::ZERO) == Next::Again {}
             if journal.groups() == 0 {
                 append(&journal);
@@ -289,6 +291,24 @@ mod tests {
         // Whoever waits for one of many leaves them to it.
         journal.lead(second);
         assert!(durable.reached() < second);
+    }
+
+    #[test]
+    fn no_group_waits_for_a_segment_that_is_made() {
+        let Fixture { disk, journal, mut job, durable, .. } = fixture();
+        let mut segments = SegmentJob::new(Arc::clone(&journal));
+        while !journal.wants_segment() {
+            append(&journal);
+            while job.step(Duration::ZERO) == Next::Again {}
+        }
+        assert!(journal.segments.take(), "it is woken once none is ready");
+        (0..3).for_each(|_| assert_eq!(segments.step(Duration::ZERO), Next::Again));
+        let (calls, at) = (disk.calls(), append(&journal));
+        while job.step(Duration::ZERO) == Next::Again {}
+        assert_eq!(durable.reached(), at);
+        assert_eq!(disk.calls() - calls, 2, "a write and a sync");
+        while segments.step(Duration::ZERO) == Next::Again {}
+        assert!(!journal.wants_segment());
     }
 
     #[test]

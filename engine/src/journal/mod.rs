@@ -7,7 +7,7 @@
 //!
 //! Room comes first: a record is charged against journal space that is already allocated on disk
 //! before it is applied ([`Journal::charge`]), so that no write of a group can meet a full disk.
-//! Segments are recycled once both manifest slots are past them; new ones are made ahead, zeroed
+//! Segments are recycled once both manifest slots are past them; another job makes new ones ahead, zeroed
 //! and synced, so that syncing a group changes no file metadata.
 
 pub mod group;
@@ -16,6 +16,7 @@ pub mod segment;
 mod writer;
 
 mod lead;
+mod maker;
 
 use crate::batch::AdmitError;
 use crate::disk::{Disk, SECTOR_BYTES};
@@ -33,6 +34,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use lead::JournalJob;
+pub use maker::SegmentJob;
 use writer::Writer;
 
 /// Segments that stay ready when nothing is written.
@@ -62,6 +64,8 @@ pub struct Journal {
     poison: Arc<Poison>,
     on_durable: OnDurable,
     signal: Signal,
+    /// Raised when there may be a segment to make, or one to give back.
+    segments: Signal,
     /// Raised when room is short and only a checkpoint can make some.
     checkpoint: Signal,
 
@@ -174,6 +178,7 @@ impl Journal {
             poison: parts.poison,
             on_durable: parts.on_durable,
             signal: Signal::default(),
+            segments: Signal::default(),
             checkpoint: parts.checkpoint,
             writer: Mutex::new(Writer::new(parts.start)),
             pending: Mutex::new(Pending { last: parts.start.position.0, ..Pending::default() }),
@@ -198,7 +203,7 @@ impl Journal {
         let ticket = self.grown.ticket(Position(self.grown.reached().0 + 1));
         let stuck = room.failed.clone().filter(|_| room.charged == 0 && room.used.len() <= 1);
         drop(room);
-        self.signal.raise();
+        self.segments.raise();
         self.checkpoint.raise();
         match stuck {
             Some(error) => Err(AdmitError::Refused(error)),
@@ -263,7 +268,7 @@ impl Journal {
         }
         drop(room);
         self.room_grew();
-        self.signal.raise();
+        self.segments.raise();
     }
 
     /// True if writers wait for room that only a checkpoint can make.
@@ -292,7 +297,7 @@ impl Journal {
         self.room.lock().total
     }
 
-    /// Raised when there is a group to write or a segment to make.
+    /// Raised when there is a group to write.
     pub fn signal(&self) -> &Signal {
         &self.signal
     }

@@ -1,28 +1,18 @@
-//! Writing: one group written, one group synced, and segments made ahead between them.
+//! Writing: one group written, one group synced.
 
 use super::group::{GROUP_HEAD_BYTES, GroupHead, sectors};
-use super::segment::{SEGMENT_DATA, Segment, SegmentHead, file_name};
-use super::{Journal, Pending, data_bytes};
+use super::segment::{SEGMENT_DATA, Segment, SegmentHead};
+use super::{Journal, Pending};
 use crate::defect::{Defect, is_on};
-use crate::disk::{DiskFile, OpenMode};
+use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::ids::SpaceId;
 use crate::manifest::JournalStart;
-use crate::run::Next;
 use crate::ticket::Position;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-/// New segments are zeroed by writes of this size, so that no step is long.
-const ZEROS_PER_STEP: u64 = 1 << 20;
 /// The largest buffer that is kept for the next group.
 const SPARE_BYTES_MAX: usize = 4 << 20;
-/// How long nothing has to be written until segments are given back.
-const QUIET: Duration = Duration::from_secs(10);
-/// How long to wait after a segment could not be made.
-const RETRY: Duration = Duration::from_millis(500);
-
 /// Writes groups. One per journal.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -32,10 +22,6 @@ pub(super) struct Writer {
     sequence: u64,
     chain: u32,
     written: Option<Written>,
-    making: Option<Making>,
-    retry_at: Option<Duration>,
-    /// When it was first seen that nothing is written.
-    quiet_since: Option<Duration>,
     /// A buffer that went through, for the next group to fill.
     spare: Vec<u8>,
     /// Records of the last group.
@@ -59,17 +45,6 @@ struct Written {
     spaces: Vec<SpaceId>,
 }
 
-/// A segment on its way to being ready.
-#[derive(Debug)]
-struct Making {
-    fresh: PathBuf,
-    path: PathBuf,
-    file: Arc<dyn DiskFile>,
-    zeroed: u64,
-    synced: bool,
-    renamed: bool,
-}
-
 impl Writer {
     /// Writes what follows `start`.
     pub(super) fn new(start: JournalStart) -> Self {
@@ -79,9 +54,6 @@ impl Writer {
             sequence: start.sequence,
             chain: start.chain,
             written: None,
-            making: None,
-            retry_at: None,
-            quiet_since: None,
             spare: Vec::new(),
             records: 0,
             closed: false,
@@ -101,7 +73,6 @@ impl Writer {
         if pending.records == 0 {
             return Ok(false);
         }
-        self.quiet_since = None;
         self.records = pending.records;
         let written = self.write(journal, pending)?;
         if is_on(Defect::PublishBeforeDurable) {
@@ -109,40 +80,6 @@ impl Writer {
         }
         self.written = Some(written);
         Ok(true)
-    }
-
-    /// Does the next thing there is to do.
-    pub(super) fn step(&mut self, journal: &Journal, now: Duration) -> Result<Next> {
-        if self.write_step(journal)? {
-            return Ok(Next::Again);
-        }
-        if self.retry_at.is_some_and(|at| now < at) && journal.wants_segment() {
-            return Ok(self.retry_at.map_or(Next::Idle, Next::At));
-        }
-        if self.making.is_some() || journal.wants_segment() {
-            self.make_segment(journal, now);
-            return Ok(Next::Again);
-        }
-        Ok(self.shrink(journal, now))
-    }
-
-    /// Gives back, one by one, segments that a burst has left once it is quiet.
-    fn shrink(&mut self, journal: &Journal, now: Duration) -> Next {
-        if !journal.has_surplus() {
-            return Next::Idle;
-        }
-        let due = *self.quiet_since.get_or_insert(now) + QUIET;
-        if now < due {
-            return Next::At(due);
-        }
-        match journal.take_surplus() {
-            None => Next::Idle,
-            Some(segment) => {
-                // If that fails the next open takes it for a ready one.
-                drop(journal.disk.remove(segment.file.path()));
-                Next::Again
-            }
-        }
     }
 
     fn take_pending(&mut self, journal: &Journal) -> Pending {
@@ -237,74 +174,9 @@ impl Writer {
         self.next_number += 1;
         room.used.push_back((number, segment.clone()));
         drop(room);
+        journal.segments.raise();
         self.tail = Some(Tail { segment, number, offset: SEGMENT_DATA });
         Ok(SEGMENT_DATA)
-    }
-
-    /// One step of making a segment. A full disk is no disaster here: nobody was promised this room.
-    fn make_segment(&mut self, journal: &Journal, now: Duration) {
-        match self.make_step(journal) {
-            Ok(()) => self.retry_at = None,
-            Err(error) => {
-                if let Some(making) = self.making.take() {
-                    // Best effort: what stays is removed at the next open.
-                    drop(journal.disk.remove(&making.fresh));
-                }
-                journal.room.lock().failed = Some(error);
-                journal.room_grew();
-                self.retry_at = Some(now + RETRY);
-            }
-        }
-    }
-
-    fn make_step(&mut self, journal: &Journal) -> Result<()> {
-        let Some(making) = &mut self.making else {
-            let index = journal.room.lock().next_file;
-            let path = journal.options.dir.join(file_name(index));
-            let fresh = path.with_extension("new");
-            let file = match journal.disk.open(&fresh, OpenMode::CreateNew) {
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-                    journal.disk.open(&fresh, OpenMode::Write)?
-                }
-                other => other?,
-            };
-            self.making = Some(Making { fresh, path, file, zeroed: 0, synced: false, renamed: false });
-            return Ok(());
-        };
-        let bytes = journal.options.segment_bytes;
-        if making.zeroed == 0 {
-            making.file.preallocate(bytes)?;
-        }
-        if making.zeroed < bytes {
-            let step = (bytes - making.zeroed).min(ZEROS_PER_STEP);
-            let zeros = vec![0; usize::try_from(step).expect("at most a MiB")];
-            making.file.write_at(&zeros, making.zeroed)?;
-            making.zeroed += step;
-        } else if !making.synced {
-            making.file.sync_data()?;
-            making.synced = true;
-        } else if !making.renamed {
-            journal.disk.rename(&making.fresh, &making.path)?;
-            // By its name: errors say it.
-            making.file = journal.disk.open(&making.path, OpenMode::Write)?;
-            making.renamed = true;
-        } else {
-            if !is_on(Defect::SkipDirectorySync) {
-                journal.disk.sync_dir(&journal.options.dir)?;
-            }
-            let segment = Segment { file: Arc::clone(&making.file), bytes, head: None };
-            self.making = None;
-            let mut room = journal.room.lock();
-            room.next_file += 1;
-            room.total += bytes;
-            room.data += data_bytes(&segment);
-            room.free += data_bytes(&segment);
-            room.failed = None;
-            room.ready.push_back(segment);
-            drop(room);
-            journal.room_grew();
-        }
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use polybolt_engine::disk::Disk;
 use polybolt_engine::disk::sim::SimDisk;
 use polybolt_engine::ids::SpaceId;
-use polybolt_engine::journal::{Journal, JournalJob, JournalOptions, JournalParts};
+use polybolt_engine::journal::{Journal, JournalJob, JournalOptions, JournalParts, SegmentJob};
 use polybolt_engine::manifest::JournalStart;
 use polybolt_engine::poison::Poison;
 use polybolt_engine::run::{Job, Next, Signal};
@@ -28,8 +28,15 @@ impl Replay for Nothing {
     }
 }
 
+/// Jobs of a store.
+pub(crate) struct Jobs {
+    pub(crate) journal: Box<dyn Job>,
+    pub(crate) segments: Box<dyn Job>,
+    pub(crate) checkpoint: Box<dyn Job>,
+}
+
 /// A store whose jobs have nothing to do: a segment is ready and nothing is dirty.
-pub(crate) fn store() -> (Arc<Store>, SpaceInfo, Box<dyn Job>, Box<dyn Job>) {
+pub(crate) fn store() -> (Arc<Store>, SpaceInfo, Jobs) {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
     let options = StoreOptions {
         buffer_bytes: 1000,
@@ -42,14 +49,15 @@ pub(crate) fn store() -> (Arc<Store>, SpaceInfo, Box<dyn Job>, Box<dyn Job>) {
     let tree = TreeSpec { page_bytes: 4096, ..TreeSpec::new("t".to_owned()) };
     let spec = SpaceSpec { name: "space".into(), config: Bytes::new(), state: Bytes::new(), trees: vec![tree] };
     let space = store.create_space(spec).unwrap();
-    let [mut journal, mut checkpoint]: [Box<dyn Job>; 2] = store.take_jobs().try_into().ok().unwrap();
+    let mut jobs: [Box<dyn Job>; 3] = store.take_jobs().try_into().ok().unwrap();
     for _ in 0..2 {
-        while journal.step(Duration::ZERO) == Next::Again {}
-        while checkpoint.step(Duration::ZERO) == Next::Again {}
+        jobs.iter_mut().for_each(|job| while job.step(Duration::ZERO) == Next::Again {});
     }
-    journal.signal().take();
-    checkpoint.signal().take();
-    (Arc::new(store), space, journal, checkpoint)
+    for job in &jobs {
+        job.signal().take();
+    }
+    let [journal, segments, checkpoint] = jobs;
+    (Arc::new(store), space, Jobs { journal, segments, checkpoint })
 }
 
 pub(crate) fn write(store: &Store, space: &SpaceInfo, bytes: usize) -> std::result::Result<Position, AdmitError> {
@@ -92,8 +100,9 @@ pub(crate) fn journal() -> (Arc<Journal>, Arc<Watermark>, JournalJob) {
     });
     let mover: std::sync::Weak<Journal> = Arc::downgrade(&journal);
     durable.set_mover(mover);
-    let mut job = JournalJob::new(Arc::clone(&journal));
+    let (mut job, mut segments) = (JournalJob::new(Arc::clone(&journal)), SegmentJob::new(Arc::clone(&journal)));
     for at in 0..2 {
+        while segments.step(Duration::ZERO) == Next::Again {}
         while job.step(Duration::ZERO) == Next::Again {}
         if at == 0 {
             append(&journal);
