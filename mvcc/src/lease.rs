@@ -9,10 +9,10 @@
 //! interval (LSE-16). From when that is reported until a renewal has taken it back, a renewal has to be
 //! recorded too: else a restart would end a renewed lease after what remained before.
 
+use crate::leased::LeasedKeys;
 use bytes::Bytes;
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
-use std::sync::Arc;
+use std::collections::{BinaryHeap, HashMap};
 use std::time::Duration;
 
 /// The longest time to live, in seconds (LSE-2).
@@ -24,7 +24,6 @@ pub(crate) struct Lease {
     pub(crate) ttl: i64,
     /// None while not primary: never.
     pub(crate) deadline: Option<Duration>,
-    pub(crate) keys: BTreeSet<Arc<[u8]>>,
     /// Seconds that the last checkpoint has left it, 0 if there is none since its last renewal.
     remaining: i64,
     /// When its next checkpoint is due.
@@ -53,8 +52,7 @@ const DUE_PER_SECOND: usize = 750;
 #[derive(Debug, Default)]
 pub(crate) struct Lessor {
     leases: HashMap<i64, Lease>,
-    /// Keys are copies: a request's would keep alive whatever came with it.
-    of_key: HashMap<Arc<[u8]>, i64>,
+    keys: LeasedKeys,
     due: BinaryHeap<Reverse<(Duration, i64)>>,
     checkpoints: BinaryHeap<Reverse<(Duration, i64)>>,
     /// None for no checkpoints.
@@ -92,24 +90,20 @@ impl Lessor {
 
     /// Adds a lease as stored.
     pub(crate) fn load(&mut self, id: i64, ttl: i64, remaining: i64) {
-        let (deadline, keys) = (None, BTreeSet::new());
-        let lease = Lease { ttl, deadline, keys, remaining, checkpoint: None, checkpointing: false };
+        let lease = Lease { ttl, deadline: None, remaining, checkpoint: None, checkpointing: false };
         self.leases.insert(id, lease);
     }
 
     /// Takes a lease out; its keys are detached.
     pub(crate) fn revoke(&mut self, id: i64) {
-        if let Some(lease) = self.leases.remove(&id) {
-            for key in lease.keys {
-                self.of_key.remove(&key);
-            }
+        if self.leases.remove(&id).is_some() {
+            self.keys.detach_all(id);
         }
     }
 
     /// The keys of a lease, ascending.
     pub(crate) fn keys(&self, id: i64) -> Vec<Bytes> {
-        let keys = self.leases.get(&id).map(|lease| lease.keys.iter().map(|key| Bytes::copy_from_slice(key)).collect());
-        keys.unwrap_or_default()
+        self.keys.keys(id)
     }
 
     /// Starts the time to live anew.
@@ -253,29 +247,8 @@ impl Lessor {
 
     /// Attaches a key to a lease, and to no other; 0 detaches it (PUT-7).
     pub(crate) fn attach(&mut self, key: &[u8], lease: i64) {
-        let before = self.lease_of(key);
-        if before == lease {
-            return;
-        }
-        if before != 0 {
-            self.of_key.remove(key);
-            if let Some(old) = self.leases.get_mut(&before) {
-                old.keys.remove(key);
-            }
-        }
         // A key may name a lease that no longer exists (LSE-15): then it is attached to none.
-        if lease != 0
-            && let Some(new) = self.leases.get_mut(&lease)
-        {
-            let key: Arc<[u8]> = key.into();
-            new.keys.insert(Arc::clone(&key));
-            self.of_key.insert(key, lease);
-        }
-    }
-
-    /// The lease a key is attached to, or 0.
-    pub(crate) fn lease_of(&self, key: &[u8]) -> i64 {
-        self.of_key.get(key).copied().unwrap_or(0)
+        self.keys.attach(key, if self.exists(lease) { lease } else { 0 });
     }
 
     fn renew(&mut self, id: i64, now: Duration) {
@@ -360,9 +333,9 @@ mod tests {
         lessor.attach(&a, 2);
         assert_eq!((lessor.keys(1), lessor.keys(2)), (vec![b.clone()], vec![a.clone()]));
         lessor.attach(&a, 99);
-        assert_eq!(lessor.lease_of(&a), 0);
+        assert_eq!(lessor.keys.lease_of(&a), 0);
         lessor.revoke(1);
-        assert_eq!(lessor.lease_of(&b), 0);
+        assert_eq!(lessor.keys.lease_of(&b), 0);
     }
 
     #[test]

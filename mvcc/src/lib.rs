@@ -67,6 +67,7 @@ mod counts;
 pub mod stats;
 mod watch;
 mod publish;
+pub mod leased;
 mod lease;
 mod meta;
 mod linger;

@@ -51,6 +51,7 @@ use Where::{Disk, Everywhere, Memory};
 const BARS: &[Bar] = &[
     Bar(1, "index, bytes a key", Everywhere, &[Most("index, bytes a key with one revision", 72.0)]),
     Bar(1, "... overwritten twice, compacted", Everywhere, &[Most("... overwritten twice and compacted", 88.0)]),
+    Bar(1, "... a lease on every fifth", Everywhere, &[Most(crate::memory::LEASED, 88.0)]),
     Bar(1, "... a further revision", Everywhere, &[Most("... each further revision", 16.0)]),
     Bar(1, "... peak while loading", Everywhere, &[Most("... at most while loading, over that", 1.3)]),
     Bar(1, "... peak while sweeping", Everywhere, &[Most("... at most while sweeping, over what it was", 1.3)]),

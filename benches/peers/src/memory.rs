@@ -1,9 +1,16 @@
-//! Row 1: what the indexes of polybolt take in memory, all in, as the allocator counts it: the ordered one and that of hashes.
+//! Row 1: what the indexes of polybolt take in memory, all in, as the allocator counts it: the ordered one, that of hashes,
+//! and which key is attached to which lease.
 
 use crate::dataset;
 use crate::figure::{Figure, Unit};
 use polybolt::hash_index::HashIndex;
+use polybolt::leased::LeasedKeys;
 use polybolt_index::{Index, Revision, Swept};
+
+/// The figure that its bar is of.
+pub const LEASED: &str = "... and a lease on every fifth";
+/// As Kubernetes has them at the most.
+const KEYS_PER_LEASE: usize = 1000;
 
 /// Bytes that are allocated now, what the allocator keeps for itself with each piece included.
 fn allocated() -> u64 {
@@ -71,12 +78,18 @@ pub fn index(keys: usize) -> Vec<Figure> {
     let full = filling.bytes();
     filling.sweep();
     let swept = filling.bytes();
+    let mut leased = LeasedKeys::default();
+    for (at, key) in keys.iter().step_by(5).enumerate() {
+        leased.attach(key.as_bytes(), 1 + (at / KEYS_PER_LEASE) as i64);
+    }
+    let with_leases = filling.bytes();
     vec![
         Figure::new(1, "index, bytes a key with one revision", Unit::Count, first),
         Figure::new(1, "... at most while loading, over that", Unit::Times, peak_loading),
         Figure::new(1, "... each key overwritten once", Unit::Count, second),
         Figure::new(1, "... each further revision", Unit::Count, third - second),
         Figure::new(1, "... overwritten twice and compacted", Unit::Count, swept as f64 / keys.len() as f64),
+        Figure::new(1, LEASED, Unit::Count, with_leases as f64 / keys.len() as f64),
         Figure::new(1, "... at most while sweeping, over what it was", Unit::Times, filling.peak as f64 / full as f64),
     ]
 }
