@@ -54,8 +54,6 @@ pub struct Cut {
     covers: Position,
     epoch: u64,
     charged: u64,
-    /// Somebody asked for it, and waits.
-    asked: bool,
     /// It has so little to write that it stays on one thread, and lets others run in between.
     small: bool,
 }
@@ -94,7 +92,6 @@ pub fn cut(core: &Core) -> Cut {
         },
         ..Cut::default()
     };
-    cut.asked = cut.serves > core.flushed.reached();
     let short = core.short.swap(false, Ordering::AcqRel) || core.full.load(Ordering::Acquire) || core.is_half_full();
     core.uncut.store(0, Ordering::Relaxed);
     core.uncut_batches.store(0, Ordering::Relaxed);
@@ -220,8 +217,8 @@ impl Cut {
         }
     }
 
-    /// Makes the durable files that were written durable: each of them, side by side unless little was written and nobody
-    /// waits, or, if they are many, the file systems that they are on.
+    /// Makes the durable files that were written durable: each of them, side by side unless little was written, or, if
+    /// they are many, the file systems that they are on.
     fn sync(&self, core: &Core) -> Result<()> {
         let written = || self.trees.iter().filter(|cut| cut.built.is_some() && !cut.tree.is_volatile());
         if written().count() > SYNCS_MAX {
@@ -236,7 +233,7 @@ impl Cut {
                 Err(error) => return Err(error),
             }
         }
-        core.disk.sync_files(&files, self.asked || !self.small || files.len() > SMALL_SYNCS_MAX)
+        core.disk.sync_files(&files, !self.small || files.len() > SMALL_SYNCS_MAX)
     }
 
     /// Puts the new roots and states into the manifest.

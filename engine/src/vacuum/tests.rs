@@ -65,23 +65,6 @@ impl Driven {
 
     /// Edits that take so many bytes of the buffers.
     fn edit_of(&self, edits: impl Iterator<Item = (u32, Option<usize>)>, edit_bytes: u64) {
-        self.apply(edits, edit_bytes);
-        self.block(|| self.store.flush().wait().unwrap());
-    }
-
-    /// The same, and nobody waits until it is in its tree.
-    fn edit_unasked(&self, edits: impl Iterator<Item = (u32, Option<usize>)>, edit_bytes: u64) {
-        let checkpoints = self.store.stats().checkpoints;
-        self.apply(edits, edit_bytes);
-        let mut jobs = self.jobs.borrow_mut();
-        while self.store.stats().checkpoints == checkpoints {
-            if !jobs.step_one() {
-                jobs.advance(Duration::from_millis(20));
-            }
-        }
-    }
-
-    fn apply(&self, edits: impl Iterator<Item = (u32, Option<usize>)>, edit_bytes: u64) {
         let edits = edits.map(|(key, len)| TreeEdit {
             tree: self.tree(),
             key: Bytes::copy_from_slice(&key.to_be_bytes()),
@@ -90,6 +73,7 @@ impl Driven {
         let mut batch = Batch { edits: edits.collect(), ..Batch::new(self.info.id) };
         let admission = self.store.admit(Cost { edit_bytes, ..Cost::default() }).unwrap();
         self.store.apply(admission, &mut batch);
+        self.block(|| self.store.flush().wait().unwrap());
     }
 
     fn block<T>(&self, call: impl FnOnce() -> T) -> T {
@@ -488,17 +472,15 @@ fn a_checkpoint_of_little_lets_others_run() {
         since
     };
     since();
-    driven.edit_unasked((0..200).map(|key| (key, Some(600))), 0);
+    driven.edit((0..200).map(|key| (key, Some(600))));
     let (side_by_side, breaths) = since();
     assert!(side_by_side == 0 && (3..8).contains(&breaths), "{breaths} for 34 pages");
-    driven.edit_unasked((0..1000).map(|key| (key, Some(3000))), 0);
+    driven.edit((0..1000).map(|key| (key, Some(3000))));
     assert_eq!(since(), (0, 64), "not for ever");
-    driven.edit_unasked((2000..12_000).map(|key| (key, Some(1))), 0);
+    driven.edit((2000..12_000).map(|key| (key, Some(1))));
     assert_eq!(since(), (1, 0), "many entries");
-    driven.edit_unasked((0..200).map(|key| (key, Some(3000))), 16 << 20);
+    driven.edit_of((0..200).map(|key| (key, Some(3000))), 16 << 20);
     assert_eq!(since(), (1, 0), "many bytes");
-    driven.edit_unasked((0..200).map(|key| (key, None)), 0);
+    driven.edit((0..200).map(|key| (key, None)));
     assert_eq!(since().0, 0);
-    driven.edit((0..200).map(|key| (key, Some(3000))));
-    assert_eq!(since().0, 1, "somebody waits");
 }
