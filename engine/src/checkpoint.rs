@@ -121,7 +121,7 @@ pub fn cut(core: &Core) -> Cut {
 /// The most files that one checkpoint syncs one by one.
 const SYNCS_MAX: usize = 16;
 
-/// With less than so many bytes, and entries, a checkpoint for which nobody waits stays on its own thread: side by side its
+/// With less than so many bytes, and entries, a checkpoint that is in no hurry stays on its own thread: side by side its
 /// few milliseconds would hold several processors at once, and whoever wakes up meanwhile waits for them.
 const SMALL_BYTES: u64 = 8 << 20;
 const SMALL_ENTRIES: usize = 8192;

@@ -48,10 +48,7 @@ impl JournalJob {
             self.looks = 0;
             return if journal.end_lone(|pending| pending.records == 0) { next } else { Next::Again };
         }
-        match next {
-            Next::At(at) => Next::At(at.min(now + LOOK)),
-            _ => Next::At(now + LOOK),
-        }
+        Next::At(now + LOOK)
     }
 }
 
@@ -309,6 +306,30 @@ mod tests {
         assert_eq!(disk.calls() - calls, 2, "a write and a sync");
         while segments.step(Duration::ZERO) == Next::Again {}
         assert!(!journal.wants_segment());
+    }
+
+    #[test]
+    fn if_no_segment_can_be_made_a_checkpoint_is_asked_for_room() {
+        let Fixture { disk, journal, mut job, .. } = fixture();
+        let mut segments = SegmentJob::new(Arc::clone(&journal));
+        disk.set_capacity(Some(disk.used()));
+        let mut now = Duration::ZERO;
+        while journal.charge(4).map(|charge| journal.append(SpaceId(1), b"some", charge)).is_ok() {
+            assert!(!journal.is_short(), "there is room yet");
+            while job.step(now) == Next::Again {}
+            while segments.step(now) == Next::Again {}
+            now += Duration::from_secs(1);
+        }
+        assert!(journal.is_short());
+        assert!(matches!(segments.step(now), Next::Again | Next::At(_)), "it tries again for whoever waits");
+        // Nobody waits: what room the disk has is for others.
+        journal.room_grew();
+        assert!(!journal.is_short() && !journal.wants_segment());
+        assert!(journal.charge(4).is_err());
+        disk.set_capacity(None);
+        now += Duration::from_secs(1);
+        while segments.step(now) == Next::Again {}
+        append(&journal);
     }
 
     #[test]

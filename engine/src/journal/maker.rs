@@ -59,7 +59,7 @@ impl SegmentJob {
             return Next::At(since + QUIET);
         }
         match journal.take_surplus() {
-            None => Next::Idle,
+            None => Next::At(now + QUIET),
             Some(segment) => {
                 // If that fails the next open takes it for a ready one.
                 drop(journal.disk.remove(segment.file.path()));

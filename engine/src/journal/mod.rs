@@ -124,6 +124,13 @@ struct Room {
     failed: Option<Error>,
 }
 
+impl Room {
+    /// True if a charge was refused for which there is still no room.
+    fn is_wanted(&self) -> bool {
+        self.wanted > 0 && self.charged + self.wanted > self.free
+    }
+}
+
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Journal").field("dir", &self.options.dir).field("session", &self.session).finish()
@@ -271,10 +278,11 @@ impl Journal {
         self.segments.raise();
     }
 
-    /// True if writers wait for room that only a checkpoint can make.
+    /// True if writers wait for room that only a checkpoint can make: there may be no more segments, or the last one
+    /// could not be made.
     pub fn is_short(&self) -> bool {
         let room = self.room.lock();
-        room.wanted > 0 && room.charged + room.wanted > room.free && !self.may_grow(&room)
+        room.is_wanted() && (room.failed.is_some() || !self.may_grow(&room))
     }
 
     /// Groups written since open.
@@ -336,12 +344,13 @@ impl Journal {
         in_limit || room.data < room.wanted + self.options.segment_bytes
     }
 
-    /// True if a segment should be made now: someone waits for it, or none is ready.
+    /// True if a segment should be made now: someone waits for it, or none is ready. If the last one could not be made
+    /// room on the disk is scarce, and only made use of for someone who waits.
     fn wants_segment(&self) -> bool {
         let room = self.room.lock();
-        let short = room.wanted > 0 && room.charged + room.wanted > room.free;
-        let ahead = room.ready.is_empty() && room.total + self.options.segment_bytes <= self.options.bytes_max;
-        ahead || (short && self.may_grow(&room))
+        let in_limit = room.total + self.options.segment_bytes <= self.options.bytes_max;
+        let ahead = room.ready.is_empty() && room.failed.is_none() && in_limit;
+        ahead || (room.is_wanted() && self.may_grow(&room))
     }
 }
 

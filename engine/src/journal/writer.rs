@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 /// The largest buffer that is kept for the next group.
 const SPARE_BYTES_MAX: usize = 4 << 20;
+
 /// Writes groups. One per journal.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -135,12 +136,16 @@ impl Writer {
         }
         self.sequence += 1;
         self.chain = crc;
-        {
-            let mut room = journal.room.lock();
-            room.free = room.free.saturating_sub(padded as u64);
-            room.charged -= charged;
-            room.groups += 1;
-            room.written += padded as u64;
+        let mut room = journal.room.lock();
+        room.free = room.free.saturating_sub(padded as u64);
+        // That is more than the group took: who was refused may have room now.
+        room.charged -= charged;
+        room.groups += 1;
+        room.written += padded as u64;
+        let grew = room.wanted > 0 && !room.is_wanted();
+        drop(room);
+        if grew {
+            journal.room_grew();
         }
         bytes.clear();
         // One large group is no reason to keep so much for ever.
