@@ -11,7 +11,7 @@ use crate::file::{Pages, TreeFile};
 use crate::ids::UNIT_BYTES;
 use crate::page::Leaf;
 use crate::page::leaf::{BodyAt, Entry, ExtentRef};
-use crate::tree::{self, Low, PageSource, Root};
+use crate::tree::{self, Low, PageSource, Place, Root};
 use bytes::Bytes;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
@@ -173,9 +173,9 @@ impl View {
             key[8..].copy_from_slice(&next.to_be_bytes());
             key
         };
-        let mut at = Some(0);
+        let (mut at, mut near) = (Some(0), Place::default());
         while let Some(key) = at.and_then(|at| keys.get(at)) {
-            let bounds = leaves.as_ref().and_then(|leaves| leaves.bounds_of(key));
+            let bounds = leaves.as_ref().and_then(|leaves| leaves.bounds_of(key, &mut near));
             at = visit(at.unwrap_or_default(), bounds.map(|bounds| key_of(bounds.start)..key_of(bounds.end)));
         }
         Ok(())
@@ -258,6 +258,13 @@ pub struct LeafEntry<'a> {
     pub extent_bytes: usize,
 }
 
+impl LeafEntry<'_> {
+    /// Bytes that it takes in all.
+    pub fn bytes(&self) -> usize {
+        self.leaf_bytes + self.extent_bytes
+    }
+}
+
 impl<'a> LeafView<'a> {
     /// Entries, at least one.
     pub fn entries(&self) -> usize {
@@ -276,10 +283,14 @@ impl<'a> LeafView<'a> {
 
     /// The entry of a key.
     pub fn get(&self, key: &[u8]) -> Option<LeafEntry<'a>> {
-        let at = self.leaf.find_from(self.leaf.guess(key, &self.leaf.bounds()), key).ok()?;
+        Some(self.entry(self.leaf.find_from(self.leaf.guess(key, &self.leaf.bounds()), key).ok()?))
+    }
+
+    /// The `at`th entry. Requires: there are so many.
+    pub fn entry(&self, at: usize) -> LeafEntry<'a> {
         let Entry { head, body, .. } = self.leaf.entry(at);
         let extent_bytes = if let BodyAt::There(extent) = body { extent.units() as usize * UNIT_BYTES } else { 0 };
-        Some(LeafEntry { head, leaf_bytes: self.leaf.raw(at).len(), extent_bytes })
+        LeafEntry { head, leaf_bytes: self.leaf.raw(at).len(), extent_bytes }
     }
 }
 

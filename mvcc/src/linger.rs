@@ -14,7 +14,7 @@
 
 use crate::row::{self, RowHead};
 use polybolt_engine::defect::{Defect, is_on};
-use polybolt_engine::view::{LeafView, View};
+use polybolt_engine::view::{LeafEntry, LeafView, View};
 use polybolt_engine::{Damage, Error};
 use polybolt_index::Revision;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -35,7 +35,9 @@ const MEASURED_MIN: u32 = 64;
 /// After so many they are measured anew,
 const MEASURED_MAX: u32 = 1 << 16;
 /// those of one in so many leaves that need not be read.
-const MEASURED_EVERY: u32 = 16;
+const MEASURED_EVERY: u32 = 64;
+/// Until enough were measured, so many of a leaf are: to read another costs more.
+const MEASURED_OF_LEAF: usize = 16;
 
 /// A row that lingers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +106,10 @@ impl Weighed {
         Weighed { count: goes.len(), goes, ..Weighed::default() }
     }
 
+    fn measure(&mut self, bytes: u32) {
+        (self.measured, self.longest) = (self.measured + 1, self.longest.max(bytes));
+    }
+
     /// Those before `end` that were not counted yet are in no leaf: they are in a buffer alone, or gone.
     fn pass(&mut self, dead: &[Revision], end: usize) {
         if self.count < end {
@@ -111,6 +117,10 @@ impl Weighed {
             self.count = end;
         }
     }
+}
+
+fn bytes_of(entry: LeafEntry<'_>) -> u32 {
+    u32::try_from(entry.bytes()).unwrap_or(u32::MAX)
 }
 
 impl Lingering {
@@ -267,12 +277,13 @@ impl Lingering {
     fn pass_light(&self, view: &View, dead: &[Revision], scale: Scale<'_>, weighed: &mut Weighed) -> Option<()> {
         weighed.soon = 0;
         let Some(average) = scale.average else { return Some(()) };
-        let is_known = self.measured + weighed.measured >= MEASURED_MIN;
         let longest = self.longest.max(weighed.longest);
-        if !is_known || u64::from(longest) > 2 * u64::from(average.row_bytes) {
+        if !self.is_measured(weighed) || u64::from(longest) > 2 * u64::from(average.row_bytes) {
             return Some(());
         }
         let base = weighed.count;
+        // Mostly those that come are behind all that linger.
+        let last = self.rows.last_key_value().map(|(last, _)| *last);
         let soon = &dead[base..dead.len().min(base + scale.enough)];
         let keys: Vec<_> = soon.iter().map(|at| row::row_key(*at)).collect();
         // Half of what would be enough: rows differ, and leaves are not all full.
@@ -281,7 +292,8 @@ impl Lingering {
             let bounds = bounds?;
             let (low, end) = (row::row_revision(&bounds.start).ok()?, row::row_revision(&bounds.end).ok()?);
             let here = dead[base + at..].iter().take_while(|row| **row < end).take(most as usize + 1).count();
-            let before = self.rows.range(low..end).take(most as usize + 1).count();
+            let some = last.is_some_and(|last| last >= low);
+            let before = if some { self.rows.range(low..end).take(most as usize + 1).count() } else { 0 };
             let rows = &dead[base + at..base + at + here];
             let bytes = here as u64 * u64::from(average.row_bytes);
             weighed.light += 1;
@@ -300,6 +312,11 @@ impl Lingering {
             Some(at + here)
         };
         view.leaf_bounds_of(&keys, visit).ok()
+    }
+
+    /// True if it is known how long rows are.
+    fn is_measured(&self, weighed: &Weighed) -> bool {
+        self.measured + weighed.measured >= MEASURED_MIN
     }
 
     /// Weighs a leaf; true if nothing of it stays.
@@ -339,10 +356,13 @@ impl Lingering {
             let key = RowHead::decode(entry.head)?.key;
             // The key of a row with a long one is with its value: nobody reads that for it.
             is_heavy |= key.is_none();
-            let bytes = u32::try_from(entry.leaf_bytes + entry.extent_bytes).unwrap_or(u32::MAX);
+            let bytes = bytes_of(entry);
             new_bytes += u64::from(bytes);
-            (weighed.measured, weighed.longest) = (weighed.measured + 1, weighed.longest.max(bytes));
+            weighed.measure(bytes);
             here.push((*at, Row { hash: key.map(hash_of).unwrap_or_default(), bytes }));
+        }
+        if !self.is_measured(weighed) {
+            (0..leaf.entries().min(MEASURED_OF_LEAF)).for_each(|at| weighed.measure(bytes_of(leaf.entry(at))));
         }
         dead_bytes += new_bytes;
         let staying = weighed.new_bytes + new_bytes;

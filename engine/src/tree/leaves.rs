@@ -76,7 +76,7 @@ impl Listed {
 
 /// Where a leaf is in the table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Place {
+pub struct Place {
     branch: usize,
     child: usize,
 }
@@ -248,9 +248,14 @@ impl Leaves {
 
     /// Where the leaf begins and ends in which a key lies or would, by long ordinals: none of its keys is below the first,
     /// and those of the next are not below the second. None for the last leaf and for what is below all keys. No page.
-    pub fn bounds_of(&self, key: &[u8]) -> Option<Range<Low>> {
+    /// It costs the least behind the place of the key before, which `near` is.
+    pub fn bounds_of(&self, key: &[u8], near: &mut Place) -> Option<Range<Low>> {
         let wanted = search::long_ordinal(key);
-        let place = self.branches.first().map(|_| self.place(self.guess(wanted), wanted))?;
+        let low = self.lows.get(near.branch).filter(|low| **low <= wanted);
+        let is_here = low.is_some() && self.lows.get(near.branch + 1).is_none_or(|next| wanted < *next);
+        let guess = || if is_here { Place { child: near.child + 1, ..*near } } else { self.guess(wanted) };
+        let place = self.branches.first().map(|_| self.place(guess(), wanted))?;
+        *near = place;
         let next = self.branches[place.branch].leaves.get(place.child + 1).map(Listed::low);
         let next = next.or_else(|| self.lows.get(place.branch + 1).copied())?;
         let low = self.low(place);

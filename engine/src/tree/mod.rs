@@ -15,7 +15,7 @@ mod survey;
 
 pub use cursor::Cursor;
 pub use edit::edit;
-pub use leaves::{Leaves, Low};
+pub use leaves::{Leaves, Low, Place};
 pub use newest::Newest;
 pub use reach::{Reached, TreeShape, reach};
 pub use seek::{Lent, find, get, get_many, leaves_of};

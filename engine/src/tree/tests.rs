@@ -319,11 +319,11 @@ fn the_table_tells_where_leaves_begin_and_end() {
     // The odd ones are not there, nor is what is below the first.
     tested.apply((5..count).map(|n| (key(2 * n), Some((vec![], vec![1; 40])))).collect());
     let leaves = Leaves::list(&*tested.memory, tested.root, None);
-    assert_eq!(Leaves::list(&*tested.memory, Root::default(), None).bounds_of(&key(10)), None);
-    assert_eq!(leaves.bounds_of(&key(9)), None);
-    let mut ends = vec![(0, 0)];
+    assert_eq!(Leaves::list(&*tested.memory, Root::default(), None).bounds_of(&key(10), &mut Place::default()), None);
+    assert_eq!(leaves.bounds_of(&key(9), &mut Place::default()), None);
+    let (mut ends, mut near, mut far) = (vec![(0, 0)], Place::default(), Place::default());
     let keys: Vec<_> = (10..2 * count).map(key).collect();
-    for key in &keys {
+    for (key, other) in keys.iter().zip(keys.iter().cycle().step_by(997)) {
         let ordinal = search::long_ordinal(key);
         let mut of_leaf = None;
         leaves
@@ -333,7 +333,13 @@ fn the_table_tells_where_leaves_begin_and_end() {
             })
             .unwrap();
         let [first, last] = of_leaf.unwrap();
-        match leaves.bounds_of(key) {
+        let bounds = leaves.bounds_of(key, &mut Place::default());
+        leaves.bounds_of(other, &mut far);
+        assert_eq!(
+            [leaves.bounds_of(key, &mut near), leaves.bounds_of(key, &mut far)],
+            [bounds.clone(), bounds.clone()]
+        );
+        match bounds {
             Some(bounds) => {
                 assert!(bounds.contains(&ordinal) && bounds.contains(&first) && bounds.contains(&last));
                 if bounds.end != ends[ends.len() - 1] {
