@@ -208,13 +208,14 @@ pub(crate) fn grant(
 
 /// Deletes the keys of a lease, ascending, under one revision, and the lease with them (LSE-5).
 pub(crate) fn revoke(core: &Core, writer: &mut Writer, id: i64, applied_index: Option<u64>) -> Result<i64, NotNow> {
-    let keys = {
+    let mut keys = {
         let lessor = core.lessor.lock();
         if !lessor.exists(id) {
             return Err(Error::from(Refusal::LeaseNotFound).into());
         }
         lessor.keys(id)
     };
+    keys.sort_unstable();
     let meta = vec![MetaEdit { key: meta::lease_key(id), value: None }];
     let extra = Extra { meta, applied_index, frees_space: true, ..Extra::default() };
     core.evaluate(writer, extra, |evaluation| {

@@ -391,7 +391,10 @@ impl Keyspace {
         let now = core.clock.monotonic();
         let lessor = core.lessor.lock();
         let (granted_ttl, remaining_ttl) = lessor.time_to_live(id, now)?;
-        let keys = if keys { lessor.keys(id) } else { Vec::new() };
+        let mut keys = if keys { lessor.keys(id) } else { Vec::new() };
+        // Puts need it.
+        drop(lessor);
+        keys.sort_unstable();
         Some(LeaseStatus { id, granted_ttl, remaining_ttl, keys })
     }
 

@@ -16,7 +16,11 @@ type Place = u32;
 const INDEX_BITS: u32 = 26;
 /// No place: an index that is not used.
 const NONE: Place = Place::MAX;
+/// So many slots of a class are in use at most.
+#[cfg(not(test))]
 const INDEX_MAX: usize = (1 << INDEX_BITS) - 1;
+#[cfg(test)]
+const INDEX_MAX: usize = 3000;
 
 /// In a slot: the lease, the neighbours, the length of the key, the key.
 const NEXT: usize = 8;
@@ -30,12 +34,19 @@ const SLOT_MIN: usize = KEY.next_multiple_of(GRAIN);
 const CLASSES: usize = 1 << (Place::BITS - INDEX_BITS);
 const SLOT_MAX: usize = SLOT_MIN + (CLASSES - 1) * GRAIN;
 /// A longer key has memory of its own.
+#[cfg(test)]
 const KEY_MAX: usize = SLOT_MAX - KEY;
 /// The length of a key that has.
 const LONG: u16 = u16::MAX;
-/// Slots of a chunk.
+/// Slots of a chunk. Few of all in tests, so that they fill and empty.
+#[cfg(not(test))]
 const CHUNK: usize = 64;
+#[cfg(test)]
+const CHUNK: usize = 2;
+#[cfg(not(test))]
 const TABLE_BITS: u32 = 8;
+#[cfg(test)]
+const TABLE_BITS: u32 = 1;
 
 /// Slots of one size.
 #[derive(Debug, Default)]
@@ -67,7 +78,7 @@ fn place_of(class: usize, index: usize) -> Place {
 }
 
 fn class_of(place: Place) -> (usize, usize) {
-    ((place >> INDEX_BITS) as usize, place as usize & INDEX_MAX)
+    ((place >> INDEX_BITS) as usize, place as usize & ((1 << INDEX_BITS) - 1))
 }
 
 fn slot_bytes(class: usize) -> usize {
@@ -108,14 +119,14 @@ impl Slots {
         }
     }
 
-    /// A slot for a key. A class that is full leaves it to a larger one.
+    /// A slot for a key. A class that is full leaves it to a larger one, or to any with the key elsewhere.
     fn add(&mut self, key: &[u8]) -> Option<Place> {
-        let is_long = key.len() > KEY_MAX;
-        let fits = if is_long { 0 } else { (KEY + key.len()).saturating_sub(SLOT_MIN).div_ceil(GRAIN) };
         if self.classes.is_empty() {
             self.classes.resize_with(CLASSES, Class::default);
         }
-        let number = (fits..CLASSES).find(|class| self.classes[*class].used < INDEX_MAX)?;
+        let fits = (KEY + key.len()).saturating_sub(SLOT_MIN).div_ceil(GRAIN).min(CLASSES);
+        let number = (fits..CLASSES).chain(0..fits).find(|class| self.classes[*class].used < INDEX_MAX)?;
+        let is_long = number < fits;
         let class = &mut self.classes[number];
         if class.used == class.chunks.len() * CHUNK {
             class.chunks.push(vec![0; CHUNK * slot_bytes(number)].into_boxed_slice());
@@ -137,6 +148,9 @@ impl Slots {
     fn remove(&mut self, place: Place) -> Option<Place> {
         let (number, index) = class_of(place);
         self.long.remove(&place);
+        if self.long.len() < self.long.capacity() / 4 {
+            self.long.shrink_to(2 * self.long.len());
+        }
         let last = place_of(number, self.classes[number].used - 1);
         if last != place {
             let (mut slot, bytes) = ([0; SLOT_MAX], slot_bytes(number));
@@ -180,7 +194,7 @@ impl LeasedKeys {
             }
             None if lease == 0 => {}
             None => {
-                let place = self.slots.add(key).expect("there are not as many keys as places");
+                let place = self.slots.add(key).expect("memory is full long before four billion places are");
                 if self.tables.is_empty() {
                     self.tables.resize_with(1 << TABLE_BITS, HashTable::new);
                 }
@@ -200,14 +214,12 @@ impl LeasedKeys {
         self.find(self.hash(key), key).map_or(0, |place| self.slots.lease(place))
     }
 
-    /// The keys of a lease, ascending. O(k log k) of them.
+    /// The keys of a lease, in no order. O(k) of them.
     pub fn keys(&self, lease: i64) -> Vec<Bytes> {
         let first = self.first.get(&lease).copied();
         let next = |place: &Place| Some(self.slots.link(*place, NEXT)).filter(|next| *next != NONE);
         let all = std::iter::successors(first, next);
-        let mut keys: Vec<Bytes> = all.map(|place| Bytes::copy_from_slice(self.slots.key(place))).collect();
-        keys.sort_unstable();
-        keys
+        all.map(|place| Bytes::copy_from_slice(self.slots.key(place))).collect()
     }
 
     /// Detaches all keys of a lease. O(k) of them.
@@ -300,9 +312,18 @@ mod tests {
     use std::collections::BTreeMap;
 
     impl LeasedKeys {
+        fn room(&self) -> usize {
+            self.tables.iter().map(HashTable::capacity).sum()
+        }
+
         fn chunks(&self) -> usize {
             self.slots.classes.iter().map(|class| class.chunks.len()).sum()
         }
+    }
+
+    fn sorted(mut keys: Vec<Bytes>) -> Vec<Bytes> {
+        keys.sort_unstable();
+        keys
     }
 
     #[derive(Debug, Clone)]
@@ -348,7 +369,7 @@ mod tests {
             for lease in 0..6 {
                 let of = |(key, of): (&Vec<u8>, &i64)| (*of == lease).then(|| Bytes::copy_from_slice(key));
                 let expected: Vec<Bytes> = model.iter().filter_map(of).collect();
-                prop_assert_eq!(leased.keys(lease), expected);
+                prop_assert_eq!(sorted(leased.keys(lease)), expected);
                 leased.detach_all(lease);
             }
             prop_assert_eq!(leased.chunks() + leased.slots.long.len() + leased.first.len(), 0);
@@ -360,14 +381,37 @@ mod tests {
     fn memory_follows_what_is_attached() {
         let mut leased = LeasedKeys::default();
         let key = |number: i64| format!("/registry/events/namespace-{:03}/event-{number:020}", number % 200);
-        (0..20_000).for_each(|number| leased.attach(key(number).as_bytes(), 1 + number % 20));
+        let lease = |number: i64| 1 + number % 20;
+        (0..2000).for_each(|number| leased.attach(key(number).as_bytes(), lease(number)));
         let slot = slot_bytes(class_of(leased.first[&1]).0);
         assert!(slot < KEY + key(0).len() + GRAIN, "{slot} bytes");
-        assert_eq!(leased.chunks(), 20_000_usize.div_ceil(CHUNK));
-        (0..19_000).for_each(|number| leased.attach(key(number).as_bytes(), 0));
-        assert_eq!(leased.chunks(), 1000_usize.div_ceil(CHUNK));
-        let room: usize = leased.tables.iter().map(HashTable::capacity).sum();
-        assert!(room < 10_000, "tables have room for {room}");
-        assert_eq!(leased.lease_of(key(19_999).as_bytes()), 20);
+        assert_eq!(leased.chunks(), 2000_usize.div_ceil(CHUNK));
+        // Tables shrink meanwhile.
+        let room = leased.room();
+        for number in 0..1900 {
+            leased.attach(key(number).as_bytes(), 0);
+            let all = [0, number, number + 1, 1999];
+            let leases = all.map(|other| leased.lease_of(key(other).as_bytes()));
+            assert_eq!(leases, all.map(|other| if other <= number { 0 } else { lease(other) }));
+        }
+        assert!(leased.room() < room / 4, "{} of {room}", leased.room());
+        assert_eq!(leased.chunks(), 100_usize.div_ceil(CHUNK));
+        for of in 1..=20 {
+            let expected = (1900..2000).filter(|number| lease(*number) == of).map(|number| key(number).into());
+            assert_eq!(sorted(leased.keys(of)), sorted(expected.collect()));
+        }
+    }
+
+    #[test]
+    fn a_class_that_is_full_leaves_keys_to_others() {
+        let mut leased = LeasedKeys::default();
+        let key = |number: usize| format!("{number:0KEY_MAX$}");
+        (0..INDEX_MAX + 10).for_each(|number| leased.attach(key(number).as_bytes(), 1 + number as i64 % 3));
+        assert_eq!(leased.slots.long.len(), 10);
+        for number in 0..INDEX_MAX + 10 {
+            assert_eq!(leased.lease_of(key(number).as_bytes()), 1 + number as i64 % 3);
+        }
+        (1..4).for_each(|lease| leased.detach_all(lease));
+        assert_eq!(leased.chunks() + leased.slots.long.len(), 0);
     }
 }
