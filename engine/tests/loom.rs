@@ -229,7 +229,7 @@ fn explore_jobs(preemptions: usize, model: fn()) {
 fn a_checkpoint_that_waits_for_the_journal_is_woken() {
     explore_jobs(2, || {
         let (store, space, Jobs { mut journal, mut checkpoint, segments }) = store();
-        let position = write(&store, &space, 100).ok().unwrap();
+        let position = write(&store, &space, 100, 4).ok().unwrap();
         let flushed = store.flush();
         loom::explore();
         let journals = spawn({
@@ -250,7 +250,7 @@ fn a_checkpoint_that_waits_for_the_journal_is_woken() {
 fn a_writer_that_is_short_of_room_gets_it_from_a_checkpoint() {
     explore_jobs(1, || {
         let (store, space, Jobs { mut journal, mut checkpoint, segments }) = store();
-        write(&store, &space, 700).ok().unwrap();
+        write(&store, &space, 700, 4).ok().unwrap();
         while store.durable() < Position(1) {
             journal.step(Duration::ZERO);
         }
@@ -265,7 +265,7 @@ fn a_writer_that_is_short_of_room_gets_it_from_a_checkpoint() {
             }
         });
         loop {
-            match write(&store, &space, 700) {
+            match write(&store, &space, 700, 4) {
                 Ok(_) => break,
                 Err(AdmitError::Short(ticket)) => ticket.wait().unwrap(),
                 Err(AdmitError::Refused(error)) => panic!("{error}"),

@@ -6,7 +6,7 @@
 
 mod explored;
 
-use explored::{Jobs, append, journal, run, store, write};
+use explored::{Jobs, append, journal, run, store, store_of, write};
 use polybolt_engine::{AdmitError, Cost, Store};
 use shuttle::scheduler::RandomScheduler;
 use shuttle::sync::atomic::{AtomicBool, Ordering};
@@ -57,34 +57,62 @@ fn room_in_the_journal_that_is_given_back_goes_to_whoever_waits() {
     explore(|| admit_three(Cost { edit_bytes: 1, edits: 1, record_bytes: 2000, ..Cost::default() }));
 }
 
+/// Two threads with so many puts each, beside the jobs.
+fn put_beside_jobs(buffer_bytes: u64, journal_bytes: u64, puts: usize, bytes: usize, record_bytes: u64) {
+    let (store, space, Jobs { journal, segments, checkpoint }) = store_of(buffer_bytes, journal_bytes);
+    let ended = Arc::new(AtomicBool::new(false));
+    let jobs = [journal, segments, checkpoint];
+    let signals = [0, 1, 2].map(|at: usize| jobs[at].signal());
+    let jobs: Vec<_> = jobs
+        .into_iter()
+        .map(|mut job| {
+            let ended = Arc::clone(&ended);
+            thread::spawn(move || run(&mut *job, || ended.load(Ordering::SeqCst)))
+        })
+        .collect();
+    let writers: Vec<_> = (0..2)
+        .map(|_| {
+            let (store, space) = (Arc::clone(&store), space.clone());
+            thread::spawn(move || {
+                for _ in 0..puts {
+                    loop {
+                        match write(&store, &space, bytes, record_bytes) {
+                            Ok(_) => break,
+                            Err(AdmitError::Short(ticket)) => ticket.wait().unwrap(),
+                            Err(AdmitError::Refused(error)) => panic!("{error}"),
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    store.flush().wait().unwrap();
+    ended.store(true, Ordering::SeqCst);
+    signals.iter().for_each(polybolt_engine::run::Signal::raise);
+    jobs.into_iter().for_each(|job| job.join().unwrap());
+}
+
 #[test]
 fn writers_that_are_short_of_room_get_it_from_checkpoints() {
-    explore(|| {
-        let (store, space, Jobs { journal, segments, checkpoint }) = store();
-        let ended = Arc::new(AtomicBool::new(false));
-        let jobs = [journal, segments, checkpoint];
-        let signals = [0, 1, 2].map(|at: usize| jobs[at].signal());
-        let jobs: Vec<_> = jobs
-            .into_iter()
-            .map(|mut job| {
-                let ended = Arc::clone(&ended);
-                thread::spawn(move || run(&mut *job, || ended.load(Ordering::SeqCst)))
-            })
-            .collect();
-        for _ in 0..4 {
-            loop {
-                match write(&store, &space, 700) {
-                    Ok(_) => break,
-                    Err(AdmitError::Short(ticket)) => ticket.wait().unwrap(),
-                    Err(AdmitError::Refused(error)) => panic!("{error}"),
-                }
-            }
-        }
-        store.flush().wait().unwrap();
-        ended.store(true, Ordering::SeqCst);
-        signals.iter().for_each(polybolt_engine::run::Signal::raise);
-        jobs.into_iter().for_each(|job| job.join().unwrap());
-    });
+    explore(|| put_beside_jobs(1000, 8192, 2, 700, 4));
+}
+
+/// Each record has a segment of its own: the second half of them fits only where others were.
+#[test]
+fn writers_that_are_short_of_journal_get_segments_that_are_used_again() {
+    explore(|| put_beside_jobs(1 << 20, 8192, 3, 10, 1500));
+}
+
+#[test]
+fn writers_that_are_short_of_journal_get_segments_that_are_made() {
+    explore(|| put_beside_jobs(1 << 20, 5 * 4096, 2, 10, 1500));
+}
+
+/// Short records are charged more than they take: whoever is refused is told of what a group leaves.
+#[test]
+fn writers_that_are_short_of_journal_get_what_a_group_leaves() {
+    explore(|| put_beside_jobs(1 << 20, 8192, 6, 10, 4));
 }
 
 /// Threads that wait for what they wrote, each leading if it is alone, and the job, which no time wakes here.

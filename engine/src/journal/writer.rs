@@ -188,6 +188,10 @@ impl Writer {
 impl Journal {
     fn publish(&self, written: &Written) {
         *self.boundary.lock() = written.after;
+        // A checkpoint may make room now that could not when it was asked for some.
+        if self.is_short() {
+            self.checkpoint.raise();
+        }
         (self.on_durable)(&written.spaces, written.after.position);
         self.durable.advance(written.after.position);
     }

@@ -37,11 +37,16 @@ pub(crate) struct Jobs {
 
 /// A store whose jobs have nothing to do: a segment is ready and nothing is dirty.
 pub(crate) fn store() -> (Arc<Store>, SpaceInfo, Jobs) {
+    store_of(1000, 8192)
+}
+
+/// The same with so large buffers, and so large a journal.
+pub(crate) fn store_of(buffer_bytes: u64, journal_bytes: u64) -> (Arc<Store>, SpaceInfo, Jobs) {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
     let options = StoreOptions {
-        buffer_bytes: 1000,
+        buffer_bytes,
         segment_bytes: 4096,
-        journal_bytes: 8192,
+        journal_bytes,
         space_reserve_bytes: 0,
         ..StoreOptions::new("/data/store")
     };
@@ -60,11 +65,17 @@ pub(crate) fn store() -> (Arc<Store>, SpaceInfo, Jobs) {
     (Arc::new(store), space, Jobs { journal, segments, checkpoint })
 }
 
-pub(crate) fn write(store: &Store, space: &SpaceInfo, bytes: usize) -> std::result::Result<Position, AdmitError> {
-    let admission = store.admit(Cost { edit_bytes: bytes as u64, edits: 1, record_bytes: 4, ..Cost::default() })?;
+/// An edit of so many bytes, with a record of so many.
+pub(crate) fn write(
+    store: &Store,
+    space: &SpaceInfo,
+    bytes: usize,
+    record_bytes: u64,
+) -> std::result::Result<Position, AdmitError> {
+    let admission = store.admit(Cost { edit_bytes: bytes as u64, edits: 1, record_bytes, ..Cost::default() })?;
     let edit = Edit::Put { head: Bytes::new(), body: Bytes::from(vec![0; bytes - 1]) };
     let edits = vec![TreeEdit { tree: space.trees[0].id, key: Bytes::from_static(b"k"), edit }];
-    let record = Bytes::from_static(b"some");
+    let record = Bytes::from(vec![b's'; record_bytes as usize]);
     Ok(store.apply(admission, &mut Batch { space: space.id, edits, record, state: Vec::new() }))
 }
 
