@@ -344,12 +344,11 @@ impl Journal {
         in_limit || room.data < room.wanted + self.options.segment_bytes
     }
 
-    /// True if a segment should be made now: someone waits for it, or none is ready. If the last one could not be made
-    /// room on the disk is scarce, and only made use of for someone who waits.
+    /// True if a segment should be made now: someone waits for it, or none is ready.
     fn wants_segment(&self) -> bool {
         let room = self.room.lock();
         let in_limit = room.total + self.options.segment_bytes <= self.options.bytes_max;
-        let ahead = room.ready.is_empty() && room.failed.is_none() && in_limit;
+        let ahead = room.ready.is_empty() && in_limit;
         ahead || (room.is_wanted() && self.may_grow(&room))
     }
 }
