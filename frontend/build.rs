@@ -11,18 +11,29 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     // Byte fields share the buffer they came in.
     tonic_prost_build::configure().bytes(".").build_transport(true).compile_fds(descriptors)?;
-    // The Watch service again, for the server: its responses hold events that are encoded already.
-    let watch = Method::builder()
-        .name("watch")
-        .route_name("Watch")
-        .input_type("crate::proto::etcdserverpb::WatchRequest")
-        .output_type("crate::proto::encoded::WatchResponse")
-        .codec_path("tonic_prost::ProstCodec")
-        .client_streaming()
-        .server_streaming()
-        .build();
-    let service = Service::builder().name("Watch").package("etcdserverpb").method(watch).build();
-    tonic_build::manual::Builder::new().build_client(false).compile(&[service]);
+    // Two services again, for the server: what their responses hold is encoded already.
+    let method = |name: &str, route: &str, input: &str, output: &str| {
+        let builder = Method::builder().name(name).route_name(route).codec_path("tonic_prost::ProstCodec");
+        builder
+            .input_type(format!("crate::proto::etcdserverpb::{input}"))
+            .output_type(format!("crate::proto::{output}"))
+    };
+    let watch = method("watch", "Watch", "WatchRequest", "encoded::WatchResponse");
+    let watch = Service::builder()
+        .name("Watch")
+        .package("etcdserverpb")
+        .method(watch.client_streaming().server_streaming().build());
+    let kv = [
+        method("range", "Range", "RangeRequest", "encoded::RangeResponse"),
+        method("range_stream", "RangeStream", "RangeRequest", "encoded::RangeStreamResponse").server_streaming(),
+        method("put", "Put", "PutRequest", "etcdserverpb::PutResponse"),
+        method("delete_range", "DeleteRange", "DeleteRangeRequest", "etcdserverpb::DeleteRangeResponse"),
+        method("txn", "Txn", "TxnRequest", "etcdserverpb::TxnResponse"),
+        method("compact", "Compact", "CompactionRequest", "etcdserverpb::CompactionResponse"),
+    ];
+    let service = Service::builder().name("KV").package("etcdserverpb");
+    let kv = kv.into_iter().fold(service, |service, method| service.method(method.build()));
+    tonic_build::manual::Builder::new().build_client(false).compile(&[watch.build(), kv.build()]);
     println!("cargo:rerun-if-changed=proto");
     Ok(())
 }

@@ -56,6 +56,15 @@ fn reads(c: &mut Criterion) {
             chunks.map(|chunk| chunk.expect("a chunk").len()).sum::<usize>()
         });
     });
+    group.bench_function("all pods, lent", |b| {
+        b.iter(|| {
+            let (mut stream, mut bytes) = (keyspace.range_stream(&pods).expect("a stream"), 0);
+            while let Some(shown) = stream.lend(&mut |kv| bytes += kv.value.len()) {
+                shown.expect("a chunk");
+            }
+            bytes
+        });
+    });
     group.finish();
 }
 

@@ -2,9 +2,12 @@
 
 use crate::convert;
 use crate::outbox::{Held, Outbox};
+use crate::proto::encoded::k_v_server::KV;
+use crate::proto::encoded::{RangeResponse, RangeStreamResponse};
 use crate::proto::etcdserverpb as pb;
-use crate::proto::etcdserverpb::kv_server::Kv;
+use crate::range::{self, Answer};
 use crate::server::{Server, off_thread};
+use bytes::Bytes;
 use polybolt::{Error, Op, RangeRequest, Refusal, SpanEnd, TxnRequest};
 use prost::Message;
 use std::pin::Pin;
@@ -49,8 +52,8 @@ fn is_read_only(request: &TxnRequest) -> bool {
 }
 
 #[tonic::async_trait]
-impl Kv for KvService {
-    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+impl KV for KvService {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let Self(server) = self;
         let begun = Instant::now();
         let caller = server.caller(request.metadata());
@@ -58,24 +61,24 @@ impl Kv for KvService {
         let caller = caller?;
         caller.check_read(&request.span)?;
         let response = if is_short(&request) {
-            server.keyspace.range(&request)
+            server.keyspace.range(&request).map(Answer::from)
         } else {
             if server.metrics.unread_bytes.get().cast_unsigned() > server.settings.unread_bytes_max {
                 return Err(convert::refused(Refusal::TooManyRequests));
             }
             let keyspace = server.keyspace.clone();
-            off_thread(move || keyspace.range(&request)).await?
+            off_thread(move || range::answer(&keyspace, &request)).await?
         };
         server.metrics.ranged(begun, response.is_ok());
         server.users.check_unchanged(caller.revision())?;
         let response = response.map_err(|error| convert::status(&error))?;
-        let bytes = response.kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
-        let mut response = Response::new(convert::range_response(response, &|revision| server.header(revision)));
+        let bytes = response.kvs.iter().map(Bytes::len).sum();
+        let mut response = Response::new(response.into_response(&|revision| server.header(revision)));
         response.extensions_mut().insert(Arc::new(Held::new(&server.metrics.unread_bytes, bytes)));
         Ok(response)
     }
 
-    type RangeStreamStream = Pin<Box<dyn futures_util::Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
+    type RangeStreamStream = Pin<Box<dyn futures_util::Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
 
     async fn range_stream(
         &self,
@@ -101,30 +104,31 @@ impl Kv for KvService {
         let stall_max = server.engine.options().pin_age_max;
         tokio::task::spawn_blocking(move || {
             let _place = place;
-            let mut next = stream.next();
+            let mut rows = range::Rows::default();
+            let mut next = rows.chunk(&mut stream);
             loop {
                 if let Err(error) = server.users.check_unchanged(judged_by) {
                     drop(sender.send_within(stall_max, Err(error.into()), 0));
                     return;
                 }
-                let mut response = pb::RangeResponse::default();
+                let mut response = RangeResponse::default();
                 match next {
                     Some(Err(error)) => {
                         drop(sender.send_within(stall_max, Err(convert::status(&error)), 0));
                         return;
                     }
-                    Some(Ok(kvs)) => response.kvs = kvs.into_iter().map(convert::kv).collect(),
+                    Some(Ok(kvs)) => response.kvs = kvs,
                     None => {}
                 }
                 // Header, more and count come with the last chunk (RST-2): look ahead.
-                next = stream.next();
+                next = rows.chunk(&mut stream);
                 let last = next.is_none();
                 if last {
                     response.header = Some(server.header(stream.revision()));
                     response.more = stream.more();
                     response.count = stream.total();
                 }
-                let chunk = pb::RangeStreamResponse { range_response: Some(response) };
+                let chunk = RangeStreamResponse { range_response: Some(response) };
                 let bytes = chunk.encoded_len();
                 if sender.send_within(stall_max, Ok(chunk), bytes).is_err() || last {
                     server.metrics.ranged(begun, true);

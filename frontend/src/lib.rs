@@ -43,7 +43,29 @@ pub mod proto {
         use super::etcdserverpb::ResponseHeader;
         use bytes::Bytes;
 
+        include!(concat!(env!("OUT_DIR"), "/etcdserverpb.KV.rs"));
         include!(concat!(env!("OUT_DIR"), "/etcdserverpb.Watch.rs"));
+
+        /// `etcdserverpb.RangeResponse`.
+        #[derive(Clone, PartialEq, prost::Message)]
+        pub struct RangeResponse {
+            #[prost(message, optional, tag = "1")]
+            pub header: Option<ResponseHeader>,
+            /// Each an `mvccpb.KeyValue`.
+            #[prost(bytes = "bytes", repeated, tag = "2")]
+            pub kvs: Vec<Bytes>,
+            #[prost(bool, tag = "3")]
+            pub more: bool,
+            #[prost(int64, tag = "4")]
+            pub count: i64,
+        }
+
+        /// `etcdserverpb.RangeStreamResponse`.
+        #[derive(Clone, PartialEq, prost::Message)]
+        pub struct RangeStreamResponse {
+            #[prost(message, optional, tag = "1")]
+            pub range_response: Option<RangeResponse>,
+        }
 
         /// `etcdserverpb.WatchResponse`.
         #[derive(Clone, PartialEq, prost::Message)]
@@ -93,6 +115,7 @@ mod metrics;
 mod users;
 mod compaction;
 pub mod server;
+mod range;
 mod kv;
 mod watch;
 mod lease;

@@ -15,6 +15,7 @@ use crate::lease::LeaseService;
 use crate::lock::LockService;
 use crate::maintenance::MaintenanceService;
 use crate::metrics::Up;
+use crate::proto::encoded::k_v_server::KVServer;
 use crate::proto::encoded::watch_server::WatchServer;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::v1::admin_server::AdminServer;
@@ -113,7 +114,7 @@ async fn services(server: &Arc<Server>) -> Router {
     let max = server.settings.message_max();
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let grpc = Routes::new(pb::kv_server::KvServer::new(KvService(Arc::clone(server))).max_decoding_message_size(max))
+    let grpc = Routes::new(KVServer::new(KvService(Arc::clone(server))).max_decoding_message_size(max))
         .add_service(WatchServer::new(WatchService(Arc::clone(server))).max_decoding_message_size(max))
         .add_service(pb::lease_server::LeaseServer::new(LeaseService(Arc::clone(server))))
         .add_service(pb::cluster_server::ClusterServer::new(ClusterService(Arc::clone(server))))

@@ -121,9 +121,8 @@ impl Core {
         tree_key: &[u8],
         lent: &'a Lent<'_>,
     ) -> Result<(KeyValue, Value<'a>)> {
-        let shard = &self.shards[whose.0];
-        let other = Damage::Malformed { what: "a row is not of the key that the index has it for" };
-        self.open_if_of(whose, tree_key, lent)?.ok_or_else(|| self.damaged(shard, other).into())
+        let shard = whose.0;
+        self.open_if_of(whose, tree_key, lent)?.ok_or_else(|| self.not_of_key(&self.shards[shard]))
     }
 
     /// The same; None if it is the row of another key. Under `keys_only` that shows of a key in the row's head alone.
@@ -133,34 +132,47 @@ impl Core {
         tree_key: &[u8],
         lent: &'a Lent<'_>,
     ) -> Result<Option<(KeyValue, Value<'a>)>> {
+        let Some((row, value)) = self.look(shard, &key, tree_key, lent)? else { return Ok(None) };
+        let value = match &lent.body {
+            // Of a small one the memory may be shared with others, which it would keep alive.
+            LentBody::Shared(body) if value.len() > SHARED_VALUE_MAX => Value::Shared(body.slice_ref(value)),
+            _ => Value::Lent(value),
+        };
+        Ok(Some((key_only(key, modified, Life { created: row.created, version: row.version }, row.lease), value)))
+    }
+
+    /// The head of a row where it lies and its value, checked; None if it is the row of another key.
+    pub(crate) fn look<'a>(
+        &self,
+        shard: usize,
+        key: &[u8],
+        tree_key: &[u8],
+        lent: &'a Lent<'_>,
+    ) -> Result<Option<(RowHead<'a>, &'a [u8])>> {
         let damaged = |damage| self.damaged(&self.shards[shard], damage);
         let row = RowHead::decode(lent.head).map_err(damaged)?;
         // Before it is checked: there is nothing to check of a wrong guess.
         if row.key.is_some_and(|of| of != key) {
             return Ok(None);
         }
-        let value = match &lent.body {
-            LentBody::Unread => Value::Lent(&[]),
-            LentBody::Joined(both) => {
-                row.check_joined(tree_key, both).map_err(damaged)?;
-                Value::Lent(row.value_in(lent.body()).map_err(damaged)?)
-            }
-            LentBody::Shared(body) => {
-                row.check(tree_key, lent.head, body).map_err(damaged)?;
-                let value = row.value_in(body).map_err(damaged)?;
-                // Of a small one the memory may be shared with others, which it would keep alive.
-                if value.len() > SHARED_VALUE_MAX { Value::Shared(body.slice_ref(value)) } else { Value::Lent(value) }
-            }
-        };
-        let unread = matches!(lent.body, LentBody::Unread);
-        if !unread && row.key_in(lent.body()).map_err(damaged)? != key {
-            return Ok(None);
+        match &lent.body {
+            LentBody::Unread => return Ok(Some((row, &[]))),
+            LentBody::Joined(both) => row.check_joined(tree_key, both).map_err(damaged)?,
+            LentBody::Shared(body) => row.check(tree_key, lent.head, body).map_err(damaged)?,
         }
-        Ok(Some((key_only(key, modified, Life { created: row.created, version: row.version }, row.lease), value)))
+        let body = lent.body();
+        let value = row.value_in(body).map_err(damaged)?;
+        let is_of_key = row.key.is_some() || row.key_in(body).map_err(damaged)? == key;
+        Ok(is_of_key.then_some((row, value)))
     }
 
     pub(crate) fn missing(&self, shard: &Shard) -> Error {
         self.damaged(shard, Damage::Malformed { what: "a row that the index names is not there" }).into()
+    }
+
+    pub(crate) fn not_of_key(&self, shard: &Shard) -> Error {
+        let what = "a row is not of the key that the index has it for";
+        self.damaged(shard, Damage::Malformed { what }).into()
     }
 
     /// [`Defect::ViewBeforeVisible`](polybolt_engine::defect::Defect::ViewBeforeVisible).

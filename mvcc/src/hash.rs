@@ -123,6 +123,6 @@ fn encode(row: &StoredRow, out: &mut Vec<u8>) {
         out.push(b't');
         wire::tombstone(&row.kv.key, out);
     } else {
-        wire::key_value(&row.kv, out);
+        row.kv.lent().encode(out);
     }
 }

@@ -11,7 +11,7 @@ use crate::lease::Renewal;
 use crate::meta;
 use crate::pace::CompactionPace;
 use crate::pending::Pending;
-use crate::read::{self, Pinned, RangeStream};
+use crate::read::{self, Pinned};
 use crate::record::State;
 use crate::request::{
     DeleteRequest, DeleteResponse, HashKv, KeyspaceStatus, LeaseGranted, LeaseStatus, PutRequest, PutResponse,
@@ -20,6 +20,7 @@ use crate::request::{
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
 use crate::stats::KeyspaceStats;
+use crate::stream::RangeStream;
 use crate::txn;
 use crate::watcher::Watcher;
 use crate::write::{Extra, NotNow};
@@ -112,7 +113,7 @@ impl Keyspace {
         response
     }
 
-    /// Reads keys in chunks of bounded memory, all at one revision.
+    /// Reads keys in chunks of bounded memory, all at one revision; or shows them where they lie ([`RangeStream::lend`]).
     ///
     /// # Errors
     /// As `range`; `Unsupported` for orders but by key, and for revision filters.

@@ -44,7 +44,7 @@
 //! ```
 //!
 //! Reading order: [`request`] and [`event`] (what goes in and out), `record` (the codec), `change` (what a commit changes), `routes` (key prefixes to shards), `publish` (what anybody may
-//! see), [`pace`] (how fast a sweep goes), `linger` (dead rows that stay in their leaves for now), `core` (an open keyspace from the inside), `fetch` (rows of what was found), `read`, `txn` and `write` (the paths of a
+//! see), [`pace`] (how fast a sweep goes), `linger` (dead rows that stay in their leaves for now), `core` (an open keyspace from the inside), `fetch` (rows of what was found), `read`, `stream`, `txn` and `write` (the paths of a
 //! request), `history` and `watcher`, `compact`, `snapshot`, [`command`], `reopen`, `install`, `reshard`, `house`
 //! (background work), and [`keyspace`] and [`engine`], the face. A file imports only from lines above it.
 #![forbid(unsafe_code)]
@@ -75,6 +75,7 @@ mod core;
 mod fetch;
 mod rows;
 mod read;
+mod stream;
 mod get;
 mod txn;
 mod pending;
@@ -123,17 +124,17 @@ pub use polybolt_engine::recover::OpenReport;
 pub use polybolt_engine::run;
 pub use polybolt_engine::store::StoreStats;
 pub use polybolt_engine::verify::VerifyReport;
-pub use read::RangeStream;
 pub use request::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, HashKv, KeyValue, KeyspaceStatus, LeaseGranted,
-    LeaseStatus, Op, OpResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, ShardStatus, SortOrder,
-    SortTarget, Span, SpanEnd, TxnRequest, TxnResponse, WatchRequest,
+    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, HashKv, KeyValue, KeyValueRef, KeyspaceStatus,
+    LeaseGranted, LeaseStatus, Op, OpResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, ShardStatus,
+    SortOrder, SortTarget, Span, SpanEnd, TxnRequest, TxnResponse, WatchRequest,
 };
 pub use reshard::{Reshard, ReshardProgress, ReshardStage};
 pub use routes::{Routes, ShardOptions};
 pub use salvage::{KeyAt, List, Loss, Lost, SalvageReport, SalvagedKeyspace, salvage, salvage_on};
 pub use snapshot::Snapshot;
 pub use stats::{KeyspaceStats, TIMING_BOUNDS, TimingStats, Timings};
+pub use stream::RangeStream;
 pub use survey::Progress;
 pub use watcher::Watcher;
 

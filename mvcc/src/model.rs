@@ -356,7 +356,7 @@ impl Model {
             row.push(b'_');
             row.extend_from_slice(&u64::from(sub).to_be_bytes());
             match kv {
-                Some(kv) => wire::key_value(kv, &mut row),
+                Some(kv) => kv.lent().encode(&mut row),
                 None => {
                     row.push(b't');
                     wire::tombstone(key, &mut row);

@@ -1,12 +1,11 @@
 //! Ranges: what is found, filtered, sorted, cut, and only then fetched (RNG-24).
 
-use crate::core::{Core, Found, ReadPoint, Views};
+use crate::core::{Core, Found, Views};
 use crate::error::{Refusal, Result};
-use crate::request::{KeyValue, RangeRequest, RangeResponse, SortOrder, SortTarget, Span, SpanEnd};
+use crate::request::{KeyValue, RangeRequest, RangeResponse, SortOrder, SortTarget, SpanEnd};
 use crate::routes::Segment;
 use bytes::Bytes;
 use polybolt_index::Life;
-use std::sync::Arc;
 
 /// Where a range finds its keys and rows: a pinned revision, or a txn with its own changes.
 pub(crate) trait Source {
@@ -171,121 +170,4 @@ impl Source for Early<'_> {
 /// Checks a request outside of a txn (RNG-1).
 pub(crate) fn check(request: &RangeRequest) -> Result<()> {
     if request.span.key.is_empty() { Err(Refusal::EmptyKey.into()) } else { Ok(()) }
-}
-
-/// A range handed out in chunks, at one revision, whatever is written or compacted meanwhile. Holds
-/// one chunk in memory.
-#[derive(Debug)]
-pub struct RangeStream {
-    core: Arc<Core>,
-    request: RangeRequest,
-    point: ReadPoint,
-    next: Option<Bytes>,
-    left: usize,
-    chunk: usize,
-    count: i64,
-    more: bool,
-}
-
-/// Chunks begin at this many keys and adapt to their bytes.
-const CHUNK_KEYS: usize = 64;
-/// About how many bytes a chunk should have.
-const CHUNK_BYTES: usize = 256 << 10;
-/// The most keys of a chunk.
-const CHUNK_KEYS_MAX: usize = 8192;
-
-impl RangeStream {
-    /// Begins a stream (RST-1..5). Order has to be by key, ascending, and no revision filters.
-    pub(crate) fn new(core: &Arc<Core>, request: &RangeRequest) -> Result<Self> {
-        check(request)?;
-        let ordered = request.sort_order == SortOrder::None
-            || (request.sort_order == SortOrder::Ascend && request.sort_target == SortTarget::Key);
-        if !ordered {
-            return Err(Refusal::Unsupported { why: "RangeStream does not support custom sort orders".into() }.into());
-        }
-        let filters = [
-            request.min_mod_revision,
-            request.max_mod_revision,
-            request.min_create_revision,
-            request.max_create_revision,
-        ];
-        if filters.iter().any(|bound| *bound != 0) {
-            return Err(Refusal::Unsupported { why: "RangeStream does not support revision filters".into() }.into());
-        }
-        let segments = core.routes.cut(&request.span);
-        let point = core.read_point(&segments, request.revision)?;
-        let count = core.count(&segments, point.at).cast_signed();
-        let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
-        Ok(RangeStream {
-            core: Arc::clone(core),
-            request: request.clone(),
-            next: if request.count_only { None } else { Some(request.span.key.clone()) },
-            left: limit.unwrap_or(usize::MAX),
-            more: limit.is_some_and(|limit| count.cast_unsigned() > limit as u64) && !request.count_only,
-            point,
-            chunk: CHUNK_KEYS,
-            count,
-        })
-    }
-
-    /// The current revision when the stream began.
-    pub fn revision(&self) -> i64 {
-        self.point.visible.cast_signed()
-    }
-
-    /// Live keys in the whole span at the revision read: a range's `count`.
-    pub fn total(&self) -> i64 {
-        self.count
-    }
-
-    /// True if the limit cuts something.
-    pub fn more(&self) -> bool {
-        self.more
-    }
-
-    fn chunk(&mut self, from: Bytes) -> Result<Vec<KeyValue>> {
-        if !self.point.pin.holds() {
-            let revision = self.core.publisher.compacted();
-            return Err(Refusal::Compacted { revision }.into());
-        }
-        let end = match &self.request.span.end {
-            SpanEnd::Single if from == self.request.span.key => SpanEnd::Single,
-            SpanEnd::Single => return Ok(Vec::new()),
-            end => end.clone(),
-        };
-        let segments = self.core.routes.cut(&Span { key: from, end });
-        let source = Pinned { core: &self.core, segments, at: self.point.at };
-        let found = source.keys(self.chunk.min(self.left), true);
-        let wanted = found.len();
-        let kvs = self.core.fetch_some(found, self.request.keys_only, CHUNK_BYTES);
-        // Looked at again: what was let go meanwhile may be missing, in the index or in the tree.
-        if !self.point.pin.holds() {
-            let revision = self.core.publisher.compacted();
-            return Err(Refusal::Compacted { revision }.into());
-        }
-        let kvs = kvs?;
-        self.left -= kvs.len();
-        if (wanted == self.chunk || kvs.len() < wanted) && self.left > 0 {
-            let mut next = kvs.last().map_or_else(Vec::new, |kv| kv.key.to_vec());
-            next.push(0);
-            self.next = Some(next.into());
-        }
-        // As many as there will be bytes for, so that few are looked up in vain.
-        let bytes: usize = kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
-        let fit = CHUNK_BYTES.saturating_mul(kvs.len()) / bytes.max(1) + 1;
-        self.chunk = fit.min(self.chunk * 2).min(CHUNK_KEYS_MAX);
-        Ok(kvs)
-    }
-}
-
-impl Iterator for RangeStream {
-    type Item = Result<Vec<KeyValue>>;
-
-    fn next(&mut self) -> Option<Result<Vec<KeyValue>>> {
-        let from = self.next.take()?;
-        match self.chunk(from) {
-            Ok(kvs) if kvs.is_empty() => None,
-            other => Some(other),
-        }
-    }
 }

@@ -94,7 +94,50 @@ pub struct KeyValue {
     pub lease: i64,
 }
 
+/// A [`KeyValue`] where it lies, for as long as somebody looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KeyValueRef<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// The revision at which this life of the key began.
+    pub create_revision: i64,
+    /// The revision of this version.
+    pub mod_revision: i64,
+    /// How many puts since creation; 1 at creation.
+    pub version: i64,
+    /// The value; empty where only keys were asked for.
+    pub value: &'a [u8],
+    /// The lease it is attached to, or 0.
+    pub lease: i64,
+}
+
+impl KeyValueRef<'_> {
+    /// A copy of its own.
+    pub fn to_owned(&self) -> KeyValue {
+        KeyValue {
+            key: Bytes::copy_from_slice(self.key),
+            create_revision: self.create_revision,
+            mod_revision: self.mod_revision,
+            version: self.version,
+            value: Bytes::copy_from_slice(self.value),
+            lease: self.lease,
+        }
+    }
+}
+
 impl KeyValue {
+    /// The same, lent.
+    pub fn lent(&self) -> KeyValueRef<'_> {
+        KeyValueRef {
+            key: &self.key,
+            create_revision: self.create_revision,
+            mod_revision: self.mod_revision,
+            version: self.version,
+            value: &self.value,
+            lease: self.lease,
+        }
+    }
+
     /// The same in bytes of its own, if they are parts of something larger.
     pub(crate) fn detached(mut self) -> Self {
         for bytes in [&mut self.key, &mut self.value] {

@@ -1,7 +1,7 @@
 //! Protobuf as etcd has it: `mvccpb.KeyValue`, which HashKV reads too (REV-16), and `mvccpb.Event`.
 //! Fields in order of their numbers; those that are zero or empty are left out.
 
-use crate::request::KeyValue;
+use crate::request::{KeyValue, KeyValueRef};
 use bytes::Bytes;
 
 const LENGTH_DELIMITED: u8 = 2;
@@ -10,14 +10,17 @@ const NUMBER_MAX: usize = 10;
 /// What a `KeyValue` has besides key and value, at most: tags and numbers of six fields.
 const FIELDS_MAX: usize = 6 * (1 + NUMBER_MAX);
 
-/// Appends a `KeyValue`.
-pub(crate) fn key_value(kv: &KeyValue, out: &mut Vec<u8>) {
-    bytes_field(1, &kv.key, out);
-    for (field, value) in [(2, kv.create_revision), (3, kv.mod_revision), (4, kv.version)] {
-        number_field(field, value, out);
+impl KeyValueRef<'_> {
+    /// Appends it as etcd's wire format has it: a protobuf `mvccpb.KeyValue`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.reserve(self.key.len() + self.value.len() + FIELDS_MAX);
+        bytes_field(1, self.key, out);
+        for (field, value) in [(2, self.create_revision), (3, self.mod_revision), (4, self.version)] {
+            number_field(field, value, out);
+        }
+        bytes_field(5, self.value, out);
+        number_field(6, self.lease, out);
     }
-    bytes_field(5, &kv.value, out);
-    number_field(6, kv.lease, out);
 }
 
 /// Appends the `KeyValue` in a tombstone's row: the key alone (REV-8).
@@ -41,7 +44,7 @@ pub(crate) fn event(delete: bool, kv: &KeyValue, prev_kv: Option<&KeyValue>) -> 
 
 fn message_field(field: u8, kv: &KeyValue, out: &mut Vec<u8>) {
     let mut message = Vec::with_capacity(kv.key.len() + kv.value.len() + FIELDS_MAX);
-    key_value(kv, &mut message);
+    kv.lent().encode(&mut message);
     out.push(field << 3 | LENGTH_DELIMITED);
     varint(message.len() as u64, out);
     out.extend_from_slice(&message);

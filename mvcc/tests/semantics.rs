@@ -3,9 +3,9 @@
 
 use bytes::Bytes;
 use polybolt::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, Engine, Error, EventKind, Keyspace, Op, OpResponse, Options,
-    PutRequest, RangeRequest, Refusal, Routes, SortOrder, SortTarget, Span, SpanEnd, TxnRequest, WatchItem,
-    WatchRequest, Watcher,
+    Compare, CompareOp, CompareTarget, DeleteRequest, Engine, Error, EventKind, KeyValue, Keyspace, Op, OpResponse,
+    Options, PutRequest, RangeRequest, RangeStream, Refusal, Routes, SortOrder, SortTarget, Span, SpanEnd, TxnRequest,
+    WatchItem, WatchRequest, Watcher,
 };
 
 struct Opened {
@@ -125,6 +125,59 @@ fn a_stream_is_the_range_in_chunks_at_one_revision() {
         ks.range_stream(&RangeRequest { sort_order: SortOrder::Descend, ..request }),
         Err(Error::Refused(Refusal::Unsupported { .. }))
     ));
+}
+
+/// The rows of a stream, each chunk lent; at most so many bytes in a chunk but for its last row.
+fn lent(mut stream: RangeStream) -> Vec<KeyValue> {
+    let mut kvs = Vec::new();
+    loop {
+        let before = kvs.len();
+        match stream.lend(&mut |kv| kvs.push(kv.to_owned())) {
+            None => return kvs,
+            Some(shown) => assert_eq!(shown.unwrap(), kvs.len() - before),
+        }
+        let bytes: usize = kvs[before..kvs.len() - 1].iter().map(|kv| kv.key.len() + kv.value.len()).sum();
+        assert!(bytes < 256 << 10, "{bytes} bytes before the last row of a chunk");
+    }
+}
+
+#[test]
+fn what_a_stream_lends_is_the_range() {
+    let Opened { ks, engine, .. } = &opened();
+    for n in 0..900 {
+        // In the buffer, in leaves, in extents; some keys are too long for a leaf.
+        let key =
+            format!("{}{n:04}{}", ["a", "m", "x"][n % 3], if n % 50 == 0 { "-".repeat(3000) } else { String::new() });
+        put(ks, &key, &"v".repeat(if n % 90 == 7 { 70_000 } else { n }));
+        if n == 600 {
+            engine.flush().unwrap();
+        }
+    }
+    let old = ks.revision();
+    let older = ks.range(&RangeRequest::new(everything())).unwrap().kvs;
+    let stream = ks.range_stream(&RangeRequest::new(everything())).unwrap();
+    delete(ks, Span::prefix("m"));
+    put(ks, "b", "1");
+    assert_eq!(lent(stream), older);
+    let all = RangeRequest::new(everything());
+    let requests = [
+        all.clone(),
+        RangeRequest { revision: old, ..all.clone() },
+        RangeRequest { keys_only: true, ..all.clone() },
+        RangeRequest { count_only: true, ..all.clone() },
+        RangeRequest { limit: 1, ..all.clone() },
+        RangeRequest { limit: 513, ..all.clone() },
+        RangeRequest { limit: 601, ..all.clone() },
+        RangeRequest::new(Span::key("b")),
+        RangeRequest::new(Span::key("m0001")),
+        RangeRequest::new(Span::range("a0900", "x0002")),
+        RangeRequest::new(Span::range("b", "a")),
+    ];
+    for request in requests {
+        let (range, stream) = (ks.range(&request).unwrap(), ks.range_stream(&request).unwrap());
+        assert_eq!((stream.total(), stream.more()), (range.count, range.more), "{request:?}");
+        assert_eq!(lent(stream), range.kvs, "{request:?}");
+    }
 }
 
 #[test]

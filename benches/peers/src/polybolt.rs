@@ -4,7 +4,7 @@ use crate::measure::now;
 use crate::peer::{Commit, Got, List, Mode, MvccPeer, Next, Pair, Result, Row, Session};
 use bytes::Bytes;
 use polybolt::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, Durability, Engine, EventKind, KeyValue, Keyspace, Op, Options,
+    Compare, CompareOp, CompareTarget, DeleteRequest, Durability, Engine, EventKind, KeyValueRef, Keyspace, Op, Options,
     PutRequest, RangeRequest, Routes, Span, TxnRequest, WatchItem, WatchRequest,
 };
 use std::cell::Cell;
@@ -33,13 +33,13 @@ pub fn with(dir: &Path, mode: Mode, body: &mut dyn FnMut(&dyn MvccPeer) -> Resul
     Ok(peer.engine.close()?)
 }
 
-fn row(kv: &KeyValue) -> Row<'_> {
+fn row(kv: KeyValueRef<'_>) -> Row<'_> {
     Row {
-        key: &kv.key,
+        key: kv.key,
         created: kv.create_revision.cast_unsigned(),
         modified: kv.mod_revision.cast_unsigned(),
         version: kv.version.cast_unsigned(),
-        value: &kv.value,
+        value: kv.value,
     }
 }
 
@@ -67,17 +67,14 @@ impl MvccPeer for Polybolt {
         request.revision = list.at.cast_signed();
         request.count_only = list.limit == 0;
         request.limit = i64::try_from(list.limit).unwrap_or(0);
-        if list.limit < usize::MAX {
-            let response = self.keyspace.range(&request)?;
-            response.kvs.iter().for_each(|kv| visit(row(kv)));
-            return Ok(response.count.cast_unsigned());
+        if request.count_only {
+            return Ok(self.keyspace.range(&request)?.count.cast_unsigned());
         }
-        let stream = self.keyspace.range_stream(&request)?;
-        let total = stream.total().cast_unsigned();
-        for chunk in stream {
-            chunk?.iter().for_each(|kv| visit(row(kv)));
+        let mut stream = self.keyspace.range_stream(&request)?;
+        while let Some(shown) = stream.lend(&mut |kv| visit(row(kv))) {
+            shown?;
         }
-        Ok(total)
+        Ok(stream.total().cast_unsigned())
     }
 
     fn history(&self, from: u64, visit: &mut dyn FnMut(Row<'_>)) -> Result<()> {
@@ -98,7 +95,7 @@ impl MvccPeer for Polybolt {
                         seen = event.kv().mod_revision;
                         let tombstone = event.kind() == EventKind::Delete;
                         let version = if tombstone { 0 } else { event.kv().version.cast_unsigned() };
-                        visit(Row { version, ..row(event.kv()) });
+                        visit(Row { version, ..row(event.kv().lent()) });
                     }
                 }
                 other => return Err(format!("the watcher ended: {other:?}").into()),

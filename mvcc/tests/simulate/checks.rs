@@ -128,7 +128,9 @@ pub(crate) fn stream(shared: &Shared, at: usize) {
         return;
     }
     let Some(mut stream) = shared.borrow_mut().spaces[at].streams.pop() else { return };
-    let chunk = among_others(shared, || stream.stream.next());
+    // Copied and lent by turns.
+    let is_lent = stream.left.len().is_multiple_of(2);
+    let chunk = among_others(shared, || if is_lent { lend(&mut stream.stream) } else { stream.stream.next() });
     let mut world = shared.borrow_mut();
     let world = &mut *world;
     match chunk {
@@ -147,6 +149,16 @@ pub(crate) fn stream(shared: &Shared, at: usize) {
         Some(Err(Error::Storage(error))) => assert!(world.allows(&error), "{error}"),
         Some(Err(error)) => panic!("{error}"),
     }
+}
+
+/// The next chunk as it is lent.
+fn lend(stream: &mut RangeStream) -> Option<polybolt::Result<Vec<KeyValue>>> {
+    let mut kvs = Vec::new();
+    let shown = stream.lend(&mut |kv| kvs.push(kv.to_owned()))?;
+    Some(shown.map(|shown| {
+        assert_eq!(shown, kvs.len());
+        kvs
+    }))
 }
 
 /// Registers a watcher.
