@@ -105,7 +105,8 @@ impl KV for KvService {
         tokio::task::spawn_blocking(move || {
             let _place = place;
             let mut rows = range::Rows::default();
-            let mut next = rows.chunk(&mut stream);
+            let mut kvs = Vec::new();
+            let mut next = rows.chunk(&mut stream, &mut kvs);
             loop {
                 if let Err(error) = server.users.check_unchanged(judged_by) {
                     drop(sender.send_within(stall_max, Err(error.into()), 0));
@@ -117,11 +118,11 @@ impl KV for KvService {
                         drop(sender.send_within(stall_max, Err(convert::status(&error)), 0));
                         return;
                     }
-                    Some(Ok(kvs)) => response.kvs = kvs,
+                    Some(Ok(())) => response.kvs = std::mem::take(&mut kvs),
                     None => {}
                 }
                 // Header, more and count come with the last chunk (RST-2): look ahead.
-                next = rows.chunk(&mut stream);
+                next = rows.chunk(&mut stream, &mut kvs);
                 let last = next.is_none();
                 if last {
                     response.header = Some(server.header(stream.revision()));

@@ -104,7 +104,6 @@ impl RangeStream {
     fn lend_from(&mut self, from: Bytes, visit: &mut dyn FnMut(KeyValueRef<'_>)) -> Result<usize> {
         self.check_pin()?;
         let (wanted, mut places) = (self.chunk.min(self.left), std::mem::take(&mut self.places));
-        places.clear();
         for segment in &self.rest(from) {
             places.add(&self.core, segment, self.point.at, wanted);
         }
@@ -119,6 +118,7 @@ impl RangeStream {
         if let Some(last) = shown.checked_sub(1) {
             self.took(shown, bytes, (!is_last).then(|| places.key(last)));
         }
+        places.clear();
         self.places = places;
         Ok(shown)
     }
@@ -201,8 +201,10 @@ struct Places {
 }
 
 impl Places {
+    /// Forgets them. Of long keys the memory goes too.
     fn clear(&mut self) {
         self.keys.clear();
+        self.keys.shrink_to(CHUNK_BYTES);
         self.ends.clear();
         self.rows.clear();
         self.shards.clear();
